@@ -1,0 +1,1 @@
+"""The rooms below HTTP: words, money, models, engines, and the one use case."""

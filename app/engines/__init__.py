@@ -1,0 +1,1 @@
+"""What makes tokens: the embedded torch engine, and a scripted one."""

@@ -1,0 +1,155 @@
+"""An engine that plays back scripts: for tests of everything that stands on an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.errors import BadRequest, ContextOverflow, EngineError, EngineUnsupported, UnknownModel
+from app.types import Call, Candidate, Capabilities, Chunk, EntropyStop, Load, Token, Usage
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one model says. The token at position i of an answer is word i, whoever wrote before."""
+
+    words: Sequence[str]
+    entropies: Sequence[float] = ()  # bits, by position; 0.1 beyond the end
+    family: str = "fake"
+    context: int = 4096
+    delay: float = 0.0  # seconds before each token
+    fails_after: int | None = None  # tokens of a call, then EngineError
+    stop_on_entropy: bool = True
+
+
+@dataclass
+class Fake:
+    """Every word of a prompt is a token, and so is every word of a script.
+
+    The prompt's tokens count as cached where an earlier call to the same model read them.
+    """
+
+    scripts: Mapping[str, Script]
+    calls: list[Call] = field(default_factory=list)
+    open: int = 0
+    produced: dict[str, int] = field(default_factory=dict)  # tokens written, seen or not
+    _words: list[str] = field(default_factory=list)
+    _read: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+
+    def token_id(self, word: str) -> int:
+        if word not in self._words:
+            self._words.append(word)
+        return self._words.index(word)
+
+    def capabilities(self, model: str) -> Capabilities:
+        script = self._script(model)
+        return Capabilities(
+            family=script.family,
+            context=script.context,
+            entropy="exact",
+            stop_on_entropy=script.stop_on_entropy,
+        )
+
+    def load(self, model: str) -> Load:
+        self._script(model)
+        return Load(running=self.open)
+
+    async def count(self, call: Call) -> int:
+        self._script(call.model)
+        return len(self._prompt(call)) + len(call.written)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
+        script = self._script(call.model)
+        prompt = self._prompt(call) + list(call.written)
+        if len(prompt) >= script.context:
+            raise ContextOverflow(
+                f"The prompt has {len(prompt)} tokens, the context {script.context}",
+                param="messages",
+            )
+        if call.max_tokens is not None and call.max_tokens < 1:
+            raise BadRequest("max_tokens must be at least 1", param="max_tokens")
+        stop = call.decoding.stop
+        if stop is not None and not script.stop_on_entropy:
+            raise EngineUnsupported("stop on entropy", param="policy")
+        self.calls.append(call)
+        self.open += 1
+        try:
+            async for chunk in self._play(call, script, prompt):
+                yield chunk
+        finally:
+            self.open -= 1
+
+    async def _play(
+        self, call: Call, script: Script, prompt: list[object]
+    ) -> AsyncGenerator[Chunk]:
+        usage = Usage(prompt=len(prompt), cached=self._cached(call.model, prompt))
+        room = script.context - len(prompt)
+        limit = room if call.max_tokens is None else min(room, call.max_tokens)
+        start, written, entropies = len(call.written), 0, list[float]()
+        for position in range(start, len(script.words)):
+            if written == limit:
+                break
+            await asyncio.sleep(script.delay)
+            if written == script.fails_after:
+                raise EngineError("the script says: fail")
+            token = self._token(call, script, position)
+            self.produced[call.model] = self.produced.get(call.model, 0) + 1
+            written += 1
+            text = script.words[position] + " "
+            completion = Usage(completion=1)
+            yield Chunk(text, (token,), model=call.model, usage=usage + completion)
+            usage = Usage()
+            entropies.append(self._entropy(script, position))
+            if call.decoding.stop and _crossed(call.decoding.stop, entropies):
+                yield Chunk(model=call.model, finish="entropy")
+                return
+        over = start + written >= len(script.words)
+        yield Chunk(model=call.model, usage=usage, finish="stop" if over else "length")
+
+    def _token(self, call: Call, script: Script, position: int) -> Token:
+        word = script.words[position]
+        bits = self._entropy(script, position)
+        top: tuple[Candidate, ...] = ()
+        if call.sampling.logprobs:
+            top = (Candidate(self.token_id(word), f"{word} ".encode(), -0.1),)
+        return Token(
+            id=self.token_id(word),
+            piece=f"{word} ".encode(),
+            logprob=None if call.sampling.logprobs is None else -0.1,
+            top=top,
+            entropy=(bits, bits) if call.decoding.entropy else None,
+        )
+
+    def _entropy(self, script: Script, position: int) -> float:
+        return script.entropies[position] if position < len(script.entropies) else 0.1
+
+    def _script(self, model: str) -> Script:
+        if model not in self.scripts:
+            raise UnknownModel(f"The model {model!r} does not exist", param="model")
+        return self.scripts[model]
+
+    def _prompt(self, call: Call) -> list[object]:
+        if call.prompt is not None:
+            return list(call.prompt.split() if isinstance(call.prompt, str) else call.prompt)
+        return [word for m in call.messages for word in str(m["content"]).split()]
+
+    def _cached(self, model: str, prompt: list[object]) -> int:
+        seen = self._read.setdefault(model, [])
+        best = 0
+        for earlier in seen:
+            shared = 0
+            for a, b in zip(earlier, prompt, strict=False):
+                if a != b:
+                    break
+                shared += 1
+            best = max(best, shared)
+        seen.append(tuple(prompt))
+        return min(best, len(prompt) - 1)
+
+
+def _crossed(stop: EntropyStop, entropies: Sequence[float]) -> bool:
+    if len(entropies) < max(stop.window, stop.after):
+        return False
+    mean = sum(entropies[-stop.window :]) / stop.window
+    return mean >= stop.level if stop.rising else mean <= stop.level

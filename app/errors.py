@@ -1,0 +1,101 @@
+"""
+Every error raised on purpose, each with its HTTP status:
+
+* FarthingError (500)
+  + ConfigError: a setting or farthing.toml; ends the start
+  + BadRequest (400)
+    - EngineUnsupported: the engine cannot do what was asked
+    - ContextOverflow: prompt and answer do not fit the model's context
+  + BudgetExceeded (402): the budget does not pay for it
+    - Unaffordable: a call inside an answer; policies may catch it and steer
+  + UnknownModel (404)
+  + BodyTooLarge (413)
+  + Overloaded (429): the queue is full; try again after a while
+  + EngineError (502): something behind us failed
+    - EngineUnavailable (503): no healthy engine for the model
+  + DeadlineExceeded (504)
+"""
+
+
+class FarthingError(Exception):
+    """An error with a message for whoever caused it.
+
+    `param` names the field or header at fault. `retry` False tells stock clients not to retry
+    (`x-should-retry: false`); `retry_after` is in seconds.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry: bool | None = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class ConfigError(FarthingError):
+    """A setting that cannot be used; the message names file, table and key."""
+
+
+class BadRequest(FarthingError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class EngineUnsupported(BadRequest):
+    code = "unsupported"
+
+
+class ContextOverflow(BadRequest):
+    code = "context_length_exceeded"
+
+
+class BudgetExceeded(FarthingError):
+    status = 402
+    type = "budget_exceeded"
+    code = "budget_exceeded"
+    retry = False
+
+
+class Unaffordable(BudgetExceeded):
+    """The rest of the budget does not buy one token of this call."""
+
+
+class UnknownModel(FarthingError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(FarthingError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Overloaded(FarthingError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class EngineError(FarthingError):
+    status = 502
+    type = "engine_error"
+
+
+class EngineUnavailable(EngineError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class DeadlineExceeded(FarthingError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+    retry = False

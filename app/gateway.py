@@ -1,0 +1,265 @@
+"""The one use case: answer a call through a policy, on an account's money."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import policies
+from app.budget import Account, Bill, Line, Meter, version
+from app.catalog import PICO, Catalog
+from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, FarthingError
+from app.types import Call, Chunk, Decision, Engine, Fidelity
+from policies.base import Policy
+
+Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
+"""How an answer ended: `cut` and `steered` by its budget, `closed` by its client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a request asks for."""
+
+    call: Call  # its model as the client named it: model, alias, preset or policy/model
+    policy: str | None = None  # a preset's or a policy's name, beside the model
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy_param: str = "policy"  # where the two came from, for errors
+    usd: int | None = None  # most that it may cost, 1e-12 USD
+    strict: bool = False  # refuse what the budget might cut
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A policy that fits the fleet, and the name under which the client knows it."""
+
+    name: str
+    policy: Policy
+    model: str  # the model that the client named; empty where a preset stands for it
+
+
+class Observer(Protocol):
+    """Who is told of every answer, once, at its end."""
+
+    def answered(self, answer: Answer, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Holds the fleet; keeps nothing of a request."""
+
+    engine: Engine
+    catalog: Catalog
+    observer: Observer | None = None
+
+    def answer(self, order: Order, account: Account) -> Answer:
+        """Refuse at once what can be refused; else return the stream.
+
+        Raises UnknownModel, and BadRequest for a policy or options that cannot be. A plain
+        function: raised inside the stream, a refusal might come after status 200 has gone out.
+        """
+        plan = self.plan(order)
+        meter = Meter(self.engine, self.catalog.prices(), order.usd)
+        return Answer(order, plan, meter, account, self.observer)
+
+    def plan(self, order: Order) -> Plan:
+        """Which policy answers, with which options."""
+        named, param = order.call.model, order.policy_param
+        model: str | None = None
+        if named in self.catalog.presets:
+            name, policy, options = self._preset(named, order)
+        elif "/" in named:
+            name, _, model = named.partition("/")
+            if name not in policies.names():
+                self.catalog.model(named)
+            if order.policy not in (None, name):
+                raise BadRequest(f"model {named!r} names another policy", param=param)
+            policy, options = name, dict(order.options)
+        else:
+            model = self.catalog.model(named).name
+            name, policy, options = self._beside(order)
+        chosen = policies.load(policy, options, param)
+        if model is not None:
+            model = self.catalog.model(model).name
+        return Plan(name, chosen.fit(self.catalog, model), model or "")
+
+    def _preset(self, named: str, order: Order) -> tuple[str, str, dict[str, Any]]:
+        preset = self.catalog.presets[named]
+        if order.policy is None:
+            return named, preset.policy, {**preset.options, **order.options}
+        name, policy, options = self._beside(order)
+        if policy != preset.policy:
+            raise BadRequest(
+                f"{order.policy!r} is not the policy of preset {named!r} ({preset.policy});"
+                " name a model instead of the preset",
+                param=order.policy_param,
+            )
+        return name, policy, {**preset.options, **options}
+
+    def _beside(self, order: Order) -> tuple[str, str, dict[str, Any]]:
+        """The policy named beside the model: none means direct."""
+        if order.policy is None:
+            return "direct", "direct", dict(order.options)
+        if order.policy in self.catalog.presets:
+            preset = self.catalog.presets[order.policy]
+            return preset.name, preset.policy, {**preset.options, **order.options}
+        return order.policy, order.policy, dict(order.options)
+
+
+class Answer:
+    """The chunks of one answer, and what is known of it so far.
+
+    The first chunk admits: before it come BudgetExceeded, DeadlineExceeded, and what the engine
+    refuses. The last chunk has `finish` and no tokens. `aclose` stops every engine and settles.
+    """
+
+    def __init__(
+        self, order: Order, plan: Plan, meter: Meter, account: Account, observer: Observer | None
+    ) -> None:
+        self.order = order
+        self.model = order.call.model
+        self.policy = plan.name
+        self.fidelity: Fidelity = plan.policy.fidelity
+        self.budget = order.usd
+        self.estimate = 0  # worst case, 1e-12 USD
+        self.decisions: list[Decision] = []
+        self._plan = plan
+        self._meter = meter
+        self._account = account
+        self._observer = observer
+        self._prompt = 0
+        self._cached: int | None = None
+        self._visible: dict[str, int] = {}
+        self._prices = version(meter.prices)
+        self._busy = 0.0
+        self._stream = self._answer()
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        started = time.perf_counter()
+        try:
+            return await anext(self._stream)
+        finally:
+            self._busy += time.perf_counter() - started
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @property
+    def spent(self) -> int:
+        """1e-12 USD."""
+        return self._meter.cost
+
+    @property
+    def bill(self) -> Bill:
+        """So far; final after the last chunk."""
+        lines = [self._line(line) for line in self._meter.lines()]
+        return Bill(
+            prompt=self._prompt,
+            cached=self._cached or 0,
+            completion=sum(self._visible.values()),
+            lines=tuple(lines),
+            cost=sum(line.cost for line in lines),
+            prices=self._prices,
+            overhead=max(self._busy - self._meter.waited, 0.0),
+        )
+
+    def _line(self, line: Line) -> Line:
+        return replace(line, visible=self._visible.get(line.model, 0))
+
+    async def _answer(self) -> AsyncGenerator[Chunk]:
+        outcome: Outcome = "closed"
+        try:
+            async with self._meter, aclosing(self._chunks()) as chunks:
+                async for chunk in chunks:
+                    self._note(chunk)
+                    if chunk.finish is not None:
+                        outcome = self._ending(chunk)
+                    yield self._stamped(chunk)
+        except BudgetExceeded:
+            outcome = "refused"
+            raise
+        except DeadlineExceeded:
+            outcome = "deadline"
+            raise
+        except FarthingError:
+            outcome = "failed"
+            raise
+        finally:
+            self._account.spent += self._meter.cost
+            if self._observer is not None:
+                self._observer.answered(self, outcome)
+
+    async def _chunks(self) -> AsyncGenerator[Chunk]:
+        """The policy's chunks, cut at the deadline."""
+        begun = False
+        try:
+            async with asyncio.timeout(self._left()):
+                await self._admit()
+            call = replace(self.order.call, model=self._plan.model)
+            async with aclosing(self._plan.policy.run(call, self._meter)) as stream:
+                while True:
+                    # Around each step only: a timeout must not span a yield.
+                    async with asyncio.timeout(self._left()):
+                        chunk = await anext(stream, None)
+                    if chunk is None:
+                        return
+                    if chunk == Chunk():
+                        continue
+                    begun = True
+                    yield chunk
+        except TimeoutError as error:
+            if not begun:
+                raise DeadlineExceeded(
+                    "The deadline passed before the first token", param="X-Budget-Latency-Ms"
+                ) from error
+            yield Chunk(finish="length", reason="deadline")
+
+    async def _admit(self) -> None:
+        """Count the prompt, estimate the worst case, refuse what `strict` refuses."""
+        call, prices = self.order.call, self._meter.prices
+        first = next(iter(self._plan.policy.worst_case(self._plan.model, 0, 0)))
+        prompt = await self._meter.count(call.to(first))
+        room = max(self._meter.capabilities(first).context - prompt, 0)
+        completion = room if call.max_tokens is None else min(call.max_tokens, room)
+        worst = self._plan.policy.worst_case(self._plan.model, prompt, completion)
+        cost = sum(prices[model].of(usage) for model, usage in worst.items())
+        self._prompt = prompt
+        self.estimate = cost if self.budget is None else min(cost, self.budget)
+        if self.order.strict and self.budget is not None and cost > self.budget:
+            raise BudgetExceeded(
+                f"The answer may cost {cost / PICO:.9f} USD, the budget is"
+                f" {self.budget / PICO:.9f}; lower max_tokens, raise the budget, or let"
+                " X-Budget-Fallback be `cheapest`",
+                param="X-Budget-Usd",
+            )
+
+    def _left(self) -> float | None:
+        deadline = self.order.call.goals.deadline
+        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+    def _note(self, chunk: Chunk) -> None:
+        if chunk.tokens:
+            self._visible[chunk.model] = self._visible.get(chunk.model, 0) + len(chunk.tokens)
+        if self._cached is None and chunk.usage.prompt:
+            self._cached = chunk.usage.cached
+
+    def _stamped(self, chunk: Chunk) -> Chunk:
+        if chunk.decision is None:
+            return chunk
+        rest = self._meter.rest
+        stamped = replace(chunk.decision, rest_usd=None if rest is None else rest / PICO)
+        self.decisions.append(stamped)
+        return replace(chunk, decision=stamped)
+
+    def _ending(self, chunk: Chunk) -> Outcome:
+        if chunk.reason == "deadline":
+            return "deadline"
+        if chunk.reason == "budget":
+            return "cut"
+        return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"

@@ -1,0 +1,211 @@
+"""The words every room shares: an Engine turns a Call into Chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+"""One message of a chat, as OpenAI's JSON has it."""
+
+Finish: TypeAlias = Literal["stop", "length", "entropy"]
+"""Why a call ended. `entropy`: the engine stopped because `Decoding.stop` asked it to."""
+
+Fidelity: TypeAlias = Literal["exact", "approximate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. Entropy and logprobs are of the distribution before it."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 keeps all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # the token at position i depends on (seed, i) and the logits only
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; k: the token's own and the k likeliest
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyStop:
+    """Stop by yourself when the rolling mean of the entropy crosses a level.
+
+    The token at which it crosses is still reported, then the call finishes with `entropy`.
+    """
+
+    level: float  # bits
+    rising: bool  # True: stop at mean >= level; False: at mean <= level
+    window: int = 5  # tokens of this call; the mean is taken over full windows only
+    after: int = 0  # tokens this call writes before it may stop
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What a policy asks of an engine's token loop; an engine refuses what it cannot do."""
+
+    entropy: bool = False  # report the entropy of each token's distribution
+    stop: EntropyStop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """Targets that travel with a call."""
+
+    deadline: float | None = None  # time.monotonic() at which the answer must be whole
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One generation asked of one engine. One HTTP request may cost several calls."""
+
+    model: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None  # a bare completion; None: a chat of `messages`
+    max_tokens: int | None = None  # most tokens to write now; None: to the context's end
+    sampling: Sampling = Sampling()
+    decoding: Decoding = Decoding()
+    goals: Goals = Goals()
+    written: tuple[int, ...] = ()  # token ids of the answer so far
+    extra: Mapping[str, Any] = field(default_factory=dict)  # body fields that we do not know
+    id: str = ""
+
+    def to(self, model: str) -> Self:
+        """The same call asked of another model."""
+        return replace(self, model=model)
+
+    def after(self, token_ids: tuple[int, ...]) -> Self:
+        """The same call, to be continued after these further tokens of its answer."""
+        left = None if self.max_tokens is None else self.max_tokens - len(token_ids)
+        return replace(self, written=self.written + token_ids, max_tokens=left)
+
+    def decoded(self, decoding: Decoding) -> Self:
+        return replace(self, decoding=decoding)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as a difference, like a chunk's text: usages add up."""
+
+    prompt: int = 0  # read: the prompt, and what others had written (catch-up)
+    cached: int = 0  # of these, taken from a prefix cache
+    completion: int = 0  # written
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.completion + other.completion,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One token the model might have written, and its log-probability (natural)."""
+
+    id: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token written."""
+
+    id: int
+    piece: bytes = b""  # its bytes, perhaps part of a character only
+    logprob: float | None = None
+    top: tuple[Candidate, ...] = ()
+    entropy: tuple[float, float] | None = None  # bits, [low, high]; equal where it is exact
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy decided in mid-answer, and why."""
+
+    kind: Literal["switch", "steer"]
+    model: str  # who writes from here on
+    token: int  # index in the answer of the first token that is written under it
+    entropy: float | None = None  # rolling mean, bits
+    threshold: float | None = None  # bits
+    rest_usd: float | None = None  # stamped by the gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A difference: what came since the last chunk.
+
+    `text` is what may be shown after these tokens: bytes of an unfinished character and what may
+    become a stop string are held back, as a function of all token ids of the answer alone, so it
+    stays right when another model takes over. What was held back comes with the finish chunk,
+    which carries no tokens.
+    """
+
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    model: str = ""
+    index: int = 0  # which choice
+    usage: Usage = Usage()
+    finish: Finish | None = None
+    reason: Literal["budget", "deadline"] | None = None  # why, beyond `finish`
+    stopped_by: str | int | None = None  # the stop string or token id that ended it
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do with one model."""
+
+    family: str  # models of one family share a tokenizer
+    context: int  # tokens, prompt and answer together
+    entropy: Literal["exact", "bounds"] | None = None
+    stop_on_entropy: bool = False
+    overrun: int = 0  # tokens that may be written unseen when a stream is closed early
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a model is."""
+
+    healthy: bool = True
+    running: int = 0  # calls
+    waiting: int = 0  # calls
+
+
+class Engine(Protocol):
+    """Something that makes tokens.
+
+    `generate` yields the prompt's usage with its first chunk, ends with one chunk that has
+    `finish`, and gives back what it holds when it is closed. It raises before the first chunk:
+    UnknownModel; BadRequest for what the model cannot take; EngineUnsupported for a Decoding it
+    cannot do; Overloaded; and EngineError at any time.
+    """
+
+    def generate(self, call: Call) -> AsyncGenerator[Chunk]: ...
+
+    async def count(self, call: Call) -> int:
+        """Prompt tokens that this call reads: template applied, `written` included."""
+        ...
+
+    def capabilities(self, model: str) -> Capabilities: ...
+
+    def load(self, model: str) -> Load: ...
+
+
+class MeteredEngine(Engine, Protocol):
+    """The engine a policy is handed: it pays for every call."""
+
+    def allowance(self, model: str) -> int:
+        """Completion tokens of `model` that the rest of the budget still buys; 0: unaffordable.
+
+        As if what runs were settled now, and `model` had to read the prompt and all that was
+        written, uncached, before it writes. sys.maxsize where nothing limits it.
+        """
+        ...

@@ -1,0 +1,34 @@
+"""The policy `entropy_switch` is class `EntropySwitch` in policies/entropy_switch.py."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.errors import BadRequest
+from policies.base import Policy
+
+
+def names() -> list[str]:
+    """Every policy: the files are the register."""
+    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+
+
+def load(name: str, options: Mapping[str, Any], param: str = "policy") -> Policy:
+    """The policy of this name with these options.
+
+    Raises BadRequest, naming `param`, for a name or an option that there is not.
+    """
+    # Names come from clients: only what the folder holds may be imported.
+    if name not in names():
+        raise BadRequest(f"no policy {name!r}; there are: {', '.join(names())}", param=param)
+    module = import_module(f"policies.{name}")
+    kind: type[Policy] = getattr(module, name.title().replace("_", ""))
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = ".".join(str(part) for part in first["loc"]) or "options"
+        raise BadRequest(f"policy {name}: {option}: {first['msg']}", param=param) from error

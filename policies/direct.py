@@ -1,0 +1,26 @@
+"""Ask the model that was named, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import ClassVar, Self
+
+from app.catalog import Catalog
+from app.errors import BadRequest
+from app.types import Call, Chunk, Fidelity, MeteredEngine, Usage
+from policies.base import Policy
+
+
+class Direct(Policy):
+    fidelity: ClassVar[Fidelity] = "exact"
+
+    def fit(self, catalog: Catalog, model: str | None) -> Self:
+        if model is None:
+            raise BadRequest("policy direct: `model` must name a model", param="model")
+        return self
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        return {model: Usage(prompt=prompt, completion=completion)}
+
+    def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        return engine.generate(call)

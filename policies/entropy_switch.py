@@ -1,0 +1,278 @@
+"""A small model writes; the large one takes the pen where the next tokens are hard to call."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from app.catalog import Catalog
+from app.errors import BadRequest, Unaffordable
+from app.types import (
+    Call,
+    Chunk,
+    Decision,
+    Decoding,
+    EntropyStop,
+    Fidelity,
+    MeteredEngine,
+    Token,
+    Usage,
+)
+from policies.base import Policy
+
+
+def _split(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Bits = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
+Indexes = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split)]
+
+
+class EntropySwitch(Policy):
+    """Entropy Adaptive Decoding (Simonds 2025, arXiv 2502.06833), with two thresholds.
+
+    The rolling mean of the next-token entropy (bits, full vocabulary, before temperature) over
+    `window` tokens decides who writes. The token at which it crosses is discarded and written
+    anew by the model that takes over. Unlike the paper's single threshold, `raise_at` is of the
+    small model's entropy and `lower_at` of the large one's, which is sharper.
+    """
+
+    fidelity: ClassVar[Fidelity] = "approximate"
+
+    small: str = Field("", description="model that writes the easy part; default: the cheapest kin")
+    large: str = Field("", description="model that writes the hard part; default: the one named")
+    start: Literal["small", "large"] = "small"
+    raise_at: Bits = Field(2.5, description="bits: to the large model at this mean or above")
+    lower_at: Bits = Field(1.0, description="bits: back to the small one at this mean or below")
+    window: PositiveInt = Field(5, le=1024, description="tokens in the rolling mean")
+    d_min: PositiveInt = Field(10, le=1024, description="tokens between two switches, at least")
+    expected_tokens: PositiveInt = Field(256, description="length of an answer, for pacing")
+    switch_at: Indexes = Field((), description="switch at these token indexes only (for tests)")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.window > self.d_min:
+            raise ValueError("window must not exceed d_min: it would mix two models' entropies")
+        if list(self.switch_at) != sorted(set(self.switch_at)):
+            raise ValueError("switch_at must rise")
+        return self
+
+    def fit(self, catalog: Catalog, model: str | None) -> Self:
+        large = self.large or model
+        if large is None:
+            raise BadRequest("policy entropy_switch: `large` is missing", param="policy")
+        large = catalog.model(large).name
+        small = self.small or next(c.name for c in catalog.family(large))
+        small = catalog.model(small).name
+        if small == large:
+            raise BadRequest(
+                f"policy entropy_switch: {large} is the cheapest of its family, so there is"
+                " nothing to switch to; name a larger `model` or another `small`",
+                param="policy",
+            )
+        if catalog.model(small).family != catalog.model(large).family:
+            raise BadRequest(
+                f"policy entropy_switch: {small} and {large} are not of one family", param="policy"
+            )
+        return self.model_copy(update={"small": small, "large": large})
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        most = 1 + (len(self.switch_at) or completion // self.d_min)  # one more may be to steer
+        small_runs = (most + 2) // 2
+        read = small_runs * (prompt + completion)  # every run reads all that was written before
+        writer = {
+            # Each run may discard the token at which it crossed.
+            self.small: Usage(prompt=read, completion=small_runs),
+            self.large: Usage(prompt=read, completion=completion + small_runs),
+        }
+        first = self.small if self.start == "small" else self.large
+        return {first: writer[first], **writer}
+
+    async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        answer = _Answer(self, call, engine)
+        while True:
+            segment = answer.segment()
+            try:
+                async with aclosing(engine.generate(segment)) as stream:
+                    async for chunk in answer.read(stream):
+                        yield chunk
+            except Unaffordable:
+                if answer.writer == self.small and not answer.written:
+                    raise
+                answer.end = "budget"
+            step = answer.next_step()
+            yield step
+            if step.finish is not None:
+                return
+
+
+@dataclass
+class _Answer:
+    """Where one answer stands: who writes, since when, and how uncertain."""
+
+    policy: EntropySwitch
+    call: Call
+    engine: MeteredEngine
+    writer: str = ""
+    written: list[int] = field(default_factory=list)
+    by_large: int = 0
+    began: int = 0  # index of the first token since the last switch
+    recent: deque[float] = field(default_factory=deque)  # bits, of the current writer
+    end: Literal["crossed", "steered", "cut", "budget", "over"] = "over"  # of the last segment
+    last: Chunk = Chunk()  # the finish chunk of the last segment
+    crossed: tuple[float, float] | None = None  # mean and threshold, where it ended by them
+    left: int = 0  # what was left for the small model at the large one's last token
+    steered: bool = False  # money sent us back to the small model: there we stay
+
+    def __post_init__(self) -> None:
+        policy = self.policy
+        self.writer = policy.small if policy.start == "small" else policy.large
+        self.recent = deque(maxlen=policy.window)
+
+    @property
+    def mean(self) -> float | None:
+        full = len(self.recent) == self.policy.window
+        return sum(self.recent) / self.policy.window if full else None
+
+    def segment(self) -> Call:
+        """The call that lets the current writer go on."""
+        call = self.call.to(self.writer).after(tuple(self.written))
+        if self.policy.switch_at:
+            ahead = [at - len(self.written) for at in self.policy.switch_at]
+            ahead = [tokens for tokens in ahead if tokens > 0]
+            if ahead and (call.max_tokens is None or ahead[0] < call.max_tokens):
+                call = replace(call, max_tokens=ahead[0])
+            return call.decoded(Decoding(entropy=True))
+        stop = None
+        if self.engine.capabilities(self.writer).stop_on_entropy:
+            since = len(self.written) - self.began
+            rising = self.writer == self.policy.small
+            stop = EntropyStop(
+                level=self._threshold(),
+                rising=rising,
+                window=self.policy.window,
+                # One more than d_min, as the token that crosses is not kept.
+                after=max(self.policy.d_min + 1 - since, 0),
+            )
+        return call.decoded(Decoding(entropy=True, stop=stop))
+
+    async def read(self, stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+        """The tokens that stay; `end` says afterwards why the segment ended."""
+        self.end, self.last, self.left = "over", Chunk(), 0
+        async for chunk in stream:
+            if chunk.finish is not None:
+                self._finished(chunk)
+                return
+            if self.end != "over":
+                return  # the engine went on after the token that crossed: close its stream
+            self.crossed = self._crosses(chunk.tokens)
+            if self.crossed:
+                self.end = "crossed"
+                if not self.engine.capabilities(self.writer).stop_on_entropy:
+                    return
+                continue  # its finish comes next
+            self._keep(chunk)
+            yield chunk
+            if chunk.tokens and self._must_steer():
+                self.end = "steered"
+                return
+
+    def next_step(self) -> Chunk:
+        """A switch, with its Decision, or the chunk that ends the answer."""
+        policy = self.policy
+        if self.end == "over":
+            if self.last.finish == "entropy":
+                return Chunk()  # the level had been paced up since it was asked for: go on
+            return self.last
+        if self.end == "budget":
+            if self.writer == policy.small or self.engine.allowance(policy.small) < 1:
+                return replace(self.last, finish="length", reason="budget")
+            self.end = "steered"
+        self.steered = self.steered or self.end == "steered"
+        self.writer = policy.large if self.writer == policy.small else policy.small
+        self.began = len(self.written)
+        self.recent.clear()
+        mean, threshold = self.crossed or (None, None)
+        decided = Decision(
+            kind="steer" if self.end == "steered" else "switch",
+            model=self.writer,
+            token=self.began,
+            entropy=mean,
+            threshold=threshold,
+        )
+        return Chunk(model=self.writer, decision=decided)
+
+    def _finished(self, chunk: Chunk) -> None:
+        if self.end == "crossed":
+            return
+        self.last = chunk
+        if chunk.reason == "budget":
+            self.end = "budget"
+        elif chunk.finish == "length" and len(self.written) in self.policy.switch_at:
+            limit = self.call.max_tokens
+            self.end = "over" if limit is not None and len(self.written) >= limit else "cut"
+
+    def _keep(self, chunk: Chunk) -> None:
+        self.written += [token.id for token in chunk.tokens]
+        if self.writer == self.policy.large:
+            self.by_large += len(chunk.tokens)
+
+    def _crosses(self, tokens: tuple[Token, ...]) -> tuple[float, float] | None:
+        """The mean and the threshold if the writer changes at this token, else None.
+
+        An engine that reports entropy sends one token a chunk.
+        """
+        for token in tokens:
+            if token.entropy is not None:
+                self.recent.append((token.entropy[0] + token.entropy[1]) / 2)
+        since = len(self.written) - self.began + len(tokens)
+        mean = self.mean
+        if not tokens or self.policy.switch_at or mean is None or since <= self.policy.d_min:
+            return None
+        threshold = self._threshold()
+        if self.writer == self.policy.large:
+            return (mean, threshold) if mean <= threshold else None
+        return (mean, threshold) if mean >= threshold and self._can_rise() else None
+
+    def _can_rise(self) -> bool:
+        """Whether a run of the large model leaves enough for the small one to end the answer."""
+        large = self.engine.allowance(self.policy.large)
+        small = self.engine.allowance(self.policy.small)
+        if self.steered or large < self.policy.d_min or small < 1:
+            return False
+        return self.policy.d_min / large + self._expected_rest() / small <= 1
+
+    def _must_steer(self) -> bool:
+        """Whether the large model must stop now, so that the small one can end the answer."""
+        if self.writer == self.policy.small or self.policy.switch_at:
+            return False
+        before, self.left = self.left, self.engine.allowance(self.policy.small)
+        # One more token takes as much again: stop while what is left then still suffices.
+        next_time = self.left - (before - self.left if before else 0)
+        return next_time < self._expected_rest() - 1
+
+    def _threshold(self) -> float:
+        """The level at which the writer changes: `raise_at` rises as the money runs short."""
+        if self.writer == self.policy.large:
+            return self.policy.lower_at
+        allowance = self.engine.allowance(self.policy.large)
+        if allowance == sys.maxsize:
+            return self.policy.raise_at
+        # With one run of either model as prior, so that it is defined from the first token on.
+        prior = self.policy.d_min
+        share = (self.by_large + prior) / (len(self.written) + 2 * prior)
+        short = self._expected_rest() * share / max(allowance, 1)
+        return self.policy.raise_at * max(1.0, short)
+
+    def _expected_rest(self) -> int:
+        expected = max(self.policy.expected_tokens - len(self.written), self.policy.d_min)
+        if self.call.max_tokens is None:
+            return expected
+        return min(expected, self.call.max_tokens - len(self.written))

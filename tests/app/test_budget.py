@@ -1,0 +1,182 @@
+"""Money: exact, and never over, whatever a policy does."""
+
+import asyncio
+import sys
+from contextlib import aclosing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.budget import Meter
+from app.engines.fake import Fake, Script
+from app.errors import BudgetExceeded, EngineError, Unaffordable
+from app.gateway import Gateway, Order
+from tests.policies.scripts import ask, call, engine, fleet, price, read, usd
+
+
+def meter(fake: Fake, limit: int | None, **prices: object) -> Meter:
+    return Meter(fake, fleet(**prices).prices(), limit)
+
+
+async def test_the_limit_lowers_max_tokens_so_that_the_engine_itself_stops():
+    fake = engine()
+    async with meter(fake, usd(5 + 2 * 7)) as paid:  # the prompt, and seven tokens
+        chunks = [chunk async for chunk in paid.generate(call("small"))]
+    assert fake.calls[0].max_tokens == 7
+    assert (chunks[-1].finish, chunks[-1].reason) == ("length", "budget")
+    assert paid.cost == usd(19)
+
+
+async def test_a_limit_that_is_not_reached_changes_nothing():
+    async with meter(engine(), usd(1000)) as paid:
+        chunks = [chunk async for chunk in paid.generate(call("small", max_tokens=3))]
+    assert (chunks[-1].finish, chunks[-1].reason) == ("length", None)
+
+
+async def test_one_unit_too_little_is_unaffordable():
+    for limit, fits in ((usd(7), True), (usd(7) - 1, False)):
+        async with meter(engine(), limit) as paid:
+            if fits:
+                await anext(paid.generate(call("small")))
+            else:
+                with pytest.raises(Unaffordable):
+                    await anext(paid.generate(call("small")))
+
+
+async def test_cached_tokens_are_cheaper_and_what_they_save_can_be_spent():
+    async with meter(engine(length=3), usd(40)) as paid:
+        for _ in range(2):
+            [_ async for _ in paid.generate(call("small"))]
+        first, second = usd(5 + 6), usd(1 + 0.4 + 6)
+        assert paid.cost == first + second
+        assert paid.rest == usd(40) - paid.cost
+
+
+async def test_parallel_calls_reserve_from_the_same_rest():
+    fake = engine(delay=0.001)
+    async with meter(fake, usd(100)) as paid:
+
+        async def one() -> int:
+            try:
+                stream = paid.generate(call("small", max_tokens=30))
+                return len([chunk async for chunk in stream if chunk.tokens])
+            except Unaffordable:
+                return 0
+
+        await asyncio.gather(*(one() for _ in range(5)))
+        assert paid.cost <= usd(100)
+    assert [c.max_tokens for c in fake.calls] == [30, 15]
+
+
+async def test_allowance_counts_the_catch_up_and_falls_as_tokens_are_written():
+    async with meter(engine(), usd(300)) as paid:
+        assert paid.allowance("large") == 15  # nothing read yet
+        stream = paid.generate(call("small"))
+        await anext(stream)
+        # 7 spent for the prompt and a token; large would read 6 at 10, then write at 20
+        assert paid.allowance("large") == (300 - 7 - 60) // 20
+        assert paid.allowance("small") == (300 - 7 - 6) // 2
+        await stream.aclose()
+        assert paid.allowance("large") == (300 - 7 - 60) // 20
+
+
+async def test_allowance_without_a_limit_is_boundless():
+    async with meter(engine(), None) as paid:
+        assert paid.allowance("large") == sys.maxsize
+
+
+async def test_a_closed_streams_unseen_tokens_are_held_back():
+    """What an engine may have made after we stopped listening is not spent a second time."""
+
+    class Overrunning(Fake):
+        def capabilities(self, model):
+            able = super().capabilities(model)
+            return type(able)(able.family, able.context, overrun=8)
+
+    scripts = {"small": Script(["s"] * 40), "large": Script(["l"] * 40)}
+    async with meter(Overrunning(scripts), usd(100)) as paid:
+        async with aclosing(paid.generate(call("small"))) as stream:
+            await anext(stream)
+        assert paid.cost == usd(7)
+        assert paid.rest == usd(100 - 7 - 8 * 2)
+
+
+async def test_a_call_that_the_engine_refused_holds_nothing():
+    fake = Fake({"small": Script(["s"], fails_after=0), "large": Script(["l"])})
+    async with meter(fake, usd(100)) as paid:
+        with pytest.raises(EngineError):
+            await anext(paid.generate(call("small")))
+        assert (paid.cost, paid.rest) == (0, usd(100))
+
+
+async def test_closes_what_a_policy_left_open():
+    fake = engine()
+    async with meter(fake, None) as paid:
+        await anext(paid.generate(call("small")))
+        await anext(paid.generate(call("large")))
+        assert fake.open == 2
+    assert fake.open == 0
+
+
+per_million = st.decimals(min_value=0, max_value=100, places=6)
+
+
+@st.composite
+def prices(draw):
+    input = draw(per_million)
+    cached = draw(st.none() | st.decimals(min_value=0, max_value=input, places=6))
+    return price(input, draw(per_million), cached)
+
+
+bits = st.lists(st.floats(0, 6), max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    small=prices(),
+    large=prices(),
+    budget=st.integers(0, 10**10),
+    entropies=st.tuples(bits, bits),
+    words=st.integers(1, 60),
+    max_tokens=st.none() | st.integers(1, 80),
+    model=st.sampled_from(["economy", "small", "large", "entropy_switch/large"]),
+    start=st.sampled_from(["small", "large"]),
+    stop_after=st.none() | st.integers(0, 60),
+    fails_after=st.none() | st.integers(0, 20),
+    stops_by_itself=st.booleans(),
+)
+def test_nothing_overshoots_and_nothing_leaks(
+    small, large, budget, entropies, words, max_tokens, model, start, stop_after, fails_after,
+    stops_by_itself,
+):  # fmt: skip
+    """Random prices, budgets, prompts, entropies, failures and hang-ups at any chunk."""
+    fake = engine(*entropies, fails_after=fails_after, stop_on_entropy=stops_by_itself)
+    message = {"role": "user", "content": "word " * words}
+    asked = call(model, max_tokens=max_tokens)
+    asked = type(asked)(model, (message,), max_tokens=max_tokens)
+    options = {} if model in ("small", "large") else {"start": start}
+    gateway = Gateway(fake, fleet(small, large))
+
+    async def run() -> None:
+        if model == "entropy_switch/large" and small.output > large.output:
+            return  # large is then the cheapest, and there is nothing to switch to
+        answer = ask(gateway, Order(asked, options=options, usd=budget))
+        try:
+            if stop_after is None:
+                await read(answer)
+            else:
+                for _ in range(stop_after):
+                    await anext(answer)
+        except (BudgetExceeded, EngineError, StopAsyncIteration):
+            pass
+        finally:
+            await answer.aclose()
+        cards = gateway.catalog.models
+        made = sum(cards[m].price.output * n for m, n in fake.produced.items())
+        assert made <= answer.spent <= budget
+        assert fake.open == 0
+        assert answer.bill.cost == answer.spent
+        assert answer.estimate <= budget
+
+    asyncio.run(run())

@@ -1,0 +1,159 @@
+"""Which policy answers, what a client may learn of it, and how an answer ends."""
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from app.engines.fake import Fake, Script
+from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
+from app.gateway import Answer, Gateway, Order
+from app.types import Goals
+from tests.policies.scripts import ask, call, engine, fleet, read, usd
+
+
+@dataclass
+class Watcher:
+    outcomes: list[str] = field(default_factory=list)
+
+    def answered(self, answer: Answer, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+
+def gateway(fake: Fake | None = None, watcher: Watcher | None = None) -> Gateway:
+    return Gateway(fake or engine(), fleet(), watcher)
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "options", "name"),
+    [
+        ("small", None, {}, "direct"),
+        ("economy", None, {}, "economy"),
+        ("economy", "entropy_switch", {"raise_at": "3"}, "entropy_switch"),
+        ("large", "economy", {}, "economy"),
+        ("large", "entropy_switch", {}, "entropy_switch"),
+        ("entropy_switch/large", None, {}, "entropy_switch"),
+        ("direct/small", None, {}, "direct"),
+    ],
+)
+def test_names_lead_to_policies(model, policy, options, name):
+    plan = gateway().plan(Order(call(model), policy=policy, options=options))
+    assert plan.name == name
+
+
+def test_options_beside_a_preset_override_its_own_and_leave_the_others():
+    plan = gateway().plan(Order(call("economy"), policy="economy", options={"raise_at": "3"}))
+    assert (plan.policy.raise_at, plan.policy.lower_at) == (3.0, 0.5)
+
+
+@pytest.mark.parametrize("model", ["nope", "auto", "", "no_policy/large", "direct/nope", "a/b/c"])
+def test_an_unknown_model_is_refused_at_once(model):
+    with pytest.raises(UnknownModel):
+        gateway().answer(Order(call(model)), None)
+
+
+@pytest.mark.parametrize("policy", ["nope", "../etc", "base", "__init__", "direct "])
+def test_an_unknown_policy_is_refused_at_once_naming_where_it_stood(policy):
+    with pytest.raises(BadRequest) as refusal:
+        gateway().answer(Order(call("large"), policy=policy, policy_param="X-Policy"), None)
+    assert refusal.value.param == "X-Policy"
+
+
+def test_a_preset_and_another_policy_contradict_each_other():
+    with pytest.raises(BadRequest, match="not the policy of preset"):
+        gateway().answer(Order(call("economy"), policy="direct"), None)
+
+
+async def test_the_bill_sums_to_the_cost_and_shows_the_prompt_once():
+    answer = ask(gateway(engine([3.0] * 20, [0.0] * 40)), Order(call()))
+    await read(answer)
+    bill = answer.bill
+    assert (bill.prompt, bill.completion) == (5, 40)
+    assert bill.cost == answer.spent == sum(line.cost for line in bill.lines)
+    assert sum(line.visible for line in bill.lines) == 40
+    assert 0 <= bill.overhead < 60 and len(bill.prices) == 12
+
+
+async def test_switches_are_stamped_with_the_rest_of_the_budget():
+    answer = ask(gateway(engine([3.0] * 20)), Order(call(), usd=usd(5000)))
+    await read(answer)
+    assert 0 < answer.decisions[0].rest_usd < 0.005
+
+
+async def test_the_estimate_never_passes_the_budget_and_is_known_at_the_first_chunk():
+    answer = ask(gateway(), Order(call("large"), usd=usd(500)))
+    await anext(answer)
+    assert answer.estimate == usd(500)
+    await answer.aclose()
+    answer = ask(gateway(), Order(call("large", max_tokens=2), usd=usd(500)))
+    await anext(answer)
+    assert answer.estimate == usd(50 + 40)
+    await answer.aclose()
+
+
+async def test_the_account_is_charged_once_at_the_end_however_it_ends():
+    for stop_after in (1, 5, None):
+        fake, order = engine(), Order(call("large"))
+        answer = ask(gateway(fake), order)
+        if stop_after is None:
+            await read(answer)
+        else:
+            for _ in range(stop_after):
+                await anext(answer)
+        await answer.aclose()
+        await answer.aclose()
+        assert answer._account.spent == answer.spent > 0
+
+
+def within(seconds: float) -> Goals:
+    return Goals(deadline=time.monotonic() + seconds)
+
+
+async def test_a_deadline_before_the_first_token_is_an_error():
+    fake = engine(delay=5.0)
+    with pytest.raises(DeadlineExceeded):
+        await anext(ask(gateway(fake), Order(call("large", goals=within(0.02)))))
+    assert fake.open == 0
+
+
+async def test_a_deadline_in_mid_answer_cuts_it_and_stops_the_engine():
+    fake = Fake({"small": Script(["s"] * 100000, context=200000), "large": Script(["l"])})
+    chunks = await read(ask(gateway(fake), Order(call("small", goals=within(0.2)))))
+    assert (chunks[-1].finish, chunks[-1].reason) == ("length", "deadline")
+    assert len(chunks) > 1 and fake.open == 0
+
+
+async def test_a_deadline_that_is_kept_changes_nothing():
+    chunks = await read(ask(gateway(), Order(call("small", goals=within(60)))))
+    assert chunks[-1].reason is None
+
+
+@pytest.mark.parametrize(
+    ("fake", "order", "outcome"),
+    [
+        (engine(), Order(call("large")), "kept"),
+        (engine(), Order(call("large"), usd=usd(100)), "cut"),
+        (engine(), Order(call("large"), usd=usd(10)), "refused"),
+        (engine(fails_after=2), Order(call("large")), "failed"),
+        (
+            engine(large=[9.0] * 40),
+            Order(call(max_tokens=40), policy="economy", options={"start": "large"}, usd=usd(500)),
+            "steered",
+        ),
+    ],
+)
+async def test_the_observer_hears_how_it_ended(fake, order, outcome):
+    watcher = Watcher()
+    try:
+        await read(ask(gateway(fake, watcher), order))
+    except (BudgetExceeded, EngineError):
+        pass
+    assert watcher.outcomes == [outcome]
+
+
+async def test_the_observer_hears_that_the_client_left():
+    watcher = Watcher()
+    answer = ask(gateway(engine(), watcher), Order(call("large")))
+    await anext(answer)
+    await answer.aclose()
+    assert watcher.outcomes == ["closed"]
