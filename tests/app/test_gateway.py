@@ -1,14 +1,17 @@
 """Which policy answers, what a client may learn of it, and how an answer ends."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 
 import pytest
 
+from app.budget import Account, Meter
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
-from app.gateway import Answer, Gateway, Order
-from app.types import Goals
+from app.gateway import Answer, Gateway, Order, Plan
+from app.types import Chunk, Goals, Usage
+from policies.base import Policy
 from tests.policies.scripts import ask, call, engine, fleet, read, usd
 
 
@@ -105,6 +108,28 @@ async def test_the_account_is_charged_once_at_the_end_however_it_ends():
         assert answer._account.spent == answer.spent > 0
 
 
+class Leaky(Policy):
+    """Abandons the stream it opened, as a policy must not."""
+
+    fidelity = "exact"
+
+    def worst_case(self, model, prompt, completion):
+        return {"small": Usage()}
+
+    async def run(self, call, engine):
+        abandoned = engine.generate(call.to("small"))
+        yield await anext(abandoned)
+        yield Chunk(finish="stop")
+
+
+async def test_a_stream_that_a_policy_abandoned_is_closed_with_the_answer():
+    fake = engine()
+    order, plan = Order(call("small")), Plan("leaky", Leaky(), "small")
+    answer = Answer(order, plan, Meter(fake, fleet().prices()), Account(), None)
+    await read(answer)
+    assert fake.open == 0
+
+
 def within(seconds: float) -> Goals:
     return Goals(deadline=time.monotonic() + seconds)
 
@@ -144,10 +169,8 @@ async def test_a_deadline_that_is_kept_changes_nothing():
 )
 async def test_the_observer_hears_how_it_ended(fake, order, outcome):
     watcher = Watcher()
-    try:
+    with contextlib.suppress(BudgetExceeded, EngineError):
         await read(ask(gateway(fake, watcher), order))
-    except (BudgetExceeded, EngineError):
-        pass
     assert watcher.outcomes == [outcome]
 
 

@@ -121,6 +121,16 @@ async def test_goes_on_small_when_large_is_no_longer_affordable(stops_by_itself)
     assert answer.spent <= usd(500)
 
 
+async def test_what_was_steered_to_the_small_model_stays_there(stops_by_itself):
+    fake = engine([9.0] * LENGTH, [9.0] * LENGTH, stop_on_entropy=stops_by_itself)
+    options = {"start": "large", "expected_tokens": 20}
+    for budget in range(200, 900, 20):
+        order = Order(call(), policy="economy", options=options, usd=usd(budget))
+        _, answer = await answered(fake, order)
+        kinds = [decision.kind for decision in answer.decisions]
+        assert "steer" not in kinds[:-1]
+
+
 async def test_a_budget_below_the_large_models_price_still_gets_a_whole_answer(stops_by_itself):
     fake = engine([3.0] * LENGTH, [9.0] * LENGTH, stop_on_entropy=stops_by_itself)
     order = Order(call(max_tokens=LENGTH), usd=usd(120))
