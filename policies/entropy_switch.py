@@ -129,7 +129,6 @@ class _Answer:
     last: Chunk = Chunk()  # the finish chunk of the last segment
     crossed: tuple[float, float] | None = None  # mean and threshold, where it ended by them
     left: int = 0  # what was left for the small model at the large one's last token
-    steered: bool = False  # money sent us back to the small model: there we stay
 
     def __post_init__(self) -> None:
         policy = self.policy
@@ -195,7 +194,6 @@ class _Answer:
             if self.writer == policy.small or self.engine.allowance(policy.small) < 1:
                 return replace(self.last, finish="length", reason="budget")
             self.end = "steered"
-        self.steered = self.steered or self.end == "steered"
         self.writer = policy.large if self.writer == policy.small else policy.small
         self.began = len(self.written)
         self.recent.clear()
@@ -245,7 +243,7 @@ class _Answer:
         """Whether a run of the large model leaves enough for the small one to end the answer."""
         large = self.engine.allowance(self.policy.large)
         small = self.engine.allowance(self.policy.small)
-        if self.steered or large < self.policy.d_min or small < 1:
+        if large < self.policy.d_min or small < 1:
             return False
         return self.policy.d_min / large + self._expected_rest() / small <= 1
 
