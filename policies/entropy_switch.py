@@ -100,13 +100,16 @@ class EntropySwitch(Policy):
         while True:
             segment = answer.segment()
             try:
-                async with aclosing(engine.generate(segment)) as stream:
-                    async for chunk in answer.read(stream):
+                async with (
+                    aclosing(engine.generate(segment)) as stream,
+                    aclosing(answer.read(stream)) as kept,
+                ):
+                    async for chunk in kept:
                         yield chunk
             except Unaffordable:
                 if answer.writer == self.small and not answer.written:
                     raise
-                answer.end = "budget"
+                answer.end, answer.crossed = "budget", None
             step = answer.next_step()
             yield step
             if step.finish is not None:
@@ -128,6 +131,7 @@ class _Answer:
     end: Literal["crossed", "steered", "cut", "budget", "over"] = "over"  # of the last segment
     last: Chunk = Chunk()  # the finish chunk of the last segment
     crossed: tuple[float, float] | None = None  # mean and threshold, where it ended by them
+    stops: bool = False  # whether the engine was asked to stop by itself where it crosses
     left: int = 0  # what was left for the small model at the large one's last token
 
     def __post_init__(self) -> None:
@@ -143,16 +147,19 @@ class _Answer:
     def segment(self) -> Call:
         """The call that lets the current writer go on."""
         call = self.call.to(self.writer).after(tuple(self.written))
+        self.stops = False
         if self.policy.switch_at:
             ahead = [at - len(self.written) for at in self.policy.switch_at]
             ahead = [tokens for tokens in ahead if tokens > 0]
             if ahead and (call.max_tokens is None or ahead[0] < call.max_tokens):
                 call = replace(call, max_tokens=ahead[0])
             return call.decoded(Decoding(entropy=True))
-        stop = None
-        if self.engine.capabilities(self.writer).stop_on_entropy:
+        stop, rising = None, self.writer == self.policy.small
+        able = self.engine.capabilities(self.writer).stop_on_entropy
+        # Where the small model must go on anyhow, a stop would only make it read all again.
+        self.stops = able and (self._can_rise() or not rising)
+        if self.stops:
             since = len(self.written) - self.began
-            rising = self.writer == self.policy.small
             stop = EntropyStop(
                 level=self._threshold(),
                 rising=rising,
@@ -174,7 +181,7 @@ class _Answer:
             self.crossed = self._crosses(chunk.tokens)
             if self.crossed:
                 self.end = "crossed"
-                if not self.engine.capabilities(self.writer).stop_on_entropy:
+                if not self.stops:
                     return
                 continue  # its finish comes next
             self._keep(chunk)
@@ -254,7 +261,7 @@ class _Answer:
         before, self.left = self.left, self.engine.allowance(self.policy.small)
         # One more token takes as much again: stop while what is left then still suffices.
         next_time = self.left - (before - self.left if before else 0)
-        return next_time < self._expected_rest() - 1
+        return 0 < self._expected_rest() > next_time
 
     def _threshold(self) -> float:
         """The level at which the writer changes: `raise_at` rises as the money runs short."""

@@ -121,6 +121,17 @@ async def test_goes_on_small_when_large_is_no_longer_affordable(stops_by_itself)
     assert answer.spent <= usd(500)
 
 
+async def test_what_the_small_model_could_end_alone_is_not_cut_by_a_switch(stops_by_itself):
+    """At 1.5 times what small alone costs and up, every answer is whole, and money is used."""
+    shares = []
+    for budget in range(130, 1500, 15):
+        fake = engine([9.0] * LENGTH, [9.0] * LENGTH, stop_on_entropy=stops_by_itself)
+        said, answer = await answered(fake, Order(call(max_tokens=LENGTH), usd=usd(budget)))
+        assert len(said) == LENGTH, budget
+        shares.append(sum(word[0] == "l" for word in said))
+    assert shares[0] == 0 and shares[-1] == LENGTH - 10
+
+
 async def test_what_was_steered_to_the_small_model_stays_there(stops_by_itself):
     fake = engine([9.0] * LENGTH, [9.0] * LENGTH, stop_on_entropy=stops_by_itself)
     options = {"start": "large", "expected_tokens": 20}
