@@ -177,7 +177,6 @@ class Answer:
         try:
             async with self._meter, aclosing(self._chunks()) as chunks:
                 async for chunk in chunks:
-                    self._note(chunk)
                     if chunk.finish is not None:
                         outcome = self._ending(chunk)
                     yield self._stamped(chunk)
@@ -209,8 +208,9 @@ class Answer:
                         chunk = await anext(stream, None)
                     if chunk is None:
                         return
-                    if chunk == Chunk():
-                        continue
+                    self._note(chunk)
+                    if not (chunk.tokens or chunk.text or chunk.decision or chunk.finish):
+                        continue  # usage alone must not send the answer's status on its way
                     begun = True
                     yield chunk
         except TimeoutError as error:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -139,6 +139,24 @@ async def test_a_deadline_before_the_first_token_is_an_error():
     with pytest.raises(DeadlineExceeded):
         await anext(ask(gateway(fake), Order(call("large", goals=within(0.02)))))
     assert fake.open == 0
+
+
+async def test_a_chunk_that_shows_nothing_is_not_the_first():
+    """Else status 200 would go out before the prompt is read."""
+
+    class Announcing(Fake):
+        async def generate(self, call):
+            yield Chunk(model=call.model, usage=Usage(prompt=5))
+            async for chunk in super().generate(call):
+                yield replace(chunk, usage=Usage(completion=chunk.usage.completion))
+
+    fake = Announcing(engine(delay=5.0).scripts)
+    with pytest.raises(DeadlineExceeded):
+        await anext(ask(gateway(fake), Order(call("large", goals=within(0.02)))))
+    answer = ask(gateway(Announcing(engine().scripts)), Order(call("large")))
+    assert (await anext(answer)).tokens
+    await answer.aclose()
+    assert answer.bill.prompt == 5 and answer.bill.lines[0].usage.prompt == 5
 
 
 async def test_a_deadline_in_mid_answer_cuts_it_and_stops_the_engine():
