@@ -31,10 +31,11 @@ def _per_token(value: object) -> int:
     """USD per million tokens, as 1e-12 USD per token: exact, or refused."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError("must be a number of USD per million tokens")
-    pico = Decimal(str(value)) * (PICO // 10**6)
-    if not pico.is_finite() or pico < 0 or pico != int(pico) or pico > PICO:
+    usd = Decimal(str(value))
+    # Bounded first: the integer of 1e999999999 would take for ever.
+    if not usd.is_finite() or not 0 <= usd <= 10**6 or usd * 10**6 != int(usd * 10**6):
         raise ValueError("must be 0 to 1,000,000 USD per million tokens, in steps of 0.000001")
-    return int(pico)
+    return int(usd * (PICO // 10**6))
 
 
 PerToken = Annotated[int, BeforeValidator(_per_token)]

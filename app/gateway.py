@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
 import policies
 from app.budget import Account, Bill, Line, Meter, version
-from app.catalog import PICO, Catalog
+from app.catalog import PICO, Catalog, Price
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, FarthingError
 from app.types import Call, Chunk, Decision, Engine, Fidelity
 from policies.base import Policy
@@ -55,6 +56,12 @@ class Gateway:
     catalog: Catalog
     observer: Observer | None = None
 
+    @cached_property
+    def prices(self) -> tuple[Mapping[str, Price], str]:
+        """The price table and its version."""
+        table = self.catalog.prices()
+        return table, version(table)
+
     def answer(self, order: Order, account: Account) -> Answer:
         """Refuse at once what can be refused; else return the stream.
 
@@ -62,8 +69,9 @@ class Gateway:
         function: raised inside the stream, a refusal might come after status 200 has gone out.
         """
         plan = self.plan(order)
-        meter = Meter(self.engine, self.catalog.prices(), order.usd)
-        return Answer(order, plan, meter, account, self.observer)
+        prices, prices_version = self.prices
+        meter = Meter(self.engine, prices, order.usd)
+        return Answer(order, plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
         """Which policy answers, with which options."""
@@ -117,7 +125,13 @@ class Answer:
     """
 
     def __init__(
-        self, order: Order, plan: Plan, meter: Meter, account: Account, observer: Observer | None
+        self,
+        order: Order,
+        plan: Plan,
+        meter: Meter,
+        prices: str,
+        account: Account,
+        observer: Observer | None,
     ) -> None:
         self.order = order
         self.model = order.call.model
@@ -133,7 +147,7 @@ class Answer:
         self._prompt = 0
         self._cached: int | None = None
         self._visible: dict[str, int] = {}
-        self._prices = version(meter.prices)
+        self._prices = prices
         self._busy = 0.0
         self._stream = self._answer()
 
@@ -196,7 +210,7 @@ class Answer:
 
     async def _chunks(self) -> AsyncGenerator[Chunk]:
         """The policy's chunks, cut at the deadline."""
-        begun = False
+        begun, early = False, list[Chunk]()
         try:
             async with asyncio.timeout(self._left()):
                 await self._admit()
@@ -209,10 +223,13 @@ class Answer:
                     if chunk is None:
                         return
                     self._note(chunk)
-                    if not (chunk.tokens or chunk.text or chunk.decision or chunk.finish):
-                        continue  # usage alone must not send the answer's status on its way
-                    begun = True
-                    yield chunk
+                    if chunk.tokens or chunk.text or chunk.finish:
+                        begun = True
+                    if chunk.decision or chunk.finish or chunk.tokens or chunk.text:
+                        early.append(chunk)
+                    # The status goes out with the first chunk: not before there is something.
+                    while begun and early:
+                        yield early.pop(0)
         except TimeoutError as error:
             if not begun:
                 raise DeadlineExceeded(

@@ -1,6 +1,7 @@
 """The policy `entropy_switch` is class `EntropySwitch` in policies/entropy_switch.py."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -11,8 +12,9 @@ from app.errors import BadRequest
 from policies.base import Policy
 
 
+@cache
 def names() -> list[str]:
-    """Every policy: the files are the register."""
+    """Every policy: the files are the register, as they were when first asked for."""
     return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 

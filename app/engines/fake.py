@@ -132,7 +132,7 @@ class Fake:
     def _prompt(self, call: Call) -> list[object]:
         if call.prompt is not None:
             return list(call.prompt.split() if isinstance(call.prompt, str) else call.prompt)
-        return [word for m in call.messages for word in str(m["content"]).split()]
+        return [word for m in call.messages for word in str(m["content"] or "").split()]
 
     def _cached(self, model: str, prompt: list[object]) -> int:
         seen = self._read.setdefault(model, [])

@@ -125,7 +125,7 @@ class Leaky(Policy):
 async def test_a_stream_that_a_policy_abandoned_is_closed_with_the_answer():
     fake = engine()
     order, plan = Order(call("small")), Plan("leaky", Leaky(), "small")
-    answer = Answer(order, plan, Meter(fake, fleet().prices()), Account(), None)
+    answer = Answer(order, plan, Meter(fake, fleet().prices()), "v1", Account(), None)
     await read(answer)
     assert fake.open == 0
 
@@ -157,6 +157,17 @@ async def test_a_chunk_that_shows_nothing_is_not_the_first():
     assert (await anext(answer)).tokens
     await answer.aclose()
     assert answer.bill.prompt == 5 and answer.bill.lines[0].usage.prompt == 5
+
+
+async def test_nor_is_a_decision():
+    """Steered off a large model that cannot be paid, before there is a token."""
+    options = {"start": "large"}
+    order = Order(call(goals=within(0.02)), options=options, usd=usd(60))
+    with pytest.raises(DeadlineExceeded):
+        await anext(ask(gateway(engine(delay=5.0)), order))
+    answer = ask(gateway(), Order(call(), options=options, usd=usd(60)))
+    chunks = await read(answer)
+    assert chunks[0].decision.kind == "steer" and chunks[1].tokens
 
 
 async def test_a_deadline_in_mid_answer_cuts_it_and_stops_the_engine():

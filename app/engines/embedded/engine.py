@@ -1,0 +1,229 @@
+"""The embedded engine's face: calls in, chunks out, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.catalog import ModelCard
+from app.engines.embedded import limits
+from app.engines.embedded.gguf_file import GGUFFile
+from app.engines.embedded.model import Decoder
+from app.engines.embedded.prompts import Prompts
+from app.engines.embedded.scheduler import Scheduler
+from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_metadata
+from app.engines.embedded.weights import ModelConfig, Weights, load
+from app.engines.embedded.worker import Worker
+from app.errors import BadRequest, ConfigError, EngineUnavailable, UnknownModel
+from app.types import Call, Capabilities, Chunk, Load
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model, ready to run."""
+
+    card: ModelCard
+    context: int
+    vocabulary: int
+    tokenizer: Tokenizer
+    prompts: Prompts  # of all models of the same file
+    scheduler: Scheduler
+
+
+class EmbeddedEngine:
+    """An Engine that runs its models in this process. Call `start`, and `aclose` at the end."""
+
+    def __init__(
+        self,
+        cards: Sequence[ModelCard],
+        paths: Mapping[str, Path],
+        *,
+        kv_memory: int = 4 * 2**30,
+        prefix_cache: bool = True,
+        max_running: int = 16,
+        max_waiting: int = 256,
+        prefill_chunk: int = 64,
+        threads: int | None = None,
+        outbox: int = 8,
+    ) -> None:
+        """`paths`: by model name, the GGUF file or folder of its weights; `kv_memory`: bytes of
+        each model; `threads`: torch's; `outbox`: chunks of a call that may wait for its reader."""
+        self._cards = cards
+        self._paths = paths
+        self._kv_memory = kv_memory
+        self._prefix_cache = prefix_cache
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._prefill_chunk = prefill_chunk
+        self._threads = threads
+        self._outbox = outbox
+        self.models: dict[str, Served] = {}
+        self._worker: Worker | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Load every model and begin to serve. Raises ConfigError for unreadable weights."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._load)
+        schedulers = [served.scheduler for served in self.models.values()]
+        self._worker = Worker(schedulers, self._tell, self._threads)
+        self._worker.start()
+
+    async def aclose(self) -> None:
+        """Stop after the current step; streams that are still open end with EngineError."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await asyncio.to_thread(worker.stop)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
+        """Answer a call, as `Engine` says. Its first chunk comes when its turn does."""
+        worker = self._running_worker()
+        served = self._served(call.model)
+        limits.check(call, served.vocabulary)
+        prompt = await served.prompts.ids(call)
+        length = len(prompt) + len(call.written)
+        limit = limits.room(call, length, served.context)
+        news = asyncio.Event()
+        sequence = RunningSequence(
+            call, prompt, limit, served.tokenizer, self._outbox, on_news=news.set
+        )
+        if sequence.stopped_by is not None:  # the answer was over before it came to us
+            yield Chunk(model=call.model, finish="stop", stopped_by=sequence.stopped_by)
+            return
+        _check_memory(served, sequence)
+        served.scheduler.submit(sequence)
+        worker.wake()
+        try:
+            while True:
+                chunk = await self._next(sequence, news, worker)
+                yield chunk
+                if chunk.finish is not None:
+                    return
+        finally:
+            if not sequence.finished:
+                served.scheduler.cancel(sequence)
+                worker.wake()
+
+    async def count(self, call: Call) -> int:
+        """Prompt tokens that this call reads: template applied, `written` included.
+
+        Raises UnknownModel, and BadRequest as `generate` does for messages and prompt.
+        """
+        served = self._served(call.model)
+        return len(await served.prompts.ids(call)) + len(call.written)
+
+    def capabilities(self, model: str) -> Capabilities:
+        """What this model can do. Raises UnknownModel."""
+        served = self._served(model)
+        return Capabilities(
+            family=served.card.family,
+            context=served.context,
+            entropy="exact",
+            stop_on_entropy=True,
+            # What waits in the outbox, and the token of a step that was under way.
+            overrun=self._outbox + 1,
+        )
+
+    def load(self, model: str) -> Load:
+        """How busy this model is. Raises UnknownModel."""
+        scheduler = self._served(model).scheduler
+        healthy = self._worker is not None and self._worker.alive
+        return Load(healthy=healthy, running=scheduler.running, waiting=scheduler.waiting)
+
+    async def _next(self, sequence: RunningSequence, news: asyncio.Event, worker: Worker) -> Chunk:
+        while not sequence.outbox:
+            if sequence.error is not None:
+                raise sequence.error
+            if not worker.alive:
+                raise EngineUnavailable("the engine has shut down")
+            # Clear, look, wait: news comes in on this thread, so none is lost in between.
+            news.clear()
+            if not sequence.outbox and sequence.error is None:
+                await news.wait()
+        held_up = sequence.paused
+        chunk = sequence.outbox.popleft()
+        if held_up:
+            worker.wake()
+        return chunk
+
+    def _served(self, model: str) -> Served:
+        served = self.models.get(model)
+        if served is None:
+            raise UnknownModel(f"the embedded engine has no model {model!r}", param="model")
+        return served
+
+    def _running_worker(self) -> Worker:
+        if self._worker is None or not self._worker.alive:
+            raise EngineUnavailable("the embedded engine is not running")
+        return self._worker
+
+    def _tell(self, sequences: list[RunningSequence]) -> None:
+        """Wake the readers of these sequences; called on the worker's thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(_wake_readers, sequences)
+
+    def _load(self) -> None:
+        read: dict[Path, tuple[ModelConfig, Weights, Tokenizer, Prompts]] = {}
+        for card in self._cards:
+            path, began = self._paths[card.name], time.monotonic()
+            try:
+                if path not in read:
+                    _log.info("reading %s", path)
+                    read[path] = _read(path)
+                config, weights, tokenizer, prompts = read[path]
+                decoder = Decoder(config, weights, card.precision, _device())
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"[models.{card.name}]: weights: {error}") from error
+            context = min(config.context, card.context or config.context)
+            scheduler = Scheduler(
+                decoder,
+                decoder.kv_memory(self._kv_memory, keep_prefixes=self._prefix_cache),
+                max_running=self._max_running,
+                max_waiting=self._max_waiting,
+                prefill_chunk=self._prefill_chunk,
+            )
+            self.models[card.name] = Served(
+                card, context, config.vocabulary, tokenizer, prompts, scheduler
+            )
+            took = time.monotonic() - began
+            _log.info("model %s (%s) is ready after %.1f s", card.name, card.precision, took)
+
+
+def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
+    if path.is_dir():
+        tokenizer = load_tokenizer(path)
+        config, weights = load(path)
+    else:
+        file = GGUFFile(path)
+        tokenizer = tokenizer_from_metadata(file.metadata)
+        config, weights = load(file)
+    return config, weights, tokenizer, Prompts(tokenizer, longest=config.context)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_memory(served: Served, sequence: RunningSequence) -> None:
+    if not served.scheduler.memory.can_ever_fit(sequence.capacity):
+        raise BadRequest(
+            f"prompt and answer may take {sequence.capacity} tokens, more than the KV memory of "
+            "this model holds; ask for fewer max_tokens",
+            param="max_tokens",
+        )
+
+
+def _wake_readers(sequences: list[RunningSequence]) -> None:
+    for sequence in sequences:
+        if sequence.on_news is not None:
+            sequence.on_news()

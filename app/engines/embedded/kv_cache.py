@@ -1,0 +1,199 @@
+"""Keys and values of running sequences, prefixes kept for reuse, and the memory both take."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.engines.embedded.folding import ModelConfig
+
+Ids = npt.NDArray[np.int64]
+
+
+class SequenceCache:
+    """One sequence's keys and values: `[layers, 2 * kv_heads, slots, head_dim]`, keys first.
+
+    Slots below `length` are written. The sequence may use `capacity` of the slots, no more.
+    """
+
+    def __init__(self, buffer: Tensor, capacity: int, length: int = 0) -> None:
+        self.buffer = buffer
+        self.capacity = capacity
+        self.length = length
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on. Raises ValueError where there are not so many."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate {self.length} cached tokens to {length}")
+        self.length = length
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """Keys and values of a sequence that has ended; `ids` are the tokens they were made from."""
+
+    ids: Ids
+    buffer: Tensor
+
+
+class KVMemory:
+    """Hands out sequence caches within a bound of bytes, and keeps ended ones as prefixes.
+
+    A running sequence counts with its whole capacity, so that it can never fail for want of
+    memory in mid-answer. A kept prefix counts with its tokens only: on a CPU the operating system
+    commits a page when it is first written. (On an accelerator it counts with all its slots.)
+    Whatever is kept gives way, least recently used first, to what wants to run.
+
+    Not thread-safe: it belongs to the thread that drives the model.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        bound: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        keep_prefixes: bool = True,
+    ) -> None:
+        """Take `bound` in bytes. Nothing is allocated yet."""
+        self.bound = bound
+        self._shape = (config.layers, 2 * config.kv_heads, config.head_dim)
+        self.bytes_per_token = math.prod(self._shape) * dtype.itemsize
+        self.queried_tokens = 0  # asked for in all successful calls of `acquire`
+        self.reused_tokens = 0  # of those, found in a kept prefix
+        self._dtype = dtype
+        self._device = device or torch.device("cpu")
+        self._lazy = self._device.type == "cpu"  # a page costs memory from its first write on
+        self._keep_prefixes = keep_prefixes
+        self._running: set[SequenceCache] = set()
+        self._kept: list[_Prefix] = []  # least recently used first
+
+    @property
+    def running_bytes(self) -> int:
+        return sum(self._cost(cache.capacity) for cache in self._running)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(self._kept_cost(prefix) for prefix in self._kept)
+
+    def can_ever_fit(self, capacity: int) -> bool:
+        """Whether a sequence of so many tokens fits into the bound when nothing else runs."""
+        return self._cost(capacity) <= self.bound
+
+    def acquire(self, tokens: Sequence[int], capacity: int) -> SequenceCache | None:
+        """A cache for a sequence of at most `capacity` tokens which begins with `tokens`.
+
+        Its `length` tells how many of the tokens are in it already: never all of them, since one
+        must be computed to get logits. None: there is no room until a running sequence ends.
+        Raises ValueError for no tokens or more than the capacity.
+
+        Finding the prefix costs about 1 us and 1 us per 1000 ids for each kept prefix. A prefix
+        that `tokens` goes on from is handed over without a copy (a hand-over between models comes
+        this way); of one that parts from `tokens` earlier the shared part is copied.
+        """
+        if not 0 < len(tokens) <= capacity:
+            raise ValueError(f"{len(tokens)} tokens do not fit a capacity of {capacity}")
+        if self.running_bytes + self._cost(capacity) > self.bound:
+            return None
+        cache = self._continue(np.asarray(tokens, dtype=np.int64), capacity)
+        if cache is None:
+            cache = self._allocate(capacity)
+        self._running.add(cache)
+        self.queried_tokens += len(tokens)
+        self.reused_tokens += cache.length
+        return cache
+
+    def release(self, cache: SequenceCache, tokens: Sequence[int], *, keep: bool = True) -> None:
+        """End a sequence; with `keep`, its keys and values stay as a prefix for later ones.
+
+        `tokens` are the sequence's ids; those beyond the cache's length do not matter. The cache
+        must not be used again. Raises ValueError where it is not running, or has more tokens.
+        """
+        if cache not in self._running:
+            raise ValueError("this cache is not running here, or was released before")
+        if len(tokens) < cache.length:
+            raise ValueError(f"{cache.length} cached tokens, but only {len(tokens)} ids for them")
+        self._running.remove(cache)
+        buffer, length = cache.buffer, cache.length
+        cache.buffer, cache.capacity, cache.length = buffer.new_empty(0), 0, 0
+        if keep and self._keep_prefixes and length > 0:
+            self._keep(_Prefix(np.asarray(tokens[:length], dtype=np.int64), buffer))
+
+    def clear(self) -> None:
+        """Drop all that is kept; running sequences stay."""
+        self._kept.clear()
+
+    def _continue(self, ids: Ids, capacity: int) -> SequenceCache | None:
+        prefix, shared = self._longest(ids)
+        reused = min(shared, len(ids) - 1)
+        if prefix is None or reused == 0:
+            return None
+        wanted = self.running_bytes + self._cost(capacity)
+        both_fit = wanted + self._kept_cost(prefix) <= self.bound
+        # What is whole goes on in the sequence; what is not is taken only if it had to go anyway.
+        if (shared == len(prefix.ids) or not both_fit) and self._can_hold(prefix.buffer, capacity):
+            self._kept.remove(prefix)
+            self._make_room(capacity)
+            return SequenceCache(prefix.buffer, capacity, reused)
+        if not both_fit:
+            return None
+        self._touch(prefix)  # evicted last, hence not at all
+        cache = self._allocate(capacity)
+        cache.buffer[:, :, :reused] = prefix.buffer[:, :, :reused]
+        cache.length = reused
+        return cache
+
+    def _longest(self, ids: Ids) -> tuple[_Prefix | None, int]:
+        """The kept prefix that shares most tokens with `ids`, and how many."""
+        best, shared = None, 0
+        for prefix in self._kept:
+            common = _common(prefix.ids, ids)
+            if common >= shared:
+                best, shared = prefix, common
+        return best, shared
+
+    def _keep(self, prefix: _Prefix) -> None:
+        for kept in self._kept:
+            if _common(kept.ids, prefix.ids) == len(prefix.ids):
+                self._touch(kept)  # it holds all that the new one does
+                return
+        self._kept = [k for k in self._kept if _common(k.ids, prefix.ids) < len(k.ids)]
+        self._kept.append(prefix)
+
+    def _touch(self, prefix: _Prefix) -> None:
+        self._kept.remove(prefix)
+        self._kept.append(prefix)
+
+    def _allocate(self, capacity: int) -> SequenceCache:
+        self._make_room(capacity)
+        layers, heads, head_dim = self._shape
+        shape = (layers, heads, capacity, head_dim)
+        return SequenceCache(torch.empty(shape, dtype=self._dtype, device=self._device), capacity)
+
+    def _make_room(self, capacity: int) -> None:
+        wanted = self.running_bytes + self._cost(capacity)
+        while self._kept and wanted + self.kept_bytes > self.bound:
+            self._kept.pop(0)
+
+    def _can_hold(self, buffer: Tensor, capacity: int) -> bool:
+        slots = buffer.shape[2]
+        return slots >= capacity if self._lazy else slots == capacity
+
+    def _kept_cost(self, prefix: _Prefix) -> int:
+        return self._cost(len(prefix.ids) if self._lazy else prefix.buffer.shape[2])
+
+    def _cost(self, tokens: int) -> int:
+        return tokens * self.bytes_per_token
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """How many ids the two have in common at their beginning."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    first = int(differ.argmax()) if length else 0
+    return first if length and differ[first] else length

@@ -1,0 +1,211 @@
+"""The decoder: hidden states and logits for the new tokens of all running sequences in one pass."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.engines.embedded.folding import LayerWeights, ModelConfig, Weights
+from app.engines.embedded.kv_cache import KVMemory, SequenceCache
+from app.engines.embedded.linear import Precision, make_linear
+from app.engines.embedded.rotation import Rotation
+
+
+@dataclass(frozen=True)
+class Span:
+    """The next `count` tokens of one sequence."""
+
+    cache: SequenceCache
+    count: int
+
+
+class Decoder:
+    """A Llama- or Qwen2-type model in one precision.
+
+    Each operation costs one or two microseconds before it computes anything, which is most of the
+    time of a small model's token; so what could be folded into the weights has been (`folding`),
+    and the rest is written in as few operations as were found.
+
+    In int8 a token's result is bitwise the same whatever else is in the pass. Sums over a row, by
+    torch, depend on that row alone; the products are so by construction (`Int8Linear`); attention
+    is called for each sequence by itself; and SwiGLU sees to it below. The tests hold all to it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        precision: Precision,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Build from weights, which it does not keep (save, in fp32, the embedding).
+
+        int8 runs on the CPU, whatever the device; raises ValueError where that is no x86.
+        """
+        self.config = config
+        self.precision = precision
+        self.device = torch.device("cpu" if precision == "int8" else device)
+        self._kv_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "int8":
+            self._build_rotated(weights)
+        else:
+            self._build(weights)
+        floor = math.sqrt(config.hidden * config.norm_epsilon)
+        self._floor = torch.tensor(floor, device=self.device)
+        angles = torch.arange(config.context).float()[:, None] * weights.inverse_frequencies
+        self._turns = torch.complex(angles.cos(), angles.sin()).to(self.device)
+
+    def _build(self, weights: Weights) -> None:
+        self._embedding = weights.embedding.to(self.device, self._kv_dtype)
+        self._layers = [_Layer(layer, self.precision, self.device) for layer in weights.layers]
+        self._norm = weights.norm.to(self.device) * math.sqrt(self.config.hidden)
+        # A product that takes the table as it is may share it with the embedding.
+        head = self._embedding if weights.head is weights.embedding else weights.head
+        self._head = make_linear(head, self.precision, self.device)
+
+    def _build_rotated(self, weights: Weights) -> None:
+        rotation = Rotation(self.config.hidden)
+        # A rotated table cannot be shared with an fp32 decoder; bf16 at least halves it.
+        self._embedding = rotation.embedding(weights).bfloat16()
+        self._layers = [_Layer(rotation.layer(w), "int8", self.device) for w in weights.layers]
+        self._norm = torch.tensor(math.sqrt(self.config.hidden))
+        self._head = make_linear(rotation.head(weights), "int8", self.device)
+
+    def kv_memory(self, bound: int, *, keep_prefixes: bool = True) -> KVMemory:
+        """Memory of `bound` bytes for this decoder's sequences."""
+        return KVMemory(
+            self.config,
+            bound,
+            dtype=self._kv_dtype,
+            device=self.device,
+            keep_prefixes=keep_prefixes,
+        )
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Final hidden states, fp32 `[n, hidden]`, of `tokens`, int64 `[n]`.
+
+        They are normed, as `logits` takes them; in int8 they are rotated and without the final
+        norm's weight (`rotation`), so that only the same decoder's `logits` can read them.
+
+        The tokens are those of all spans in their order. Their keys and values are written behind
+        what each cache holds, and the caches grow by them; after an exception they have not grown.
+        Raises ValueError where counts and tokens disagree, or a cache or the context is too short;
+        IndexError for an id outside of the vocabulary.
+        """
+        self._check(tokens, spans)
+        counts = [span.count for span in spans]
+        reaches = [_Reach(span, self.config, self._kv_dtype) for span in spans]
+        turns = [self._turns[reach.start : reach.stop] for reach in reaches]
+        turn = (turns[0] if len(turns) == 1 else torch.cat(turns)).unsqueeze(1)
+        rotated = self.config.heads + self.config.kv_heads
+        residual = F.embedding(tokens.to(self.device), self._embedding).float()
+        by_head = (len(tokens), rotated + self.config.kv_heads, self.config.head_dim)
+        pairs = (*by_head[:2], self.config.head_dim // 2, 2)
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv.divided(residual, self._root(residual))
+            if layer.qkv_bias is not None:
+                qkv += layer.qkv_bias
+            torch.view_as_complex(qkv.view(pairs)[:, :rotated]).mul_(turn)
+            attended = self._attend(qkv.view(by_head), counts, reaches, index)
+            residual = layer.output.add_to(residual, attended)
+            gate_up = layer.gate_up.divided(residual, self._root(residual))
+            residual = layer.down.add_to(residual, _swiglu(gate_up))
+        for span in spans:
+            span.cache.length += span.count
+        return residual.div_(self._root(residual)).mul_(self._norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits, fp32 `[n, vocabulary]`, of final hidden states `[n, hidden]`."""
+        return self._head(hidden)
+
+    def _root(self, rows: Tensor) -> Tensor:
+        """`sqrt(sum(x^2) + hidden * epsilon)` for each row, `[n, 1]`."""
+        return torch.hypot(torch.linalg.vector_norm(rows, 2, -1, True), self._floor)
+
+    def _attend(
+        self, qkv: Tensor, counts: list[int], reaches: Sequence["_Reach"], index: int
+    ) -> Tensor:
+        """Attention of one layer, `[n, heads * head_dim]`; writes the new keys and values."""
+        heads = self.config.heads
+        by_head = qkv.transpose(0, 1)
+        queries = by_head[:heads].to(self._kv_dtype).unsqueeze(0).split_with_sizes(counts, 2)
+        written = by_head[heads:].split_with_sizes(counts, 1)
+        results = []
+        for reach, query, new in zip(reaches, queries, written, strict=True):
+            reach.slots[index].copy_(new)
+            results.append(
+                F.scaled_dot_product_attention(
+                    query,
+                    reach.keys[index],
+                    reach.values[index],
+                    attn_mask=reach.mask,
+                    is_causal=reach.causal,
+                    scale=1.0,  # folded into q
+                    enable_gqa=True,
+                )
+            )
+        result = results[0] if len(results) == 1 else torch.cat(results, 2)
+        return result.transpose(1, 2).reshape(len(qkv), -1)
+
+    def _check(self, tokens: Tensor, spans: Sequence[Span]) -> None:
+        if sum(span.count for span in spans) != len(tokens) or not spans:
+            raise ValueError(f"{len(tokens)} tokens, but spans of {[s.count for s in spans]}")
+        if len({id(span.cache) for span in spans}) < len(spans):
+            raise ValueError("one cache in two spans")
+        for span in spans:
+            stop = span.cache.length + span.count
+            if span.count < 1 or stop > min(span.cache.capacity, self.config.context):
+                raise ValueError(
+                    f"{span.count} tokens after {span.cache.length} do not fit a cache of "
+                    f"{span.cache.capacity} and a context of {self.config.context}"
+                )
+
+
+class _Layer:
+    def __init__(self, weights: LayerWeights, precision: Precision, device: torch.device) -> None:
+        bias = weights.qkv_bias
+        self.qkv = make_linear(weights.qkv, precision, device)
+        self.qkv_bias = None if bias is None else bias.to(device)
+        self.output = make_linear(weights.output, precision, device)
+        self.gate_up = make_linear(weights.gate_up, precision, device)
+        self.down = make_linear(weights.down, precision, device)
+
+
+class _Reach:
+    """What one span touches: for each layer where it writes, and what its queries see."""
+
+    def __init__(self, span: Span, config: ModelConfig, dtype: torch.dtype) -> None:
+        buffer, kv_heads = span.cache.buffer, config.kv_heads
+        self.start = span.cache.length
+        self.stop = self.start + span.count
+        # One unbind for all layers, since it costs a third of as many slices.
+        self.slots = buffer[:, :, self.start : self.stop].unbind(0)
+        self.keys = buffer[:, None, :kv_heads, : self.stop].unbind(0)
+        self.values = buffer[:, None, kv_heads:, : self.stop].unbind(0)
+        self.causal = self.start == 0 and span.count > 1
+        self.mask: Tensor | None = None
+        if self.start > 0 and span.count > 1:
+            shut = torch.full((span.count, self.stop), -math.inf, dtype=dtype, device=buffer.device)
+            self.mask = shut.triu_(self.start + 1)
+
+
+# Of fewer numbers torch computes an elementwise operation on one thread (its GRAIN_SIZE).
+_SERIAL = 32768
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of rows `[gate, up]`, `[n, 2 * intermediate]` to `[n, intermediate]`."""
+    gate, up = cast(tuple[Tensor, Tensor], gate_up.chunk(2, -1))
+    rows = max(1, (_SERIAL - 1) // gate.shape[1])
+    if len(gate) <= rows or gate.is_cuda:
+        return F.silu(gate).mul_(up)
+    # torch's vectorised exp and the scalar one it ends a run with differ in the last bit. In rows
+    # of a strided matrix the runs are the rows; but threads would cut them at places which depend
+    # on how many rows there are, and a token's result must not depend on its neighbours.
+    return torch.cat([F.silu(gate[at : at + rows]) for at in range(0, len(gate), rows)]).mul_(up)

@@ -1,0 +1,156 @@
+"""One answer in the making: its tokens, its KV cache, what its reader has yet to take."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from app.engines.embedded.detokenize import Detokenizer
+from app.engines.embedded.kv_cache import SequenceCache
+from app.engines.embedded.sampling import Drawn, Sampler
+from app.errors import FarthingError
+from app.types import Call, Candidate, Chunk, EntropyStop, Finish, Token, Usage
+
+
+class Vocabulary(Protocol):
+    """What a sequence needs to know of a tokenizer."""
+
+    eos_ids: frozenset[int]
+
+    def piece(self, id: int) -> bytes: ...
+
+
+class RunningSequence:
+    """The state of one call.
+
+    The scheduler's thread writes it; the reader, on another, only takes chunks from the left of
+    `outbox`, reads `error` and sets `cancelled`.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        prompt: Sequence[int],
+        limit: int,
+        vocabulary: Vocabulary,
+        outbox_size: int | None = None,
+        on_news: Callable[[], None] | None = None,
+    ) -> None:
+        """`prompt` without `call.written`; `limit`: most tokens to write (at least 1);
+        `outbox_size`: chunks that may wait for the reader, None: any number."""
+        sampling = call.sampling
+        self.call = call
+        self.tokens = [*prompt, *call.written]  # prompt and answer, all of them
+        self.prompt_length = len(self.tokens)  # of what is to be read before we write
+        self.capacity = self.prompt_length + limit
+        self.sampler = Sampler(
+            sampling,
+            prompt,
+            call.written,
+            entropy=call.decoding.entropy or call.decoding.stop is not None,
+        )
+        self.cache: SequenceCache | None = None
+        self.outbox: deque[Chunk] = deque()
+        self.finished = False
+        self.cancelled = False
+        self.error: FarthingError | None = None
+        self.on_news = on_news
+        self._outbox_size = outbox_size
+        self._vocabulary = vocabulary
+        self._text = Detokenizer(vocabulary.piece, sampling.stop)
+        self._text.prime(call.written)
+        self._ends = frozenset() if sampling.ignore_eos else vocabulary.eos_ids
+        self._stop_ids = frozenset(sampling.stop_token_ids)
+        stop = call.decoding.stop
+        self._entropy_stop = None if stop is None else EntropyWatch(stop)
+
+    @property
+    def written(self) -> int:
+        """Tokens that this call has written."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def reading(self) -> bool:
+        """Whether part of the prompt is not in the cache yet."""
+        return self.cache is None or self.cache.length < self.prompt_length
+
+    @property
+    def paused(self) -> bool:
+        """Whether the reader has to take something before we write more."""
+        return self._outbox_size is not None and len(self.outbox) >= self._outbox_size
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that the answer has run into."""
+        return self._text.stopped_by
+
+    def admit(self, cache: SequenceCache) -> None:
+        """Start on this cache, which may hold a prefix of the tokens already."""
+        self.cache = cache
+        usage = Usage(prompt=self.prompt_length, cached=cache.length)
+        self.outbox.append(Chunk(model=self.call.model, usage=usage))
+
+    def upcoming(self, chunk: int) -> list[int]:
+        """The tokens to compute next: the last one written, or a piece of the prompt.
+
+        Pieces end at multiples of `chunk` in the prompt: what is computed together depends on
+        the prompt alone, never on the load.
+        """
+        start = 0 if self.cache is None else self.cache.length
+        if start >= self.prompt_length:
+            return self.tokens[start:]
+        return self.tokens[start : min(self.prompt_length, (start // chunk + 1) * chunk)]
+
+    def accept(self, drawn: Drawn) -> None:
+        """Write this token: its chunk, and after the last one the finish chunk, go out."""
+        model = self.call.model
+        self.tokens.append(drawn.id)
+        stops = drawn.id in self._ends or drawn.id in self._stop_ids
+        text = "" if stops else self._text.push(drawn.id)
+        token = self._token(drawn)
+        self.outbox.append(Chunk(text, (token,), model, usage=Usage(completion=1)))
+        finish = self._finish(drawn, stops)
+        if finish is not None:
+            self.finished = True
+            reason: str | int | None = None
+            if finish == "stop":
+                reason = drawn.id if drawn.id in self._stop_ids else self._text.stopped_by
+            rest = self._text.flush()
+            self.outbox.append(Chunk(rest, model=model, finish=finish, stopped_by=reason))
+
+    def _finish(self, drawn: Drawn, stops: bool) -> Finish | None:
+        watch = self._entropy_stop
+        # Entropy comes first: who asked for it will write this very token anew.
+        if watch is not None and drawn.entropy is not None and watch.crossed(drawn.entropy):
+            return "entropy"
+        if stops or self._text.stopped_by is not None:
+            return "stop"
+        return "length" if len(self.tokens) >= self.capacity else None
+
+    def _token(self, drawn: Drawn) -> Token:
+        piece = self._vocabulary.piece
+        entropy = None
+        if drawn.entropy is not None and self.call.decoding.entropy:
+            entropy = (drawn.entropy, drawn.entropy)
+        top = tuple(Candidate(id, piece(id), logprob) for id, logprob in drawn.top)
+        return Token(drawn.id, piece(drawn.id), drawn.logprob, top, entropy)
+
+
+class EntropyWatch:
+    """Tells the token at which the rolling mean of the entropy crosses an EntropyStop's level."""
+
+    def __init__(self, rule: EntropyStop) -> None:
+        self._rule = rule
+        self._seen = 0
+        self._window: deque[float] = deque(maxlen=rule.window)
+
+    def crossed(self, entropy: float) -> bool:
+        """Whether this token's entropy (bits) takes the mean across, and we may stop here."""
+        rule = self._rule
+        self._seen += 1
+        self._window.append(entropy)
+        if self._seen < max(rule.after, rule.window):
+            return False
+        mean = sum(self._window) / rule.window
+        return mean >= rule.level if rule.rising else mean <= rule.level

@@ -1,0 +1,197 @@
+"""Reads a model, configuration and weights, from a GGUF file or a Hugging Face folder."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.engines.embedded.folding import Architecture, Layout, ModelConfig, Weights, fold
+from app.engines.embedded.gguf_file import GGUFFile, read_gguf_metadata
+from app.engines.embedded.safetensors_folder import SafetensorsFolder
+
+__all__ = ["GGUFFile", "ModelConfig", "Weights", "load", "read_gguf_metadata"]
+
+
+def load(source: str | Path | GGUFFile) -> tuple[ModelConfig, Weights]:
+    """Read a GGUF file (by path, or already open) or a Hugging Face folder of safetensors.
+
+    Raises FileNotFoundError, and ValueError naming the file and whatever in it is missing,
+    misshapen or not supported.
+    """
+    if isinstance(source, GGUFFile):
+        return _load_gguf(source)
+    if Path(source).is_dir():
+        return _load_folder(SafetensorsFolder(source))
+    return _load_gguf(GGUFFile(source))
+
+
+_GGUF_NAMES = {
+    "embedding": "token_embd.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+    "attention_norm": "blk.{}.attn_norm.weight",
+    "q": "blk.{}.attn_q",
+    "k": "blk.{}.attn_k",
+    "v": "blk.{}.attn_v",
+    "output": "blk.{}.attn_output.weight",
+    "mlp_norm": "blk.{}.ffn_norm.weight",
+    "gate": "blk.{}.ffn_gate.weight",
+    "up": "blk.{}.ffn_up.weight",
+    "down": "blk.{}.ffn_down.weight",
+}
+_FOLDER_NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attention_norm": "model.layers.{}.input_layernorm.weight",
+    "q": "model.layers.{}.self_attn.q_proj",
+    "k": "model.layers.{}.self_attn.k_proj",
+    "v": "model.layers.{}.self_attn.v_proj",
+    "output": "model.layers.{}.self_attn.o_proj.weight",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "gate": "model.layers.{}.mlp.gate_proj.weight",
+    "up": "model.layers.{}.mlp.up_proj.weight",
+    "down": "model.layers.{}.mlp.down_proj.weight",
+}
+
+
+def _load_gguf(file: GGUFFile) -> tuple[ModelConfig, Weights]:
+    keys = _Keys(file.path, file.metadata)
+    architecture = _architecture(keys, "general.architecture")
+    at = f"{architecture}."
+    keys.refuse("sliding window", keys.get(at + "attention.sliding_window"))
+    keys.refuse("experts", keys.get(at + "expert_count"))
+    keys.refuse("a model split over several files", keys.get("split.count", 0) > 1)
+    heads, hidden = keys.count(at + "attention.head_count"), keys.count(at + "embedding_length")
+    head_dim = keys.count(at + "attention.key_length", hidden // heads)
+    rotated = keys.count(at + "rope.dimension_count", head_dim)
+    keys.refuse(f"rotation of {rotated} of {head_dim} dimensions", rotated != head_dim)
+    config = ModelConfig(
+        architecture=architecture,
+        layers=keys.count(at + "block_count"),
+        hidden=hidden,
+        intermediate=keys.count(at + "feed_forward_length"),
+        heads=heads,
+        kv_heads=keys.count(at + "attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocabulary=len(keys["tokenizer.ggml.tokens"]),
+        context=keys.count(at + "context_length"),
+        norm_epsilon=float(keys[at + "attention.layer_norm_rms_epsilon"]),
+    )
+    scaling = {
+        "rope_type": keys.get(at + "rope.scaling.type", "none"),
+        "factor": keys.get(at + "rope.scaling.factor"),
+    }
+    theta = float(keys.get(at + "rope.freq_base", 10000.0))
+    frequencies = _inverse_frequencies(head_dim, theta, _Keys(file.path, scaling))
+    if "rope_freqs.weight" in file.names:  # GGUF's form of llama3's scaling, worked out already
+        frequencies = frequencies / file.tensor("rope_freqs.weight")
+    layout = Layout(
+        names=_GGUF_NAMES,
+        tied=_GGUF_NAMES["head"] not in file.names,
+        # llama.cpp's converter makes RoPE's pairs neighbours for llama, and only for llama.
+        interleaved=architecture == "llama",
+    )
+    return config, fold(config, file, layout, frequencies)
+
+
+def _load_folder(folder: SafetensorsFolder) -> tuple[ModelConfig, Weights]:
+    keys = _Keys(folder.path / "config.json", folder.config)
+    architecture = _architecture(keys, "model_type")
+    # Qwen2's configurations name a window even where they do not use it.
+    keys.refuse("sliding window", keys.get("use_sliding_window"))
+    keys.refuse("sliding window", "sliding_attention" in keys.get("layer_types", ()))
+    keys.refuse("quantization_config", keys.get("quantization_config"))
+    activation = keys.get("hidden_act", "silu")
+    keys.refuse(f"hidden_act {activation!r}", activation != "silu")
+    heads, hidden = keys.count("num_attention_heads"), keys.count("hidden_size")
+    config = ModelConfig(
+        architecture=architecture,
+        layers=keys.count("num_hidden_layers"),
+        hidden=hidden,
+        intermediate=keys.count("intermediate_size"),
+        heads=heads,
+        kv_heads=keys.count("num_key_value_heads", heads),
+        head_dim=keys.count("head_dim", hidden // heads),
+        vocabulary=keys.count("vocab_size"),
+        context=keys.count("max_position_embeddings"),
+        norm_epsilon=float(keys["rms_norm_eps"]),
+    )
+    # Since transformers 5 RoPE's base stands in one table with its scaling; before, beside it.
+    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    keys.refuse("partial rotation", rope.get("partial_rotary_factor", 1.0) != 1.0)
+    theta = float(rope.get("rope_theta", keys.get("rope_theta", 10000.0)))
+    frequencies = _inverse_frequencies(config.head_dim, theta, _Keys(keys.path, rope))
+    layout = Layout(
+        names=_FOLDER_NAMES,
+        tied=keys.get("tie_word_embeddings", _FOLDER_NAMES["head"] not in folder.names),
+        interleaved=False,
+    )
+    return config, fold(config, folder, layout, frequencies)
+
+
+class _Keys:
+    """A file's configuration. A null counts as absent; every complaint names file and key."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path, self._values = path, values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"{self.path}: {key!r} is missing")
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self._values.get(key)
+        return default if value is None else value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self[key] if default is None else self.get(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{self.path}: {key!r} is {value!r}, not a positive integer")
+        return value
+
+    def refuse(self, thing: str, present: Any) -> None:
+        if present:
+            raise ValueError(f"{self.path}: not supported: {thing}")
+
+
+def _architecture(keys: _Keys, key: str) -> Architecture:
+    name = keys[key]
+    if name == "llama":
+        return "llama"
+    if name == "qwen2":
+        return "qwen2"
+    raise ValueError(f"{keys.path}: architecture {name!r} is not supported, only llama and qwen2")
+
+
+def _inverse_frequencies(head_dim: int, theta: float, rope: _Keys) -> Tensor:
+    """RoPE's angular step per position for each pair, `[head_dim / 2]`.
+
+    Computed as `transformers` does, operation for operation, so that the angles agree.
+    """
+    plain = 1.0 / (theta ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "none"):
+        return plain
+    if kind == "linear":
+        return plain / float(rope["factor"])
+    if kind == "llama3":
+        return _llama3(plain, rope)
+    raise ValueError(f"{rope.path}: not supported: rope scaling {kind!r}")
+
+
+def _llama3(plain: Tensor, rope: _Keys) -> Tensor:
+    """Long wavelengths stretched by the factor, short ones kept, those between in proportion."""
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    original, factor = float(rope["original_max_position_embeddings"]), float(rope["factor"])
+    wavelength = 2 * math.pi / plain
+    stretched = plain / factor
+    smooth = (original / wavelength - low) / (high - low)
+    between = (1 - smooth) * stretched + smooth * plain
+    result = torch.where(wavelength > original / low, stretched, between)
+    return torch.where(wavelength < original / high, plain, result)

@@ -1,0 +1,148 @@
+"""Runs the gateway: binds, says when it is ready, and lets running answers end at shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import math
+import shlex
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+
+from app.catalog import Catalog, read
+from app.errors import ConfigError
+from app.factory import create_app
+from app.settings import Settings
+
+_BACKSTOP_S = 5  # for what does not end when it is told to
+
+
+def serve(settings: Settings, *, allow_public: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises ConfigError for a fleet that cannot be served, an address that cannot be bound, and
+    for one beyond this machine unless `allow_public`, as there are no keys yet.
+    """
+    if not (allow_public or _is_loopback(settings.host)):
+        raise ConfigError(
+            f"host {settings.host}: without API keys the gateway listens on this machine only;"
+            " --no-auth lets anyone who reaches it use it"
+        )
+    _log_to_stderr(settings.log_level)
+    catalog = read(settings.config_file())
+    app = create_app(settings, catalog=catalog)
+    with _bound(settings) as listening:
+        server = Server(app, settings)
+        server.greeting = greeting(catalog, settings.host, listening.getsockname()[1])
+        server.run(sockets=[listening])
+    if server.failure is not None:
+        raise server.failure
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal lets running answers go on for a while, then ends them in words."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="asyncio" if sys.platform == "win32" else "uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _BACKSTOP_S,
+            )
+        )
+        self.app = app
+        self.grace = settings.shutdown_grace_s
+        self.greeting = ""
+        self.failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        loading: asyncio.Task[object] | None = getattr(self.app.state, "loading", None)
+        if loading is None:
+            self._loaded(None)
+        else:
+            loading.add_done_callback(self._loaded)
+
+    def _loaded(self, loading: asyncio.Task[object] | None) -> None:
+        if loading is not None and loading.cancelled():
+            return
+        self.failure = None if loading is None else loading.exception()
+        if self.failure is not None:
+            self.should_exit = True
+        elif self.greeting:
+            Console().print(self.greeting, markup=False, highlight=False, soft_wrap=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = asyncio.get_running_loop().call_later(self.grace, self.app.state.end_answers)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn raises the signal again at its end; a shutdown that was asked for is a success.
+        if self.should_exit and self._loop is not None and sig == signal.SIGINT:
+            self._loop.call_soon_threadsafe(self.app.state.end_answers)  # asked twice: at once
+        self.should_exit = True
+
+
+def greeting(catalog: Catalog, host: str, port: int) -> str:
+    """Where the gateway is, and a request that works."""
+    name = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    names = [*catalog.presets, *catalog.models]
+    body = {
+        "model": "economy" if "economy" in names else names[0],
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "max_tokens": 64,
+    }
+    curl = [
+        *("curl", f"{url}/v1/chat/completions"),
+        *("-H", "Content-Type: application/json", "-H", "X-Budget-Usd: 0.01"),
+        *("-d", json.dumps(body)),
+    ]
+    return f"Farthing is ready at {url}\n\nTry:\n{shlex.join(curl)}\n"
+
+
+def _bound(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {reason};"
+            " --port or FARTHING_PORT chooses another"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    # Its own start and stop lines say less than ours.
+    chatty = logging.DEBUG if level == "debug" else logging.WARNING
+    logging.getLogger("uvicorn").setLevel(chatty)

@@ -1,0 +1,221 @@
+"""Every metric we define, in one registry of its own for each app."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from app.types import Decision, Load, Usage
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+PICO = 10**12  # money reaches us in 1e-12 USD
+OTHER = "other"
+NONE = "none"  # the policy of a request that no policy answered
+
+# vLLM's own lists, so that its dashboards' queries fit ours.
+_TTFT = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_ITL = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_DURATION = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_OVERHEAD = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+
+
+class Line(Protocol):
+    """What one model was paid for."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def cost(self) -> int: ...
+    @property
+    def visible(self) -> int: ...
+
+
+class Bill(Protocol):
+    @property
+    def lines(self) -> Sequence[Line]: ...
+    @property
+    def cost(self) -> int: ...
+    @property
+    def overhead(self) -> float: ...
+
+
+class Answered(Protocol):
+    """What is counted of an answer, once it has ended."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def budget(self) -> int | None: ...
+    @property
+    def decisions(self) -> Sequence[Decision]: ...
+    @property
+    def bill(self) -> Bill: ...
+
+
+class Telemetry:
+    """Counts and times. Label values are the catalog's names, or `other`."""
+
+    def __init__(self, models: Collection[str] = (), policies: Collection[str] = ()) -> None:
+        self._models = frozenset(models)
+        self._policies = frozenset((NONE, *policies))
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._define_requests()
+        self._define_money()
+        self._define_engines()
+
+    def _define_requests(self) -> None:
+        self._requests = Counter(
+            "farthing_requests_total",
+            "HTTP requests by endpoint, policy and status (499: the client left before an answer)",
+            ["endpoint", "policy", "status"],
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "farthing_requests_in_flight", "HTTP requests under way", registry=self.registry
+        )
+        self._duration = Histogram(
+            "farthing_request_duration_seconds",
+            "From a request's first byte to its answer's last",
+            ["endpoint", "policy"],
+            buckets=_DURATION,
+            registry=self.registry,
+        )
+        self._first = Histogram(
+            "farthing_time_to_first_token_seconds",
+            "From a request's first byte to the first token of its answer",
+            ["policy"],
+            buckets=_TTFT,
+            registry=self.registry,
+        )
+        self._between = Histogram(
+            "farthing_inter_token_latency_seconds",
+            "Between two tokens of an answer",
+            ["policy"],
+            buckets=_ITL,
+            registry=self.registry,
+        )
+        self._overhead = Histogram(
+            "farthing_overhead_seconds",
+            "Our own part of an answer's time: what was not spent waiting for an engine",
+            ["policy"],
+            buckets=_OVERHEAD,
+            registry=self.registry,
+        )
+
+    def _define_money(self) -> None:
+        self._tokens = Counter(
+            "farthing_tokens_total",
+            "Tokens billed; prompt includes cached, completion includes discarded",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self._cost = Counter(
+            "farthing_cost_usd_total", "USD billed", ["model", "policy"], registry=self.registry
+        )
+        self._admitted = Counter(
+            "farthing_budget_admitted_usd_total",
+            "USD that answers with a budget were allowed",
+            ["policy"],
+            registry=self.registry,
+        )
+        self._spent = Counter(
+            "farthing_budget_spent_usd_total",
+            "USD that answers with a budget cost",
+            ["policy"],
+            registry=self.registry,
+        )
+        self._outcomes = Counter(
+            "farthing_budget_outcomes_total",
+            "How answers with a budget ended",
+            ["policy", "outcome"],
+            registry=self.registry,
+        )
+        self._switches = Counter(
+            "farthing_switches_total",
+            "Hand-overs in mid-answer, by the model that took over",
+            ["policy", "to"],
+            registry=self.registry,
+        )
+
+    def _define_engines(self) -> None:
+        gauges = {
+            "healthy": "1 where the model can be called",
+            "running": "Calls that run in the engine",
+            "waiting": "Calls that wait in the engine",
+        }
+        self._engine = {
+            name: Gauge(f"farthing_engine_{name}", text, ["model"], registry=self.registry)
+            for name, text in gauges.items()
+        }
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        with self._in_flight.track_inprogress():
+            yield
+
+    def requested(self, endpoint: str, policy: str, status: int, seconds: float) -> None:
+        """One HTTP request has ended; `endpoint` is a route, never a URL."""
+        policy = self._policy(policy)
+        self._requests.labels(endpoint, policy, str(status)).inc()
+        self._duration.labels(endpoint, policy).observe(seconds)
+
+    def first_token(self, policy: str, seconds: float) -> None:
+        self._first.labels(self._policy(policy)).observe(seconds)
+
+    def next_tokens(self, policy: str, seconds: float, tokens: int) -> None:
+        """`tokens` came together, `seconds` after those before."""
+        between = self._between.labels(self._policy(policy))
+        for _ in range(tokens):
+            between.observe(seconds / tokens)
+
+    def answered(self, answer: Answered, outcome: str) -> None:
+        """One answer has ended, well or not."""
+        policy, bill = self._policy(answer.policy), answer.bill
+        self._overhead.labels(policy).observe(bill.overhead)
+        for line in bill.lines:
+            model, usage = self._model(line.model), line.usage
+            self._tokens.labels(model, "prompt").inc(usage.prompt)
+            self._tokens.labels(model, "cached").inc(usage.cached)
+            self._tokens.labels(model, "completion").inc(usage.completion)
+            self._tokens.labels(model, "discarded").inc(max(usage.completion - line.visible, 0))
+            self._cost.labels(model, policy).inc(line.cost / PICO)
+        for decision in answer.decisions:
+            self._switches.labels(policy, self._model(decision.model)).inc()
+        if answer.budget is not None:
+            self._outcomes.labels(policy, outcome).inc()
+            if outcome != "refused":
+                self._admitted.labels(policy).inc(answer.budget / PICO)
+            self._spent.labels(policy).inc(bill.cost / PICO)
+
+    def scrape(self, loads: Mapping[str, Load]) -> bytes:
+        """All of it in Prometheus' text format, with the models' loads as they are now."""
+        for model, load in loads.items():
+            self._engine["healthy"].labels(model).set(load.healthy)
+            self._engine["running"].labels(model).set(load.running)
+            self._engine["waiting"].labels(model).set(load.waiting)
+        return generate_latest(self.registry)
+
+    def _policy(self, name: str) -> str:
+        return name if name in self._policies else OTHER
+
+    def _model(self, name: str) -> str:
+        return name if name in self._models else OTHER

@@ -1,0 +1,1 @@
+"""What HTTP looks like: OpenAI's shapes in, Calls and Chunks inside."""

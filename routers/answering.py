@@ -1,0 +1,160 @@
+"""Sends an answer, whole or as events, and ends it when its client leaves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from app.errors import DeadlineExceeded, EngineError, FarthingError
+from app.gateway import Answer
+from app.telemetry import Telemetry
+from app.types import Chunk, Token
+from routers import body
+from routers.deps import ClientGone, Running, Visit, front_of, visit_of
+from routers.edge import error_body, json_response
+from routers.scribe import DONE, ChatScribe, Scribe, TextScribe, end_headers, event, start_headers
+from routers.wire import ChatRequest, CompletionRequest, understand
+
+log = logging.getLogger(__name__)
+
+
+async def respond(
+    request: Request,
+    shape: type[ChatRequest] | type[CompletionRequest],
+    scribe: type[ChatScribe] | type[TextScribe],
+) -> Response:
+    """The answer to a request for a generation. Raises FarthingError for what is refused."""
+    front, visit = front_of(request), visit_of(request)
+    document = await body.read(request, front.max_body_bytes)
+    asked = understand(shape, document, request.headers, visit.arrived)
+    answer = front.opened().answer(asked.order, front.account)
+    visit.policy = answer.policy
+    writer = scribe(answer, asked)
+    pace = Pace(front.telemetry, visit)
+    if asked.stream:
+        return Streamed(answer, writer, pace, front.running)
+    return await front.running.run(_whole(answer, writer, pace), request.receive)
+
+
+class Pace:
+    """Times an answer's tokens."""
+
+    def __init__(self, telemetry: Telemetry, visit: Visit) -> None:
+        self._telemetry = telemetry
+        self._policy = visit.policy
+        self._last = visit.arrived
+        self._begun = False
+
+    def note(self, chunk: Chunk) -> None:
+        if not chunk.tokens:
+            return
+        now = time.monotonic()
+        if self._begun:
+            self._telemetry.next_tokens(self._policy, now - self._last, len(chunk.tokens))
+        else:
+            self._telemetry.first_token(self._policy, now - self._last)
+        self._begun, self._last = True, now
+
+
+async def _whole(answer: Answer, scribe: Scribe, pace: Pace) -> Response:
+    text: list[str] = []
+    tokens: list[Token] = []
+    finish: Chunk | None = None
+    async with aclosing(answer):
+        async for chunk in answer:
+            pace.note(chunk)
+            text.append(chunk.text)
+            if scribe.logprobs:
+                tokens += chunk.tokens
+            if chunk.finish is not None:
+                finish = chunk
+    if finish is None:
+        raise EngineError("The answer broke off")
+    if finish.reason == "deadline":
+        raise DeadlineExceeded("The deadline passed before the answer was whole")
+    content = scribe.whole("".join(text), tokens, finish)
+    return json_response(content, headers={**start_headers(answer), **end_headers(answer)})
+
+
+class Streamed(Response):
+    """An answer as server-sent events.
+
+    Status and headers go out with the first chunk, so that a refusal keeps its status. One task
+    drives the answer from its first chunk to its last.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: Answer, scribe: Scribe, pace: Pace, running: Running) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self._answer = answer
+        self._scribe = scribe
+        self._pace = pace
+        self._running = running
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._running.run(self._pump(send), receive)
+        except ClientGone:
+            if not self._started:
+                raise
+        except FarthingError as error:
+            if not self._started:
+                raise
+            await _break_off(send, error)
+        except Exception:  # the process edge: a bug must still end the stream
+            if not self._started:
+                raise
+            log.exception("answer %s broke off", self._scribe.envelope["id"])
+            await _break_off(send, FarthingError("Internal server error"))
+
+    async def _pump(self, send: Send) -> None:
+        finish: Chunk | None = None
+        async with aclosing(self._answer):
+            async for chunk in self._answer:
+                if not self._started:
+                    await self._start(send)
+                self._pace.note(chunk)
+                if chunk.finish is not None:
+                    # Kept back until the bill is final.
+                    finish = chunk
+                    continue
+                frame = self._scribe.content(chunk)
+                if frame:
+                    await _send(send, frame)
+        if finish is None:
+            raise EngineError("The answer broke off")
+        await _send(send, self._scribe.closing(finish), more=False)
+
+    async def _start(self, send: Send) -> None:
+        self.init_headers(
+            {
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                **start_headers(self._answer),
+            }
+        )
+        headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
+        self._started = True
+        await send(start)
+        opening = self._scribe.opening()
+        if opening:
+            await _send(send, opening)
+
+
+async def _send(send: Send, text: str, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+
+async def _break_off(send: Send, error: FarthingError) -> None:
+    """After the first byte an error is an event: the status has gone out."""
+    await _send(send, event(error_body(error)) + DONE, more=False)

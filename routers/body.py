@@ -1,0 +1,126 @@
+"""A request's body: read within a limit, parsed strictly, and refused by the field at fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.errors import BadRequest, BodyTooLarge
+
+MAX_DEPTH = 64  # nested arrays and objects; what recurses over a body later must not overflow
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_OPENING = re.compile(r"[\[{]")
+_EXPECTS = "Input should be "
+_SAID = {  # where pydantic's words are about Python
+    "extra_forbidden": "is not supported",
+    "model_type": _EXPECTS + "an object",
+    "dict_type": _EXPECTS + "an object",
+    "list_type": _EXPECTS + "an array",
+}
+T = TypeVar("T", bound=BaseModel)
+
+
+async def read(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object in the body, of at most `limit` bytes whatever its headers promise.
+
+    Raises BodyTooLarge, and BadRequest for anything but one JSON object.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise _too_large(limit)
+    return parse(bytes(body))
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object in these bytes. Raises BadRequest; numbers must be finite."""
+    try:
+        text = body.decode("utf-8-sig")
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            # Half of a surrogate pair is no character: no tokenizer can take it.
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise BadRequest("The body is not valid UTF-8", param="body") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}", param="body") from None
+    if not isinstance(document, dict):
+        raise BadRequest("The body must be a JSON object", param="body")
+    if len(_OPENING.findall(text)) > MAX_DEPTH:
+        _check_depth(document)
+    return document
+
+
+def check(shape: type[T], document: Mapping[str, Any]) -> T:
+    """The document in this shape. Raises BadRequest naming the field, like messages.0.content."""
+    try:
+        return shape.model_validate(document)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    # Where one field may have several shapes, those that came furthest tell the most.
+    rivals = [(_path(document, e), e) for e in found if e["loc"][:1] == found[0]["loc"][:1]]
+    path = max((path for path, _ in rivals), key=len)
+    said = [_SAID.get(e["type"], e["msg"]) for at, e in rivals if at == path]
+    said = [message.removeprefix("Value error, ") for message in dict.fromkeys(said)]
+    rest = [f" or {message.removeprefix(_EXPECTS)}" for message in said[1:]]
+    param = ".".join(path)
+    raise BadRequest(f"{param}: {said[0]}{''.join(rest)}", param=param)
+
+
+def _path(document: Any, error: ErrorDetails) -> list[str]:
+    """Where the error is in the document; pydantic's location names the shapes it tried too."""
+    path: list[str] = []
+    loc = error["loc"]
+    for part in loc:
+        in_list = isinstance(document, list) and isinstance(part, int) and part < len(document)
+        if in_list or (isinstance(document, dict) and part in document):
+            document = document[part]
+        elif error["type"] != "missing" or part != loc[-1]:
+            continue
+        path.append(str(part))
+    return path
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for node in level:
+            children = node.values() if isinstance(node, dict) else node
+            below += [child for child in children if isinstance(child, dict | list)]
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limit} bytes", param="body")
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"The body is nested deeper than {MAX_DEPTH} levels", param="body")

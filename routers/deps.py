@@ -1,0 +1,121 @@
+"""What the routes stand on: the gateway, the catalog, and the answers under way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from starlette.types import Receive
+
+from app.budget import Account
+from app.catalog import Catalog
+from app.errors import EngineUnavailable
+from app.gateway import Gateway
+from app.telemetry import NONE, Telemetry
+from app.types import Load
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client left before its answer was whole. Nobody is told: nobody is there."""
+
+
+class Running:
+    """The answers under way: each ends when its client leaves, all when the server must."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def end(self) -> None:
+        """End all of them now, and refuse further ones."""
+        self.ending = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
+        """What `work` returns; it has been cancelled and has cleaned up when this raises.
+
+        The request's body must have been read. Raises ClientGone, EngineUnavailable when the
+        server ends, and what `work` raises.
+        """
+        if self.ending:
+            work.close()
+            raise _ending()
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnected(receive))
+        self._tasks.add(task)
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            if task.cancelled() and self.ending:
+                raise _ending()
+            return task.result()
+        finally:
+            self._tasks.discard(task)
+            task.cancel()
+            gone.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+
+@dataclass
+class Front:
+    """One per app; the factory fills it."""
+
+    catalog: Catalog
+    telemetry: Telemetry
+    max_body_bytes: int
+    account: Account = field(default_factory=Account)
+    running: Running = field(default_factory=Running)
+    gateway: Gateway | None = None  # None until the engine has loaded
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def loads(self) -> dict[str, Load]:
+        """How busy each model is; empty while they load."""
+        if self.gateway is None:
+            return {}
+        return {name: self.gateway.engine.load(name) for name in self.catalog.models}
+
+    def opened(self) -> Gateway:
+        """The gateway. Raises EngineUnavailable while the models load."""
+        if self.gateway is None:
+            raise EngineUnavailable("The models are still loading", retry_after=1)
+        return self.gateway
+
+
+@dataclass
+class Visit:
+    """What is known of one HTTP request before any route saw it."""
+
+    request_id: str  # the client's, or ours
+    arrived: float  # time.monotonic()
+    policy: str = NONE  # who answered it, for the metrics
+
+
+def install(app: FastAPI, front: Front) -> None:
+    app.state.front = front
+
+
+def front_of(request: Request) -> Front:
+    front: Front = request.app.state.front
+    return front
+
+
+def visit_of(request: Request) -> Visit:
+    visit: Visit = request.state.visit
+    return visit
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _ending() -> EngineUnavailable:
+    return EngineUnavailable("The server is shutting down", retry_after=1)

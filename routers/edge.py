@@ -1,0 +1,133 @@
+"""What every request gets: an id, a count, and any error in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BadRequest, FarthingError
+from app.telemetry import OTHER, Telemetry
+from routers.deps import ClientGone, Visit
+
+_SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+_CLIENT_GONE = 499  # nginx's number, for the metrics only
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+log = logging.getLogger(__name__)
+
+
+class Edge:
+    """The outermost middleware."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app = app
+        self.telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = Visit(_request_id(scope), time.monotonic())
+        scope.setdefault("state", {})["visit"] = visit
+        header = (b"x-request-id", visit.request_id.encode())
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        try:
+            with self.telemetry.in_flight():
+                await self.app(scope, receive, tagged)
+        except (ClientGone, ClientDisconnect):
+            pass
+        except Exception:  # the process edge: whatever a bug raises is a 500
+            log.exception("request %s failed", visit.request_id)
+            if status:
+                raise  # too late for an answer: the server drops the connection
+            await refusal(FarthingError("Internal server error"))(scope, receive, tagged)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", OTHER)
+            seconds = time.monotonic() - visit.arrived
+            self.telemetry.requested(endpoint, visit.policy, status or _CLIENT_GONE, seconds)
+
+
+def install(app: FastAPI, telemetry: Telemetry) -> None:
+    """Every error of this app takes OpenAI's shape."""
+    app.add_middleware(Edge, telemetry=telemetry)
+    app.add_exception_handler(FarthingError, _on_ours)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+
+
+def error_body(error: FarthingError) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def json_response(
+    content: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(_encode(content), status, headers, media_type="application/json")
+
+
+def refusal(error: FarthingError) -> Response:
+    """The answer that tells a client of this error, and whether to try again."""
+    headers: dict[str, str] = {}
+    if error.retry is not None:
+        headers["x-should-retry"] = "true" if error.retry else "false"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return json_response(error_body(error), error.status, headers)
+
+
+async def _on_ours(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FarthingError)
+    if error.status >= 500:
+        visit: Visit = request.state.visit
+        log.warning("request %s: %s: %s", visit.request_id, type(error).__name__, error.message)
+    return refusal(error)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the framework refuses: no such URL, or not with this method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:200]}"
+    ours = BadRequest(f"{HTTPStatus(error.status_code).phrase}: {what}")
+    response = json_response(error_body(ours), error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"])
+    return refusal(BadRequest(f"{param}: {first['msg']}", param=param))
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, where it may stand in a header and a log line; else ours."""
+    sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    text = sent[0].decode("latin-1") if len(sent) == 1 else ""
+    return text if _SANE_ID.fullmatch(text) else f"req-{uuid.uuid4().hex}"

@@ -1,0 +1,16 @@
+"""GET /metrics: what is counted, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from app.telemetry import CONTENT_TYPE
+from routers.deps import front_of
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    front = front_of(request)
+    return Response(front.telemetry.scrape(front.loads()), media_type=CONTENT_TYPE)

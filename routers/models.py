@@ -1,0 +1,81 @@
+"""GET /v1/models: the models and presets that a request may name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.catalog import PICO, ModelCard, Preset, Price
+from app.errors import UnknownModel
+from routers.deps import Front, front_of
+from routers.edge import json_response
+
+router = APIRouter(tags=["fleet"])
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    front = front_of(request)
+    listed = [_model(front, card) for card in front.catalog.models.values()]
+    listed += [_preset(front, preset) for preset in front.catalog.presets.values()]
+    return json_response({"object": "list", "data": listed})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    """One of them, by its name or alias. Raises UnknownModel."""
+    front = front_of(request)
+    if name in front.catalog.presets:
+        return json_response(_preset(front, front.catalog.presets[name]))
+    if len(name) > 256:
+        raise UnknownModel("The model does not exist", param="model")
+    return json_response(_model(front, front.catalog.model(name)))
+
+
+def _model(front: Front, card: ModelCard) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "kind": "model",
+        "precision": card.precision,
+        "family": card.family,
+        "aliases": list(card.aliases),
+        "price": _price(card.price),
+    }
+    if front.gateway is not None:
+        details["context"] = front.gateway.engine.capabilities(card.name).context
+    return _entry(front, card.name, details)
+
+
+def _preset(front: Front, preset: Preset) -> dict[str, Any]:
+    details = {
+        "kind": "preset",
+        "policy": preset.policy,
+        "options": {key: _plain(value) for key, value in preset.options.items()},
+        "description": preset.description,
+    }
+    return _entry(front, preset.name, details)
+
+
+def _entry(front: Front, name: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": front.created,
+        "owned_by": "farthing",
+        "farthing": details,
+    }
+
+
+def _price(price: Price) -> dict[str, Any]:
+    cached = price.input if price.cached_input is None else price.cached_input
+    per_million = {"input": price.input, "cached_input": cached, "output": price.output}
+    return {
+        "currency": "USD",
+        "per": "million tokens",
+        **{kind: pico * 10**6 / PICO for kind, pico in per_million.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """TOML's own numbers are exact decimals; JSON's are not."""
+    return value if isinstance(value, str | int | float | bool | list | dict) else float(value)

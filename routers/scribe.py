@@ -1,0 +1,283 @@
+"""Answers in OpenAI's JSON: whole, or as the events of a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from app.catalog import PICO
+from app.gateway import Answer
+from app.types import Candidate, Chunk, Decision, Token
+from routers.wire import Asked
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_LOWEST = -9999.0  # what OpenAI and vLLM write for a logprob that JSON has no number for
+# Line breaks to some readers of event streams, though not to the standard.
+_BREAKS = str.maketrans({c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"})
+
+DONE = "data: [DONE]\n\n"
+
+
+def event(content: object) -> str:
+    """One server-sent event."""
+    return _event(_encode(content))
+
+
+def _event(text: str) -> str:
+    return f"data: {text if text.isascii() else text.translate(_BREAKS)}\n\n"
+
+
+def usd(pico: int) -> str:
+    """1e-12 USD as plain decimal USD, exactly."""
+    whole, fraction = divmod(pico, PICO)
+    return f"{whole}.{fraction:012d}".rstrip("0").rstrip(".")
+
+
+def start_headers(answer: Answer) -> dict[str, str]:
+    """What is known when the first chunk has come."""
+    headers = {
+        "X-Farthing-Policy": answer.policy,
+        "X-Farthing-Fidelity": answer.fidelity,
+        "X-Farthing-Estimate-Usd": usd(answer.estimate),
+    }
+    if answer.budget is not None:
+        headers["X-Farthing-Budget-Usd"] = usd(answer.budget)
+    return headers
+
+
+def end_headers(answer: Answer) -> dict[str, str]:
+    """What is known when the answer is whole."""
+    bill = answer.bill
+    return {
+        "X-Farthing-Cost-Usd": usd(bill.cost),
+        "X-Farthing-Overhead-Ms": f"{bill.overhead * 1000:.3f}",
+    }
+
+
+class Scribe(ABC):
+    """Writes one answer down."""
+
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, answer: Answer, asked: Asked) -> None:
+        self.answer = answer
+        self.debug = asked.debug
+        self.include_usage = asked.include_usage
+        self.logprobs = asked.order.call.sampling.logprobs is not None
+        self.envelope = {
+            "id": asked.order.call.id,
+            "object": self.chunk_object if asked.stream else self.whole_object,
+            "created": int(time.time()),
+            "model": answer.model,
+        }
+        # All that is the same in every chunk is encoded once.
+        self._head = _encode(self.envelope)[:-1] + ',"choices":['
+        self._tail = '],"usage":null' if self.include_usage else "]"
+
+    @abstractmethod
+    def opening(self) -> str:
+        """Events before the first token."""
+
+    @abstractmethod
+    def _delta(self, text: str) -> str:
+        """The member of a stream's choice that holds the text, in JSON."""
+
+    @abstractmethod
+    def _whole(self, text: str) -> dict[str, Any]:
+        """The member of a whole answer's choice that holds the text."""
+
+    @abstractmethod
+    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]: ...
+
+    def content(self, chunk: Chunk) -> str:
+        """The event for this chunk's text, logprobs and debug fields; empty without any."""
+        extra = self._debug_fields(chunk) if self.debug else None
+        scored = self.logprobs and chunk.tokens
+        if not (chunk.text or scored or extra):
+            return ""
+        logprobs = _encode(self._logprobs(chunk.tokens)) if scored else "null"
+        choice = (
+            f'{{"index":{chunk.index},{self._delta(chunk.text)},'
+            f'"logprobs":{logprobs},"finish_reason":null}}'
+        )
+        return self._chunk(choice, extra)
+
+    def closing(self, finish: Chunk) -> str:
+        """The last events, when the bill is final."""
+        held = self.content(finish) if finish.text else ""
+        choice = f'{{"index":{finish.index},{self._delta("")},"logprobs":null,'
+        choice += _encode(_ending(finish))[1:]
+        frames = held + self._chunk(choice, self._summary())
+        if self.include_usage:
+            frames += event({**self.envelope, "choices": [], "usage": self._usage()})
+        return frames + DONE
+
+    def whole(self, text: str, tokens: list[Token], finish: Chunk) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        choice = {
+            "index": finish.index,
+            **self._whole(text),
+            "logprobs": self._logprobs(tokens) if self.logprobs else None,
+            **_ending(finish),
+        }
+        summary = self._summary()
+        return {**self.envelope, "choices": [choice], "usage": self._usage(), "farthing": summary}
+
+    def _chunk(self, choice: str, farthing: object = None) -> str:
+        extra = "" if farthing is None else f',"farthing":{_encode(farthing)}'
+        return _event(f"{self._head}{choice}{self._tail}{extra}}}")
+
+    def _usage(self) -> dict[str, Any]:
+        bill = self.answer.bill
+        models = {
+            line.model: {
+                "prompt_tokens": line.usage.prompt,
+                "cached_tokens": line.usage.cached,
+                "completion_tokens": line.usage.completion,
+                "discarded_tokens": max(line.usage.completion - line.visible, 0),
+                "cost": line.cost / PICO,
+            }
+            for line in bill.lines
+        }
+        return {
+            "prompt_tokens": bill.prompt,
+            "completion_tokens": bill.completion,
+            "total_tokens": bill.prompt + bill.completion,
+            "prompt_tokens_details": {"cached_tokens": bill.cached},
+            "cost": bill.cost / PICO,
+            "cost_details": {"models": models, "currency": "USD", "price_version": bill.prices},
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        answer = self.answer
+        summary: dict[str, Any] = {
+            "policy": answer.policy,
+            "fidelity": answer.fidelity,
+            "models": {line.model: line.visible for line in answer.bill.lines},
+        }
+        if self.debug:
+            summary["switches"] = [_switch(decision) for decision in answer.decisions]
+        return summary
+
+    def _debug_fields(self, chunk: Chunk) -> dict[str, Any] | None:
+        if not (chunk.text or chunk.tokens or chunk.decision):
+            return None
+        fields: dict[str, Any] = {"model": chunk.model, "entropy": _entropy(chunk.tokens)}
+        if chunk.decision is not None:
+            fields["switch"] = _switch(chunk.decision)
+        return fields
+
+
+class ChatScribe(Scribe):
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def opening(self) -> str:
+        return self._chunk(
+            '{"index":0,"delta":{"role":"assistant","content":""},'
+            '"logprobs":null,"finish_reason":null}'
+        )
+
+    def _delta(self, text: str) -> str:
+        return f'"delta":{{"content":{_encode(text)}}}' if text else '"delta":{}'
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]:
+        content = [
+            {**_scored(token), "top_logprobs": [_scored(other) for other in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+class TextScribe(Scribe):
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, answer: Answer, asked: Asked) -> None:
+        super().__init__(answer, asked)
+        self._characters = 0  # that the tokens so far have begun
+
+    def opening(self) -> str:
+        return ""
+
+    def _delta(self, text: str) -> str:
+        return f'"text":{_encode(text)}'
+
+    def _whole(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]:
+        columns: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        for token in tokens:
+            chosen = _text(token.piece)
+            likeliest = {_text(other.piece): _number(other.logprob) for other in token.top}
+            columns["tokens"].append(chosen)
+            columns["token_logprobs"].append(_number(token.logprob))
+            columns["top_logprobs"].append({chosen: _number(token.logprob), **likeliest})
+            columns["text_offset"].append(self._offset(token.piece))
+        return columns
+
+    def _offset(self, piece: bytes) -> int:
+        """The character of the answer in which this token begins, perhaps amid its bytes."""
+        within = bool(piece) and piece[0] & 0xC0 == 0x80
+        offset = max(self._characters - within, 0)
+        self._characters += sum(byte & 0xC0 != 0x80 for byte in piece)
+        return offset
+
+
+def _ending(finish: Chunk) -> dict[str, Any]:
+    ending: dict[str, Any] = {"finish_reason": "stop" if finish.finish == "stop" else "length"}
+    if finish.reason is not None:
+        ending["finish_details"] = {"reason": finish.reason}
+    if finish.stopped_by is not None:
+        ending["stop_reason"] = finish.stopped_by
+    return ending
+
+
+def _switch(decision: Decision) -> dict[str, Any]:
+    return {
+        "kind": decision.kind,
+        "token": decision.token,
+        "model": decision.model,
+        "entropy": decision.entropy,
+        "threshold": decision.threshold,
+        "rest_usd": decision.rest_usd,
+    }
+
+
+def _entropy(tokens: Iterable[Token]) -> float | list[float] | None:
+    """The mean over the tokens, in bits; [low, high] where the engine knows only bounds."""
+    known = [token.entropy for token in tokens if token.entropy is not None]
+    if not known:
+        return None
+    low = sum(entropy[0] for entropy in known) / len(known)
+    high = sum(entropy[1] for entropy in known) / len(known)
+    return low if low == high else [low, high]
+
+
+def _scored(token: Token | Candidate) -> dict[str, Any]:
+    return {
+        "token": _text(token.piece),
+        "logprob": _number(token.logprob),
+        "bytes": list(token.piece),
+    }
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", errors="replace")
+
+
+def _number(logprob: float | None) -> float:
+    return _LOWEST if logprob is None else max(logprob, _LOWEST)

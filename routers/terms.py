@@ -1,0 +1,170 @@
+"""On which terms a request is answered: the X-Budget-*, X-Policy and X-Debug headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi.datastructures import Headers
+from pydantic import BaseModel, ConfigDict
+
+from app.errors import BadRequest
+
+_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST = 100  # characters of a number
+_DIGITS = 21  # of an amount in 1e-12 USD: below 1e9 USD
+_MAX_MS = 1e9
+
+USD, LATENCY, FALLBACK = "X-Budget-Usd", "X-Budget-Latency-Ms", "X-Budget-Fallback"
+POLICY, DEBUG = "X-Policy", "X-Debug"
+_OURS = {name.lower(): name for name in (USD, LATENCY, FALLBACK, POLICY, DEBUG)}
+
+
+class BudgetField(BaseModel):
+    """The body's `budget`; amounts may be strings, so that they stay decimal."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    usd: int | float | str | None = None
+    latency_ms: int | float | None = None
+    fallback: Literal["cheapest", "strict"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the client allows, headers and body taken together."""
+
+    usd: int | None = None  # 1e-12 USD, rounded down
+    latency: float | None = None  # seconds for the whole answer
+    strict: bool = False
+    policy: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy_param: str = "policy"
+    debug: bool = False
+
+
+def terms(
+    headers: Headers,
+    budget: BudgetField | None = None,
+    policy: str | Mapping[str, Any] | None = None,
+) -> Terms:
+    """Of header and body the smaller limit counts. Raises BadRequest naming the one at fault."""
+    ours = _ours(headers)
+    body = budget or BudgetField()
+    amounts = [_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")]
+    waits = [
+        _seconds(ours.get(LATENCY), LATENCY),
+        _seconds(_text(body.latency_ms), "budget.latency_ms"),
+    ]
+    fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
+    name, options, param = _policy(ours.get(POLICY), policy)
+    return Terms(
+        usd=min((a for a in amounts if a is not None), default=None),
+        latency=min((w for w in waits if w is not None), default=None),
+        strict="strict" in (fallback, body.fallback),
+        policy=name,
+        options=options,
+        policy_param=param,
+        debug=_one_of(ours, DEBUG, ("0", "1")) == "1",
+    )
+
+
+def pico_usd(text: str, param: str) -> int:
+    """A decimal amount of USD as 1e-12 USD, rounded down. Raises BadRequest.
+
+    In integers throughout: an exponent costs no more than its digits, however large it is.
+    """
+    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        raise BadRequest(f"{param}: must be a decimal number of USD, like 0.002", param=param)
+    whole, fraction, exponent = match[1], match[2] or "", int(match[3] or 0)
+    digits = (whole + fraction).lstrip("0")
+    shift = exponent - len(fraction) + 12
+    if not digits or len(digits) + shift <= 0:
+        return 0
+    if len(digits) + shift > _DIGITS:
+        raise BadRequest(f"{param}: must be below 1000000000 USD", param=param)
+    amount = int(digits)
+    return amount * int(10**shift) if shift >= 0 else amount // int(10**-shift)
+
+
+def _ours(headers: Headers) -> dict[str, str]:
+    """The headers that are ours, each once, under the names we document."""
+    found: dict[str, str] = {}
+    for key, value in headers.items():
+        name = _OURS.get(key)
+        if name is None:
+            if key.startswith("x-budget-"):
+                known = ", ".join((USD, LATENCY, FALLBACK))
+                raise BadRequest(f"{key}: no such budget; there are {known}", param=key)
+            continue
+        if name in found:
+            raise BadRequest(f"{name}: must be sent once", param=name)
+        found[name] = value.strip(" \t")
+    return found
+
+
+def _text(value: float | str | None) -> str | None:
+    return value if value is None or isinstance(value, str) else repr(value)
+
+
+def _usd(text: str | None, param: str) -> int | None:
+    return None if text is None else pico_usd(text, param)
+
+
+def _seconds(text: str | None, param: str) -> float | None:
+    if text is None:
+        return None
+    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST else None
+    value = float(text) if match else 0.0
+    if not 0 < value <= _MAX_MS:
+        raise BadRequest(
+            f"{param}: must be a number of milliseconds above 0, at most {_MAX_MS:.0f}", param=param
+        )
+    return value / 1000
+
+
+def _one_of(ours: Mapping[str, str], name: str, words: tuple[str, ...]) -> str | None:
+    value = ours.get(name)
+    if value is not None and value not in words:
+        raise BadRequest(f"{name}: must be {' or '.join(words)}", param=name)
+    return value
+
+
+def _policy(
+    header: str | None, body: str | Mapping[str, Any] | None
+) -> tuple[str | None, dict[str, Any], str]:
+    """Name, options, and where they came from."""
+    if header is not None and body is not None:
+        raise BadRequest(f"{POLICY}: the body names a policy too", param=POLICY)
+    if header is not None:
+        return *_named(header, POLICY), POLICY
+    if isinstance(body, str):
+        return *_named(body, "policy"), "policy"
+    if body is None:
+        return None, {}, "policy"
+    options = dict(body)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadRequest("policy.name: must be the name of a policy or preset", param="policy.name")
+    return name, options, "policy"
+
+
+def _named(text: str, param: str) -> tuple[str, dict[str, Any]]:
+    """`name;key=value;key=value`"""
+    name, *pairs = (part.strip(" \t") for part in text.split(";"))
+    if not _NAME.fullmatch(name):
+        raise BadRequest(f"{param}: must look like name or name;key=value", param=param)
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = (part.strip(" \t") for part in pair.partition("="))
+        if not _OPTION.fullmatch(key) or not equals or not value:
+            raise BadRequest(f"{param}: options must look like key=value", param=param)
+        if key in options:
+            raise BadRequest(f"{param}: {key} is given twice", param=param)
+        options[key] = value
+    return name, options

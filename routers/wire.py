@@ -1,0 +1,252 @@
+"""OpenAI's requests, and the way from them to an Order."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from fastapi.datastructures import Headers
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+)
+
+from app.errors import BadRequest
+from app.gateway import Order
+from app.types import Call, Goals, Message, Sampling
+from routers import body
+from routers.terms import BudgetField, Terms, terms
+
+MOST_TOKENS = 2**31 - 1
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
+
+
+def _bias(value: object) -> dict[int, float] | None:
+    """By hand, to stop at the first fault: the table may be as large as a body."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of token ids and numbers")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not isinstance(key, str) or not _TOKEN_ID.fullmatch(key):
+            raise ValueError("keys must be token ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise ValueError("values must be numbers from -100 to 100")
+        biases[int(key)] = float(bias)
+    return biases
+
+
+Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[dict[int, float] | None, BeforeValidator(_bias)]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    include_usage: bool | None = None
+
+
+class Generation(BaseModel):
+    """What chat and text completions share. A field that is not here goes on to the engine."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    logit_bias: Bias = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=16)] | None = (
+        None
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    budget: BudgetField | None = None
+    policy: str | dict[str, Any] | None = None
+
+    def refuse(self) -> None:
+        """Raises BadRequest for what is well-formed but not served."""
+        if self.n not in (None, 1):
+            raise BadRequest("n: only 1 is supported", param="n")
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options: needs stream: true", param="stream_options")
+
+    def sampling(self, logprobs: int | None) -> Sampling:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self.logit_bias or {},
+            seed=self.seed,
+            stop=tuple(stop),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+        )
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)] | None = None
+
+
+class ChatRequest(Generation):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def refuse(self) -> None:
+        super().refuse()
+        if self.top_logprobs and not self.logprobs:
+            raise BadRequest("top_logprobs: needs logprobs: true", param="top_logprobs")
+        for i, message in enumerate(self.messages):
+            _check_content(message, f"messages.{i}.content")
+
+    def call(self, document: Mapping[str, Any]) -> Call:
+        """What the body asks for; its messages stay as the client wrote them."""
+        limits = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
+        return Call(
+            model=self.model,
+            messages=tuple(_with_content(message) for message in document["messages"]),
+            max_tokens=min(limits, default=None),
+            sampling=self.sampling(self.top_logprobs or 0 if self.logprobs else None),
+            extra=self.model_extra or {},
+        )
+
+
+class CompletionRequest(Generation):
+    """The body of POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(fail_fast=True)]
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[TokenId], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
+    max_tokens: Count | None = 16  # OpenAI's default, for this endpoint only
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: NonNegativeInt | None = None
+
+    def refuse(self) -> None:
+        super().refuse()
+        if self.echo:
+            raise BadRequest("echo: is not supported", param="echo")
+        if self.suffix:
+            raise BadRequest("suffix: is not supported", param="suffix")
+        if self.best_of not in (None, 1):
+            raise BadRequest("best_of: only 1 is supported", param="best_of")
+
+    def call(self, document: Mapping[str, Any]) -> Call:
+        return Call(
+            model=self.model,
+            prompt=self._one_prompt(),
+            max_tokens=self.max_tokens,
+            sampling=self.sampling(self.logprobs),
+            extra=self.model_extra or {},
+        )
+
+    def _one_prompt(self) -> str | tuple[int, ...]:
+        prompt: Any = self.prompt
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            if len(prompt) > 1:
+                raise BadRequest("prompt: only one prompt a request is supported", param="prompt")
+            prompt = prompt[0]
+        if not prompt:
+            raise BadRequest("prompt: must not be empty", param="prompt")
+        return prompt if isinstance(prompt, str) else tuple(prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, understood."""
+
+    order: Order
+    stream: bool
+    include_usage: bool
+    debug: bool
+
+
+def understand(
+    shape: type[ChatRequest] | type[CompletionRequest],
+    document: Mapping[str, Any],
+    headers: Headers,
+    arrived: float,
+) -> Asked:
+    """The order in this body and these headers. Raises BadRequest naming the field or header.
+
+    `arrived` is the time.monotonic() from which a deadline counts.
+    """
+    request = body.check(shape, document)
+    request.refuse()
+    agreed = terms(headers, request.budget, request.policy)
+    return Asked(
+        order=_order(request.call(document), agreed, arrived),
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        debug=agreed.debug,
+    )
+
+
+def _order(call: Call, agreed: Terms, arrived: float) -> Order:
+    deadline = None if agreed.latency is None else arrived + agreed.latency
+    kind = "chatcmpl" if call.prompt is None else "cmpl"
+    return Order(
+        call=replace(call, goals=Goals(deadline=deadline), id=f"{kind}-{uuid.uuid4().hex}"),
+        policy=agreed.policy,
+        options=agreed.options,
+        policy_param=agreed.policy_param,
+        usd=agreed.usd,
+        strict=agreed.strict,
+    )
+
+
+def _check_content(message: ChatMessage, param: str) -> None:
+    if message.content is None and message.role != "assistant":
+        raise BadRequest(f"{param}: Field required", param=param)
+    if isinstance(message.content, list):
+        for j, part in enumerate(message.content):
+            if part.type == "text" and part.text is None:
+                raise BadRequest(f"{param}.{j}.text: Field required", param=f"{param}.{j}.text")
+
+
+def _with_content(message: dict[str, Any]) -> Message:
+    """An assistant's message may leave its content out; engines need not know."""
+    return message if "content" in message else {**message, "content": None}

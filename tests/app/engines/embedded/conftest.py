@@ -1,0 +1,68 @@
+"""What the engine's tests share: the real model's file, and a tiny model."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.catalog import ModelCard
+from app.engines.embedded.engine import EmbeddedEngine
+from tests.app.engines.embedded.rig import Rig, rig
+from tests.app.engines.embedded.tiny import write_model
+from tests.app.engines.embedded.tiny_engine import CARDS, OUTBOX, Start, idle
+
+DEFAULT = "~/.cache/farthing/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's GGUF, which `make install` fetches."""
+    path = Path(os.environ.get("FARTHING_TEST_GGUF", DEFAULT)).expanduser()
+    if not path.exists():
+        pytest.fail(f"{path} is missing: run `make install`, or set FARTHING_TEST_GGUF")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def fp32(tiny_folder: Path) -> Iterator[Rig]:
+    random.seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more only get in each other's way with so small a model
+    yield rig(tiny_folder, "fp32")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def int8(tiny_folder: Path) -> Rig:
+    random.seed(0)
+    return rig(tiny_folder, "int8")
+
+
+@pytest.fixture
+async def start(tiny_folder: Path) -> AsyncIterator[Start]:
+    """Starts an engine on the tiny model, and sees that it has given everything back."""
+    started: list[EmbeddedEngine] = []
+
+    async def make(cards: Sequence[ModelCard] = CARDS, **options: Any) -> EmbeddedEngine:
+        given = {"threads": 1, "kv_memory": 2**26, "prefill_chunk": 16, "outbox": OUTBOX}
+        paths = {made.name: tiny_folder for made in cards}
+        engine = EmbeddedEngine(cards, paths, **{**given, **options})
+        await engine.start()
+        started.append(engine)
+        return engine
+
+    yield make
+    for engine in started:
+        await idle(engine)
+        await engine.aclose()

@@ -1,0 +1,64 @@
+"""A decoder that remembers what it computed, and what a scheduler needs beside it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from app.engines.embedded.model import Decoder, Span
+from app.engines.embedded.scheduler import Scheduler
+from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
+from app.engines.embedded.weights import load
+from app.types import Call, Sampling
+
+GREEDY = Sampling(temperature=0, ignore_eos=True)
+
+
+@dataclass
+class Rig:
+    """A decoder that remembers what it computed, and its tokenizer."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    passes: list[list[int]]  # of each pass, the number of tokens of each span
+    fail_at: int | None = None  # the pass that raises
+
+    def forward(self, tokens: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        self.passes.append([span.count for span in spans])
+        if len(self.passes) == self.fail_at:
+            raise RuntimeError("broken")
+        return self.decoder.forward(tokens, spans)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.decoder.logits(hidden)
+
+    def scheduler(self, tokens: int = 100_000, prefixes: bool = True, **bounds: int) -> Scheduler:
+        """`tokens`: how many the KV memory holds."""
+        size = self.decoder.kv_memory(1).bytes_per_token
+        memory = self.decoder.kv_memory(tokens * size, keep_prefixes=prefixes)
+        return Scheduler(self, memory, **bounds)
+
+    def sequence(
+        self,
+        prompt: int | Sequence[int],
+        limit: int = 5,
+        sampling: Sampling = GREEDY,
+        outbox: int | None = None,
+        **call: Any,
+    ) -> RunningSequence:
+        """A call with this prompt, or a prompt of so many tokens that no other has."""
+        if isinstance(prompt, int):
+            prompt = [random.randrange(256) for _ in range(prompt)]
+        asked = Call("tiny", sampling=sampling, **call)
+        return RunningSequence(asked, prompt, limit, self.tokenizer, outbox)
+
+
+def rig(path: Path, precision: Literal["fp32", "int8"]) -> Rig:
+    config, weights = load(path)
+    return Rig(Decoder(config, weights, precision), load_tokenizer(path), [])

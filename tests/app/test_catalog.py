@@ -1,0 +1,136 @@
+"""farthing.toml: what is in it, exact money, and errors that name file, table and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.catalog import PICO, Catalog, Price, read
+from app.errors import ConfigError, UnknownModel
+from app.settings import DEFAULT_CONFIG
+from app.types import Usage
+
+MODEL = """
+[models.large]
+engine = "embedded"
+weights = "weights/large.gguf"
+family = "f"
+price = { input = 0.04, cached_input = 0.004, output = 0.20 }
+aliases = ["big"]
+"""
+PRESET = """
+[presets.cheap]
+policy = "entropy_switch"
+raise_at = 2.5
+"""
+
+
+def catalog(tmp_path: Path, text: str) -> Catalog:
+    path = tmp_path / "fleet.toml"
+    path.write_text(text, encoding="utf-8")
+    return read(path)
+
+
+def price(tmp_path: Path, amount: str) -> int:
+    text = MODEL.replace("input = 0.04, cached_input = 0.004", f"input = {amount}")
+    return catalog(tmp_path, text).models["large"].price.input
+
+
+def test_the_default_fleet_is_one_model_in_two_precisions_and_a_preset() -> None:
+    fleet = read(DEFAULT_CONFIG)
+    assert {name: card.precision for name, card in fleet.models.items()} == {
+        "smollm2-135m": "fp32",
+        "smollm2-135m-int8": "int8",
+    }
+    assert len({(card.weights, card.sha256) for card in fleet.models.values()}) == 1
+    assert [card.name for card in fleet.family("smollm2-135m")][0] == "smollm2-135m-int8"
+    assert fleet.presets["economy"].policy == "entropy_switch"
+    assert fleet.presets["economy"].options["small"] == "smollm2-135m-int8"
+
+
+def test_a_model_is_found_by_its_name_and_its_alias(tmp_path: Path) -> None:
+    fleet = catalog(tmp_path, MODEL + PRESET)
+    assert fleet.model("big") is fleet.model("large")
+    with pytest.raises(UnknownModel, match="'small' does not exist; there are: large, cheap"):
+        fleet.model("small")
+
+
+@pytest.mark.parametrize(
+    ("amount", "pico"),
+    [
+        ("0", 0),
+        ("1", 10**6),
+        ("0.04", 40_000),
+        ("0.1", 100_000),  # no float is 0.1; 0.1 * 1e6 of a float need not be 100000
+        ("0.000001", 1),
+        ("0.000003", 3),
+        ("1234.567891", 1_234_567_891),
+        ("1_000_000", PICO),
+    ],
+)
+def test_a_price_is_exact(tmp_path: Path, amount: str, pico: int) -> None:
+    assert price(tmp_path, amount) == pico
+
+
+@pytest.mark.parametrize(
+    "amount",
+    ["0.0000001", "1.0000001", "-0.1", "nan", "inf", "1e400", "true", '"0.1"', "1_000_001"],
+)
+def test_a_price_that_would_be_rounded_is_refused(tmp_path: Path, amount: str) -> None:
+    with pytest.raises(ConfigError, match=r"fleet\.toml: \[models\.large\]: price\.input: "):
+        price(tmp_path, amount)
+
+
+def test_a_cost_is_the_sum_of_its_tokens() -> None:
+    price = Price(input=0.04, cached_input=0.004, output=0.2)
+    assert (
+        price.of(Usage(prompt=10, cached=4, completion=3)) == 6 * 40_000 + 4 * 4_000 + 3 * 200_000
+    )
+    assert Price(input=0.04, output=0.2).of(Usage(prompt=10, cached=4)) == 10 * 40_000
+
+
+def test_cached_input_is_not_dearer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"price\.cached_input: .*uncached"):
+        catalog(tmp_path, MODEL.replace("0.004", "0.05"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "[models]: at least one model is needed"),
+        ("models = 1", "[models]: must be a table of tables"),
+        ("[models]\nlarge = 1", "[models.large]: must be a table"),
+        ("[servers]\n" + MODEL, "[servers]: unknown table"),
+        (MODEL + 'colour = "red"', "[models.large]: colour: "),
+        (MODEL.replace('family = "f"', ""), "[models.large]: family: "),
+        (MODEL.replace('"embedded"', '"magic"'), "[models.large]: engine: "),
+        (MODEL.replace(", output = 0.20", ""), "[models.large]: price.output: "),
+        (MODEL + 'name = "other"', "[models.large]: name: "),
+        (MODEL + 'precision = "fp4"', "[models.large]: precision: "),
+        (MODEL + 'sha256 = "12"', "[models.large]: sha256: "),
+        (MODEL.replace("weights/large.gguf", "pypi:package/member"), "[models.large]: weights: "),
+        (MODEL.replace("[models.large]", '[models."a b"]'), "[models.a b]: name: "),
+        (MODEL.replace('"big"', '"large"'), "[models.large]: aliases: 'large' is already"),
+        (MODEL.replace('"big"', '"auto"'), "[models.large]: aliases: 'auto' is already"),
+        (MODEL + PRESET.replace("cheap", "big"), "[presets.big]: 'big' is already"),
+        (MODEL + PRESET.replace('policy = "entropy_switch"', ""), "[presets.cheap]: policy: "),
+        (MODEL + "[models.large]", "not valid TOML: "),
+        (MODEL + "context = -1", "[models.large]: context: "),
+    ],
+)
+def test_an_error_names_file_table_and_key(tmp_path: Path, text: str, place: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        catalog(tmp_path, text)
+    assert raised.value.message.startswith(f"{tmp_path / 'fleet.toml'}: {place}")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml: cannot be read"):
+        read(tmp_path / "missing.toml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"fleet\.toml: not valid TOML"):
+        read(tmp_path / "fleet.toml")

@@ -1,0 +1,121 @@
+"""The process: where it may listen, what it says at its start, how it ends."""
+
+import asyncio
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from app import server
+from app.errors import ConfigError
+from app.server import greeting, serve
+from app.settings import DEFAULT_CONFIG
+from tests.routers.reading import asking
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example", ""])
+def test_without_keys_it_listens_on_this_machine_only(settings, host):
+    with pytest.raises(ConfigError, match="--no-auth"):
+        serve(settings.model_copy(update={"host": host}))
+
+
+@pytest.fixture
+def fleet(settings, gateway_app, monkeypatch):
+    monkeypatch.setattr(server, "create_app", lambda settings, catalog: gateway_app)
+    return settings.model_copy(update={"config": DEFAULT_CONFIG, "port": 0})
+
+
+def test_a_port_in_use_is_told_in_one_line(fleet):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as refusal:
+            serve(fleet.model_copy(update={"port": port}))
+    assert f"127.0.0.1:{port}" in refusal.value.message
+    assert "\n" not in refusal.value.message
+
+
+def test_weights_that_cannot_be_read_end_the_start(fleet, gateway_app, monkeypatch):
+    """They are found out in the background, after the start."""
+
+    class Broken(server.Server):
+        async def startup(self, sockets=None):
+            async def load():
+                raise ConfigError("[models.small]: weights: truncated")
+
+            self.app.state.loading = asyncio.create_task(load())
+            await super().startup(sockets)
+
+    monkeypatch.setattr(server, "Server", Broken)
+    with pytest.raises(ConfigError, match="truncated"):
+        serve(fleet)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:81"),
+        ("0.0.0.0", "http://127.0.0.1:81"),
+        ("::1", "http://[::1]:81"),
+    ],
+)
+def test_the_greeting_has_a_request_that_works(catalog, host, url):
+    text = greeting(catalog, host, 81)
+    assert f"ready at {url}\n" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("curl")]
+    assert shlex.split(line)[1] == f"{url}/v1/chat/completions"
+    assert '"economy"' in line and "X-Budget-Usd" in line
+
+
+PROGRAM = """
+import sys
+from app import server
+from app.engines.fake import Fake, Script
+from app.factory import create_app
+from app.settings import DEFAULT_CONFIG, Settings
+
+words = ["word"] * 100_000
+fake = Fake({name: Script(words, delay=0.01) for name in ("smollm2-135m", "smollm2-135m-int8")})
+server.create_app = lambda settings, catalog: create_app(settings, catalog=catalog, engine=fake)
+server.serve(Settings(config=DEFAULT_CONFIG, port=0, shutdown_grace_s=float(sys.argv[1])))
+print("ended", fake.open)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "grace"),
+    [([signal.SIGTERM], 0.3), ([signal.SIGINT], 0.3), ([signal.SIGINT, signal.SIGINT], 60)],
+)
+def test_a_signal_ends_it_in_order_and_a_second_one_at_once(signals, grace):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", PROGRAM, str(grace)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = process.stdout.readline().split()[-1]
+        with httpx.stream(
+            "POST",
+            f"{url}/v1/chat/completions",
+            json=asking("smollm2-135m", stream=True),
+            timeout=30,
+        ) as answer:
+            lines = answer.iter_lines()
+            assert "word" in [next(lines) for _ in range(5)][2]
+            for sent in signals:
+                process.send_signal(sent)
+                time.sleep(0.2)
+            rest = list(lines)
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    assert '"code":"engine_unavailable"' in rest[-4]
+    assert rest[-2] == "data: [DONE]"
+    assert (process.returncode, out.splitlines()[-1]) == (0, "ended 0"), err
+    assert "Traceback" not in err

@@ -1,0 +1,107 @@
+"""What tests share: a fake engine with two models, a gateway over it, and no network."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.catalog import Catalog, ModelCard, Preset, Price
+from app.engines.fake import Fake, Script
+from app.factory import create_app
+from app.settings import Settings
+
+LARGE = (
+    "the sky is blue because small particles scatter short waves most of all"
+    " and of violet light there is less to begin with"
+)
+SMALL = "the sky is blue as it is and that is all there is to say of it"
+UNSURE = [0.1] * 11 + [6.0] * 20  # bits: from its 12th token on the small model is at a loss
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Tests talk to this machine only."""
+    patched = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        patched.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
+    yield
+    patched.undo()
+
+
+def _local_only(connect: Any) -> Any:
+    def checked(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            raise RuntimeError(f"a test wants to reach {address}")
+        return connect(self, address)
+
+    return checked
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def price(input: str, cached_input: str, output: str) -> Price:
+    """In USD per million tokens."""
+    return Price(input=Decimal(input), cached_input=Decimal(cached_input), output=Decimal(output))
+
+
+def card(name: str, cost: Price, **keys: Any) -> ModelCard:
+    return ModelCard(
+        name=name, engine="embedded", weights=f"{name}.gguf", family="fake", price=cost, **keys
+    )
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake(
+        {
+            "small": Script(SMALL.split(), UNSURE),
+            "large": Script(LARGE.split()),
+        }
+    )
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    cards = [
+        card("small", price("1", "0.1", "2"), precision="int8"),
+        card("large", price("10", "1", "20"), aliases=("big",)),
+    ]
+    economy = Preset(
+        name="economy",
+        policy="entropy_switch",
+        description="large where it is hard",
+        small="small",
+        large="large",
+        raise_at=Decimal("2.5"),
+        lower_at=Decimal("0.01"),
+    )
+    return Catalog({c.name: c for c in cards}, {"economy": economy})
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(max_body_bytes=100_000)
+
+
+@pytest.fixture
+def gateway_app(settings: Settings, catalog: Catalog, fake: Fake) -> FastAPI:
+    return create_app(settings, catalog=catalog, engine=fake)
+
+
+@pytest.fixture
+async def client(gateway_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(gateway_app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
+        yield client

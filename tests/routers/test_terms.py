@@ -1,0 +1,196 @@
+"""Budget headers are read exactly, or refused by name; they can only lower a limit."""
+
+from decimal import ROUND_DOWN, Decimal, localcontext
+
+import pytest
+from fastapi.datastructures import Headers
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.errors import BadRequest
+from routers.terms import BudgetField, pico_usd, terms
+
+
+def exactly(text):
+    """The same amount by way of the decimal module."""
+    with localcontext() as context:
+        context.prec = 300
+        return int((Decimal(text) * 10**12).to_integral_value(rounding=ROUND_DOWN))
+
+
+@pytest.mark.parametrize(
+    ("text", "pico"),
+    [
+        ("0", 0),
+        ("0.000", 0),
+        ("1", 10**12),
+        ("0.002", 2 * 10**9),
+        ("1e-12", 1),
+        ("9.99e-13", 0),
+        ("1.0000000000019", 10**12 + 1),
+        ("2E+3", 2000 * 10**12),
+        ("0e999999999", 0),
+        ("1e-999999999", 0),
+        ("999999999.999999999999", 10**21 - 1),
+        ("00000001.50", 15 * 10**11),
+    ],
+)
+def test_amounts_are_exact_and_rounded_down(text, pico):
+    assert pico_usd(text, "X-Budget-Usd") == pico
+
+
+BAD_AMOUNTS = [
+    *("", " ", "-1", "-0", "+1", "nan", "NaN", "inf", "Infinity", "-inf", "1e400", "1e9"),
+    *("1000000000", "0x1", "1_000", "1,5", "1.", ".5", "1e", "e5", "1e1.5", "1 2", "$1", "1USD"),
+    *("1" * 101, "1e9999999999", "\u0661", "\xb2", "0.1, 0.2", "true", "None"),
+]
+
+
+@pytest.mark.parametrize("text", BAD_AMOUNTS)
+def test_what_is_no_amount_is_refused_by_name(text):
+    with pytest.raises(BadRequest) as refusal:
+        pico_usd(text, "X-Budget-Usd")
+    assert refusal.value.param == "X-Budget-Usd"
+    assert "X-Budget-Usd" in refusal.value.message
+
+
+@given(
+    st.integers(0, 10**8),
+    st.text("0123456789", max_size=30),
+    st.none() | st.integers(-40, 0),
+    st.sampled_from(["e", "E"]),
+)
+def test_every_decimal_is_read_as_the_decimal_module_does(whole, fraction, exponent, letter):
+    text = f"{whole}.{fraction}" if fraction else str(whole)
+    text += "" if exponent is None else f"{letter}{exponent}"
+    assert pico_usd(text, "x") == exactly(text)
+
+
+@given(st.text(max_size=120))
+@example("1e-400000000")
+@example("9" * 100)
+def test_random_text_is_an_amount_or_a_refusal(text):
+    try:
+        assert 0 <= pico_usd(text, "x") == exactly(text) < 10**21
+    except BadRequest as refusal:
+        assert refusal.param == "x"
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "pico"),
+    [
+        ("0.1", None, 10**11),
+        (None, 0.1, 10**11),
+        (None, "0.1", 10**11),
+        (None, 1, 10**12),
+        ("0.1", 0.2, 10**11),
+        ("0.3", 0.2, 2 * 10**11),
+        ("0", 5, 0),
+        (None, None, None),
+    ],
+)
+def test_of_header_and_body_the_smaller_budget_counts(header, body, pico):
+    headers = Headers({} if header is None else {"x-budget-usd": header})
+    assert terms(headers, BudgetField(usd=body)).usd == pico
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "seconds"),
+    [("250", None, 0.25), (None, 1500, 1.5), ("100", 50.5, 0.0505), ("1e3", 2000, 1.0)],
+)
+def test_of_header_and_body_the_earlier_deadline_counts(header, body, seconds):
+    headers = Headers({} if header is None else {"x-budget-latency-ms": header})
+    assert terms(headers, BudgetField(latency_ms=body)).latency == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "strict"),
+    [
+        ("strict", None, True),
+        ("cheapest", "strict", True),
+        ("strict", "cheapest", True),
+        ("cheapest", None, False),
+        (None, None, False),
+    ],
+)
+def test_strict_wins(header, body, strict):
+    headers = Headers({} if header is None else {"x-budget-fallback": header})
+    assert terms(headers, BudgetField(fallback=body)).strict is strict
+
+
+BAD_HEADERS = [
+    ("X-Budget-Latency-Ms", "0"),
+    ("X-Budget-Latency-Ms", "-5"),
+    ("X-Budget-Latency-Ms", "nan"),
+    ("X-Budget-Latency-Ms", "1e400"),
+    ("X-Budget-Latency-Ms", "1e-400"),
+    ("X-Budget-Latency-Ms", "soon"),
+    ("X-Budget-Latency-Ms", ""),
+    ("X-Budget-Fallback", "Strict"),
+    ("X-Budget-Fallback", ""),
+    ("X-Debug", "true"),
+    ("X-Debug", ""),
+    ("X-Policy", ""),
+    ("X-Policy", ";raise_at=2"),
+    ("X-Policy", "entropy_switch;raise_at"),
+    ("X-Policy", "entropy_switch;raise_at="),
+    ("X-Policy", "entropy_switch;raise_at=2;raise_at=3"),
+    ("X-Policy", "entropy_switch;;"),
+    ("X-Policy", "policy/model"),
+    ("X-Policy", "\xe9"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_HEADERS)
+def test_a_bad_header_is_refused_by_name(name, value):
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({name: value}))
+    assert refusal.value.param == name
+    assert name in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x-budget-gpu-seconds", "x-budget-ttft-ms", "x-budget-quality", "x-budget-", "x-budget-us"],
+)
+def test_a_budget_that_is_not_built_is_refused_not_ignored(name):
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({name: "1"}))
+    assert refusal.value.param == name
+
+
+@pytest.mark.parametrize(
+    "name", ["x-budget-usd", "x-budget-latency-ms", "x-budget-fallback", "x-policy", "x-debug"]
+)
+def test_a_header_sent_twice_is_refused(name):
+    value = {"x-budget-fallback": b"strict", "x-policy": b"direct"}.get(name, b"1")
+    raw = [(name.encode(), value), (name.encode(), value)]
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers(raw=raw))
+    assert refusal.value.param.lower() == name
+
+
+def test_a_policy_is_named_with_its_options():
+    asked = terms(Headers({"x-policy": "entropy_switch; raise_at=2.0 ;window=3"}))
+    assert (asked.policy, asked.policy_param) == ("entropy_switch", "X-Policy")
+    assert asked.options == {"raise_at": "2.0", "window": "3"}
+
+
+def test_a_policy_in_the_body_is_text_or_an_object():
+    text = terms(Headers({}), policy="economy;raise_at=2")
+    tree = terms(Headers({}), policy={"name": "economy", "raise_at": 2})
+    assert (text.policy, text.options) == ("economy", {"raise_at": "2"})
+    assert (tree.policy, tree.options, tree.policy_param) == ("economy", {"raise_at": 2}, "policy")
+
+
+@pytest.mark.parametrize("policy", [{}, {"name": 5}, {"name": ""}, {"name": "a b"}])
+def test_a_policy_without_a_name_is_refused(policy):
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({}), policy=policy)
+    assert refusal.value.param == "policy.name"
+
+
+def test_two_policies_are_one_too_many():
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({"x-policy": "direct"}), policy="direct")
+    assert refusal.value.param == "X-Policy"
