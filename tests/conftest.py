@@ -6,16 +6,18 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.catalog import Catalog, ModelCard, Preset, Price
+from app.catalog import Catalog, ModelCard, Preset, Price, read
+from app.downloads import local_path
 from app.engines.fake import Fake, Script
 from app.factory import create_app
-from app.settings import Settings
+from app.settings import DEFAULT_CONFIG, Settings
 
 LARGE = (
     "the sky is blue because small particles scatter short waves most of all"
@@ -23,6 +25,13 @@ LARGE = (
 )
 SMALL = "the sky is blue as it is and that is all there is to say of it"
 UNSURE = [0.1] * 11 + [6.0] * 20  # bits: from its 12th token on the small model is at a loss
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's weights, which `make install` fetches."""
+    card = next(iter(read(DEFAULT_CONFIG).models.values()))
+    return local_path(card, Settings().models_dir)
 
 
 @pytest.fixture(scope="session", autouse=True)

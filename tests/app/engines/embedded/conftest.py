@@ -1,8 +1,7 @@
-"""What the engine's tests share: the real model's file, and a tiny model."""
+"""What the engine's tests share: a tiny model, and an engine that runs it."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -16,17 +15,6 @@ from app.engines.embedded.engine import EmbeddedEngine
 from tests.app.engines.embedded.rig import Rig, rig
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.engines.embedded.tiny_engine import CARDS, OUTBOX, Start, idle
-
-DEFAULT = "~/.cache/farthing/models/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """The default model's GGUF, which `make install` fetches."""
-    path = Path(os.environ.get("FARTHING_TEST_GGUF", DEFAULT)).expanduser()
-    if not path.exists():
-        pytest.fail(f"{path} is missing: run `make install`, or set FARTHING_TEST_GGUF")
-    return path
 
 
 @pytest.fixture(scope="session")

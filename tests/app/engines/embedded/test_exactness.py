@@ -1,0 +1,151 @@
+"""The real model in fp32 writes what transformers' writes; in int8, what it writes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from app.engines.embedded.linear import Precision
+from app.engines.embedded.model import Decoder
+from app.engines.embedded.scheduler import Scheduler
+from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.tokenizer import tokenizer_from_metadata
+from app.engines.embedded.weights import GGUFFile, load
+from app.settings import Settings
+from app.types import Call, Sampling
+from tests.prompts import OWN, further
+
+pytestmark = pytest.mark.model
+TOKENS = 64
+TIE = 1e-4  # where the two best logits are this close, rounding decides
+
+
+class Ours:
+    """The default model in one precision, driven through its scheduler."""
+
+    def __init__(self, path: Path, precisions: Sequence[Precision]) -> None:
+        file = GGUFFile(path)
+        self.tokenizer = tokenizer_from_metadata(file.metadata)
+        config, weights = load(file)
+        self.decoders = {each: Decoder(config, weights, each) for each in precisions}
+
+    def ids(self, prompt: str) -> list[int]:
+        return self.tokenizer.chat([{"role": "user", "content": prompt}])
+
+    def answers(
+        self, precision: Precision, prompts: Sequence[str], together: int, prefixes: bool = False
+    ) -> list[RunningSequence]:
+        """Greedy answers of TOKENS tokens, `together` at a time, through one scheduler."""
+        decoder = self.decoders[precision]
+        memory = decoder.kv_memory(2**30, keep_prefixes=prefixes)
+        scheduler = Scheduler(decoder, memory, max_running=together)
+        sampling = Sampling(temperature=0, ignore_eos=True, logprobs=0)
+        call = Call("model", sampling=sampling)
+        sequences = []
+        for prompt in prompts:
+            sequences.append(RunningSequence(call, self.ids(prompt), TOKENS, self.tokenizer))
+            scheduler.submit(sequences[-1])
+        while not all(sequence.finished for sequence in sequences):
+            assert scheduler.step()
+        return sequences
+
+
+def written(sequence: RunningSequence) -> list[int]:
+    return sequence.tokens[sequence.prompt_length :]
+
+
+def logprobs(sequence: RunningSequence) -> list[float | None]:
+    return [token.logprob for chunk in sequence.outbox for token in chunk.tokens]
+
+
+@pytest.fixture(scope="module")
+def ours(smollm2_gguf: Path) -> Ours:
+    return Ours(smollm2_gguf, ("fp32", "int8"))
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2_gguf: Path) -> Iterator[Any]:
+    yield AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+    )
+
+
+def differences(reference: Any, sequence: RunningSequence) -> tuple[int, int]:
+    """How many tokens differ from the reference's greedy choice after the same tokens: where its
+    two best logits tie, and elsewhere."""
+    with torch.inference_mode():
+        logits = reference(torch.tensor([sequence.tokens])).logits[0]
+    ties = others = 0
+    for at in range(sequence.prompt_length, len(sequence.tokens)):
+        best = logits[at - 1].topk(2)
+        if int(best.indices[0]) != sequence.tokens[at]:
+            tie = float(best.values[0] - best.values[1]) <= TIE
+            ties, others = ties + tie, others + (not tie)
+    return ties, others
+
+
+@pytest.mark.parametrize(
+    ("together", "prefixes"), [(1, False), (1, True), (8, False)], ids=["alone", "prefixes", "8"]
+)
+def test_greedy_fp32_is_that_of_transformers(
+    ours: Ours, reference: Any, together: int, prefixes: bool, record_property: Any
+) -> None:
+    """On 20 prompts of 64 tokens, alone, with prefixes reused, and with 7 others beside it."""
+    prompts = [*OWN, *OWN[:4]] if prefixes else OWN  # some again, to be found whole
+    sequences = ours.answers("fp32", prompts, together, prefixes)
+    found = [differences(reference, sequence) for sequence in sequences]
+    record_property("ties", sum(ties for ties, _ in found))
+    assert sum(others for _, others in found) == 0
+    if prefixes:
+        assert all(sequence.outbox[0].usage.cached > 0 for sequence in sequences[1:])
+
+
+def test_greedy_fp32_is_what_transformers_generate_writes(ours: Ours, reference: Any) -> None:
+    """Token for token as its own loop writes, with its own cache."""
+    (sequence,) = ours.answers("fp32", OWN[:1], 1)
+    ids = torch.tensor([ours.ids(OWN[0])])
+    generated = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=TOKENS,
+        max_new_tokens=TOKENS,
+        pad_token_id=0,
+    )[0, ids.shape[1] :].tolist()
+    assert generated == written(sequence)
+
+
+def test_int8_is_bitwise_the_same_alone_and_with_seven_others(ours: Ours) -> None:
+    alone = ours.answers("int8", OWN, 1)
+    batch = ours.answers("int8", OWN, 8)
+    for one, other in zip(alone, batch, strict=True):
+        assert written(one) == written(other)
+        assert logprobs(one) == logprobs(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 8])
+def test_greedy_fp32_is_that_of_transformers_on_further_prompts(
+    ours: Ours, reference: Any, together: int
+) -> None:
+    sequences = ours.answers("fp32", further(), together)
+    assert sum(differences(reference, sequence)[1] for sequence in sequences) == 0
+
+
+@pytest.mark.slow
+def test_qwen2_is_that_of_transformers() -> None:
+    """A real 0.5B model, where FARTHING_DATA has its GGUF."""
+    folder = Settings().data
+    assert folder is not None, "FARTHING_DATA names no folder"
+    path = next(folder.glob("*qwen2*0.5b*.gguf"))
+    qwen = Ours(path, ("fp32",))
+    reference = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    found = [differences(reference, s) for s in qwen.answers("fp32", OWN[:8], 8)]
+    assert sum(others for _, others in found) == 0

@@ -1,0 +1,215 @@
+"""The default fleet behind a real server: real models, the official client, real money sums."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.factory import create_app
+from app.server import Server
+from app.settings import DEFAULT_CONFIG, Settings
+from tests.prompts import OWN
+
+pytestmark = pytest.mark.model
+SMALL, LARGE = "smollm2-135m-int8", "smollm2-135m"
+
+
+@dataclass
+class Real:
+    """A gateway on the default fleet, and clients of it."""
+
+    url: str
+    sdk: openai.OpenAI
+    http: httpx.Client
+
+    def ask(self, prompt: str, *, model: str = "economy", **more: Any) -> Any:
+        headers = {name: str(value) for name, value in more.pop("headers", {}).items()}
+        return self.sdk.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt}],
+            extra_headers=headers,
+            **{"max_tokens": 48, "temperature": 0, **more},
+        )
+
+    def gauge(self, name: str) -> float:
+        """The sum of a metric's series."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Real]:
+    settings = Settings(config=DEFAULT_CONFIG, shutdown_grace_s=1)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Server(create_app(settings), settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as sdk,
+        httpx.Client(base_url=url, timeout=300) as http,
+    ):
+        try:
+            until(lambda: server.started and http.get("/health/ready").status_code == 200, 120)
+            yield Real(url, sdk, http)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            listening.close()
+    assert not thread.is_alive()
+
+
+def until(condition: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def test_economy_tells_for_each_prompt_who_wrote_what_and_what_it_cost(real: Real) -> None:
+    switches = 0
+    for prompt in OWN:
+        answer = real.ask(prompt, headers={"X-Debug": 1})
+        details = answer.usage.cost_details["models"]
+        assert answer.farthing["fidelity"] == "approximate"
+        assert sum(answer.farthing["models"].values()) == answer.usage.completion_tokens <= 48
+        assert answer.usage.cost == pytest.approx(sum(m["cost"] for m in details.values()))
+        for name, tokens in answer.farthing["models"].items():
+            used = details[name]
+            assert used["completion_tokens"] - used["discarded_tokens"] == tokens
+        at = [switch["token"] for switch in answer.farthing["switches"]]
+        assert all(b - a >= 10 for a, b in zip([0, *at], at, strict=False))
+        switches += len(at)
+    assert switches > 0
+
+
+def test_a_budget_below_the_large_models_price_is_kept(real: Real) -> None:
+    """What the large model alone costs is asked of it first; a part of that is then the budget."""
+    for number, prompt in enumerate(OWN):
+        whole = real.ask(prompt, model=LARGE).usage.cost
+        budget = f"{whole * (0.3 + 0.03 * number):.12f}"
+        for model in ("economy", LARGE):
+            answer = real.ask(prompt, model=model, headers={"X-Budget-Usd": budget})
+            assert 0 < answer.usage.cost <= float(budget)
+            assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+def test_random_budgets_are_never_overshot_and_nothing_leaks(real: Real) -> None:
+    """Random budgets, prompts, lengths, temperatures and stop points, eight clients at once."""
+    rng = random.Random(7)
+
+    def one(case: tuple[str, str, float, int, float, int | None]) -> None:
+        prompt, model, budget, most, temperature, stop_after = case
+        headers = {"X-Budget-Usd": f"{budget:.12f}", "X-Debug": "1"}
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": most,
+            "temperature": temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with httpx.stream(
+            "POST", f"{real.url}/v1/chat/completions", json=body, headers=headers, timeout=300
+        ) as response:
+            if response.status_code == 402:
+                return
+            assert response.status_code == 200
+            for number, line in enumerate(response.iter_lines()):
+                if stop_after is not None and number >= stop_after:
+                    return
+                if '"cost":' in line:
+                    cost = float(line.split('"cost":')[1].split(",")[0])
+                    assert cost <= float(headers["X-Budget-Usd"])
+
+    cases = [
+        (
+            " ".join(rng.sample(OWN, rng.randint(1, 3))),
+            rng.choice(["economy", SMALL, LARGE, f"entropy_switch/{LARGE}"]),
+            10 ** rng.uniform(-7, -4),
+            rng.randint(1, 60),
+            rng.choice([0.0, 1.0]),
+            rng.choice([None, rng.randint(0, 60)]),
+        )
+        for _ in range(48)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, cases))
+    until(lambda: real.gauge("farthing_engine_running") == 0, 30)
+
+
+def test_an_answer_is_handed_over_by_token_ids(real: Real) -> None:
+    """Forced switches: each model writes its part, the text is that of the tokens, and what was
+    written before the first switch is what the model writes alone."""
+    policy = {"name": "entropy_switch", "switch_at": [7, 9, 20], "start": "large"}
+    answer = real.ask(OWN[0], model=LARGE, extra_body={"policy": policy}, logprobs=True)
+    assert answer.farthing["models"] == {LARGE: 7 + 11, SMALL: 2 + 28}
+    pieces = [bytes(token.bytes) for token in answer.choices[0].logprobs.content]
+    assert b"".join(pieces).decode() == answer.choices[0].message.content
+    plain = real.ask(OWN[0], model=LARGE, logprobs=True)
+    first = [token.token for token in plain.choices[0].logprobs.content[:7]]
+    assert [token.token for token in answer.choices[0].logprobs.content[:7]] == first
+
+
+def test_fifty_streams_half_of_them_dropped(real: Real) -> None:
+    done = []
+
+    def one(number: int) -> None:
+        stream = real.ask(
+            OWN[number % len(OWN)],
+            model=("economy", LARGE, SMALL)[number % 3],
+            max_tokens=24,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        for seen, chunk in enumerate(stream):
+            if number % 2 and seen == 5 + number % 7:
+                stream.close()
+                return
+            if chunk.choices and chunk.choices[0].finish_reason:
+                assert sum(chunk.farthing["models"].values()) == 24
+                done.append(number)
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(one, range(50)))
+    assert sorted(done) == list(range(0, 50, 2))
+    until(lambda: real.gauge("farthing_engine_running") == 0, 30)
+    assert real.gauge("farthing_engine_waiting") == 0
+
+
+def test_a_deadline_ends_a_long_answer(real: Real) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        real.ask("Write a very long story.", max_tokens=4000, headers={"X-Budget-Latency-Ms": 1500})
+    assert caught.value.status_code == 504
+    until(lambda: real.gauge("farthing_engine_running") == 0, 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "no-such-model"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, 400, "messages"),
+        ({"max_tokens": 9000}, 400, "max_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"messages": [{"role": "nobody", "content": "?"}]}, 400, "messages.0.role"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_field(
+    real: Real, change: dict[str, Any], status: int, param: str
+) -> None:
+    body = {"model": LARGE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    response = real.http.post("/v1/chat/completions", json={**body, **change})
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
+    assert real.ask("Hi", max_tokens=4).usage.completion_tokens > 0
