@@ -165,6 +165,9 @@ def engine(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file too.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="torch's, of both sides; default: cores but one.")
+    ] = None,
 ) -> None:
     """Compare the embedded engine with transformers on the default weights."""
     from app.bench.engine import run
@@ -173,7 +176,8 @@ def engine(
     from app.settings import DEFAULT_CONFIG
 
     weights = next(iter(read(DEFAULT_CONFIG).models.values()))
-    run(local_path(weights, _settings().models_dir), quick=quick, json_file=json_file)
+    path = local_path(weights, _settings().models_dir)
+    run(path, quick=quick, json_file=json_file, threads=threads)
 
 
 @cli.command("map")

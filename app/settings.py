@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     data: Path | None = Field(None, description="folder of further prompts, for tests and benches")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_body_bytes: PositiveInt = 8 * 2**20
-    threads: PositiveInt | None = Field(None, description="torch's; default: physical cores")
+    threads: PositiveInt | None = Field(None, description="torch's; default: all cores but one")
     kv_memory_gib: float = Field(4.0, gt=0, description="KV cache bound of each embedded model")
     prefix_cache: bool = True
     max_running: PositiveInt = Field(16, description="sequences in one batch of a model")

@@ -22,6 +22,7 @@ from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.tokenizer import Tokenizer, tokenizer_from_metadata
 from app.engines.embedded.weights import GGUFFile, load
+from app.engines.embedded.worker import spare_threads
 from app.types import Call, Sampling
 
 PROMPT = "Explain in plain words why the sky is blue at noon and red in the evening. "
@@ -44,13 +45,23 @@ QUICK = Length(prompt=64, tokens=24, passes=8, rounds=3)
 Rounds = dict[str, list[float]]
 
 
-def run(weights: Path, *, quick: bool = False, json_file: Path | None = None) -> None:
+def run(
+    weights: Path,
+    *,
+    quick: bool = False,
+    json_file: Path | None = None,
+    threads: int | None = None,
+) -> None:
     """Measure this GGUF file, print a table, and write the figures to `json_file`.
 
+    Both sides get as many `threads`, by default those that the engine takes when it serves.
+
     Every round measures every side once, one after the other, so that what else the machine does
-    falls on all of them; a ratio is the median of the rounds' ratios, in brackets the least and
+    falls on all of them; a ratio is the median of the rounds' ratios, beside it the least and
     the greatest.
     """
+    torch.set_num_threads(threads or spare_threads())
+    transformers.utils.logging.disable_progress_bar()
     length = QUICK if quick else FULL
     console = Console(stderr=True)
     file = GGUFFile(weights)
@@ -214,10 +225,10 @@ def _show(report: dict[str, object], console: Console) -> None:
     table = Table(title="farthing bench engine")
     table.add_column("ratio")
     table.add_column("median", justify="right")
-    table.add_column("[least, greatest]")
+    table.add_column("least to greatest")
     for name, meaning in _MEANING.items():
         each = rounds[name]
-        spread = f"[{min(each):.2f}, {max(each):.2f}]"
+        spread = f"{min(each):.2f} to {max(each):.2f}"
         table.add_row(meaning, f"{statistics.median(each):.2f}", spread)
     console.print(table)
     console.print(f"tokens/s: {report['tokens_per_second']}", markup=False, highlight=False)

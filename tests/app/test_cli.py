@@ -149,10 +149,12 @@ def test_models_pull_pulls_what_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_bench_engine_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     bench = ModuleType("app.bench.engine")
-    bench.__dict__["run"] = lambda **options: asked.update(options)
+    bench.__dict__["run"] = lambda path, **options: asked.update(options, weights=path.name)
     monkeypatch.setitem(sys.modules, "app.bench.engine", bench)
     assert run("bench", "engine", "--quick", "--json", "figures.json") == 0
-    assert asked == {"quick": True, "json_file": Path("figures.json")}
+    weights = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    figures = Path("figures.json")
+    assert asked == {"weights": weights, "quick": True, "json_file": figures, "threads": None}
 
 
 def test_the_map_is_printed_or_written(tmp_path: Path, capsys: Output) -> None:

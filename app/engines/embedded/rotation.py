@@ -1,5 +1,6 @@
 """Turns a model's residual stream so that no coordinate of it stands out, which int8 needs."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -19,24 +20,37 @@ class Rotation:
     """
 
     def __init__(self, hidden: int) -> None:
+        # The Kronecker product of two small rotations turns all coordinates into all others for
+        # a fraction of the work (for a model of 1.5B weights some seconds instead of a minute).
+        size = max(n for n in range(1, math.isqrt(hidden) + 1) if hidden % n == 0)
         seeded = torch.Generator().manual_seed(0)
-        gauss = torch.randn(hidden, hidden, dtype=torch.float64, generator=seeded)
-        self._matrix = torch.linalg.qr(gauss)[0].float()
+        self._factors = _random(size, seeded), _random(hidden // size, seeded)
 
     def layer(self, weights: LayerWeights) -> LayerWeights:
         """The layer that reads and writes the rotated stream."""
         return replace(
             weights,
-            qkv=weights.qkv @ self._matrix,
-            gate_up=weights.gate_up @ self._matrix,
-            output=self._matrix.T @ weights.output,
-            down=self._matrix.T @ weights.down,
+            qkv=self._turn(weights.qkv),
+            gate_up=self._turn(weights.gate_up),
+            output=self._turn(weights.output.T).T,
+            down=self._turn(weights.down.T).T,
         )
 
     def embedding(self, weights: Weights) -> Tensor:
         """The table, `[vocabulary, hidden]`, that begins a rotated stream."""
-        return torch.mm(weights.embedding, self._matrix)
+        return self._turn(weights.embedding)
 
     def head(self, weights: Weights) -> Tensor:
         """The head, `[vocabulary, hidden]`, that reads a rotated stream, the final norm in it."""
-        return torch.mm(weights.head * weights.norm, self._matrix)
+        return self._turn(weights.head * weights.norm)
+
+    def _turn(self, rows: Tensor) -> Tensor:
+        first, second = self._factors
+        grid = rows.reshape(len(rows), len(first), len(second))
+        return torch.matmul(torch.matmul(first, grid), second).reshape(rows.shape)
+
+
+def _random(size: int, seeded: torch.Generator) -> Tensor:
+    gauss = torch.randn(size, size, dtype=torch.float64, generator=seeded)
+    orthogonal: Tensor = torch.linalg.qr(gauss)[0]
+    return orthogonal.float()

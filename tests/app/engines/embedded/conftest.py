@@ -17,18 +17,24 @@ from tests.app.engines.embedded.tiny import write_model
 from tests.app.engines.embedded.tiny_engine import CARDS, OUTBOX, Start, idle
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
-def fp32(tiny_folder: Path) -> Iterator[Rig]:
+def fp32(tiny_folder: Path) -> Rig:
     random.seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only get in each other's way with so small a model
-    yield rig(tiny_folder, "fp32")
-    torch.set_num_threads(threads)
+    return rig(tiny_folder, "fp32")
 
 
 @pytest.fixture

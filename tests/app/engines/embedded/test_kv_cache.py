@@ -99,17 +99,18 @@ def test_the_longest_shared_prefix_is_found() -> None:
     run(kv, [1, 2, 9], 10)
     run(kv, [1, 2, 3, 4, 9], 10)
     run(kv, [1, 2, 3, 8], 10)
-    assert run(kv, [1, 2, 3, 4, 5, 6], 10) == 4
+    assert run(kv, [1, 2, 3, 4, 5, 6], 10, keep=False) == 4
+    assert run(kv, [1, 2, 3, 8, 5, 6], 10, keep=False) == 4
 
 
 def test_least_recently_used_gives_way_first() -> None:
     kv = memory(30)
     for start in (10, 20, 30):
         run(kv, list(range(start, start + 8)), 8)
-    run(kv, [10, 11, 5], 3)  # a use of the oldest, whole or not
+    run(kv, [10, 11, 5], 3, keep=False)  # a use of the oldest, if of its beginning only
     run(kv, list(range(40, 52)), 12)
-    assert run(kv, [20, 21, 1], 3) == 0
-    assert run(kv, [10, 11, 1], 3) == 2
+    assert run(kv, [20, 21, 1], 3, keep=False) == 0
+    assert run(kv, [10, 11, 12, 1], 4, keep=False) == 3
 
 
 def test_what_runs_is_never_evicted_and_what_does_not_fit_waits() -> None:
@@ -157,6 +158,8 @@ def test_prefixes_of_one_another_are_kept_once() -> None:
     kv.release(other, [1, 2])
     write(cache, [1, 2, 3, 4, 5])
     kv.release(cache, [1, 2, 3, 4, 5])
+    assert kv.kept_bytes == 5 * TOKEN
+    run(kv, [1, 2], 10)
     assert kv.kept_bytes == 5 * TOKEN
     cache = kv.acquire([9], 10)
     assert cache is not None
@@ -229,7 +232,7 @@ def test_over_any_history_the_bound_holds_and_reuse_is_right() -> None:
         assert kv.running_bytes + kv.kept_bytes <= kv.bound
         assert all(holds(cache, ids) for cache, ids in running)  # nobody writes over another
     assert refused > 0
-    assert kv.reused_tokens > kv.queried_tokens / 4
+    assert kv.reused_tokens > kv.queried_tokens / 10
     for cache, ids in running:
         kv.release(cache, ids)
     kv.clear()
@@ -243,9 +246,12 @@ def test_a_search_is_quick() -> None:
     for last in range(50):
         run(kv, [*ids, last], 4001)
     assert kv.kept_bytes == 50 * 4001 * TOKEN
-    began = time.perf_counter()
-    cache = kv.acquire([*ids, 99], 4001)
-    took = time.perf_counter() - began
-    assert cache is not None
-    assert cache.length == 4000
-    assert took < 0.05
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        cache = kv.acquire([*ids, 99], 4001)
+        took.append(time.perf_counter() - began)
+        assert cache is not None
+        assert cache.length == 4000
+        kv.release(cache, ids, keep=False)
+    assert min(took) < 0.02  # of which most is the copy

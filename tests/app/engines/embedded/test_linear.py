@@ -36,7 +36,7 @@ def all_forms(linear: Linear, rows: torch.Tensor) -> list[torch.Tensor]:
     with torch.inference_mode():
         plain = linear(rows)
         # Residual and root belong to the row, so that rows can be compared between batches.
-        residual = (rows.sum(1, keepdim=True) * torch.randn(plain.shape[1], generator=random))
+        residual = rows.sum(1, keepdim=True) * torch.randn(plain.shape[1], generator=random)
         return [
             plain,
             linear.divided(rows, 1 + rows.abs().mean(1, keepdim=True)),
@@ -44,9 +44,7 @@ def all_forms(linear: Linear, rows: torch.Tensor) -> list[torch.Tensor]:
         ]
 
 
-@pytest.mark.parametrize(
-    ("precision", "error"), [("fp32", 1e-5), ("bf16", 1e-2), ("int8", 3e-2)]
-)
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 1e-2), ("int8", 3e-2)])
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_the_three_forms(precision: Precision, error: float, rows: int) -> None:
     random = torch.Generator().manual_seed(0)
