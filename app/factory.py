@@ -91,7 +91,7 @@ def _embedded(settings: Settings, catalog: Catalog) -> Callable[[], ManagedEngin
             cards,
             paths,
             kv_memory=int(settings.kv_memory_gib * 2**30),
-            prefix_cache=settings.prefix_cache,
+            prefix_memory=int(settings.prefix_memory_gib * 2**30),
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             prefill_chunk=settings.prefill_chunk,

@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     max_body_bytes: PositiveInt = 8 * 2**20
     threads: PositiveInt | None = Field(None, description="torch's; default: all cores but one")
     kv_memory_gib: float = Field(4.0, gt=0, description="KV cache bound of each embedded model")
-    prefix_cache: bool = True
+    prefix_memory_gib: float = Field(
+        1.0, ge=0, description="of it, for prefixes of ended answers; 0: keep none"
+    )
     max_running: PositiveInt = Field(16, description="sequences in one batch of a model")
     max_waiting: PositiveInt = Field(256, description="calls queued per model before 429")
     prefill_chunk: PositiveInt = Field(64, description="prompt tokens computed between two steps")

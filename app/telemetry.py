@@ -161,6 +161,7 @@ class Telemetry:
             "healthy": "1 where the model can be called",
             "running": "Calls that run in the engine",
             "waiting": "Calls that wait in the engine",
+            "kv_bytes": "KV memory that is promised to the calls that run",
         }
         self._engine = {
             name: Gauge(f"farthing_engine_{name}", text, ["model"], registry=self.registry)
@@ -212,6 +213,7 @@ class Telemetry:
             self._engine["healthy"].labels(model).set(load.healthy)
             self._engine["running"].labels(model).set(load.running)
             self._engine["waiting"].labels(model).set(load.waiting)
+            self._engine["kv_bytes"].labels(model).set(load.kv_bytes)
         return generate_latest(self.registry)
 
     def _policy(self, name: str) -> str:

@@ -177,6 +177,7 @@ class Load:
     healthy: bool = True
     running: int = 0  # calls
     waiting: int = 0  # calls
+    kv_bytes: int = 0  # KV memory promised to what runs
 
 
 class Engine(Protocol):

@@ -117,10 +117,12 @@ def or_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     assert file == "policies/or_else.py"
     (tmp_path / Path(file).name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(policies, "__path__", [*policies.__path__, str(tmp_path)])
+    policies.names.cache_clear()
     assert "or_else" in policies.names()
     yield "or_else"
     sys.modules.pop("policies.or_else", None)
     policies.__dict__.pop("or_else", None)
+    policies.names.cache_clear()
 
 
 def owed(module: ModuleType) -> list[Callable[..., Any]]:

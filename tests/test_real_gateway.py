@@ -185,6 +185,7 @@ def test_fifty_streams_half_of_them_dropped(real: Real) -> None:
     assert sorted(done) == list(range(0, 50, 2))
     until(lambda: real.gauge("farthing_engine_running") == 0, 30)
     assert real.gauge("farthing_engine_waiting") == 0
+    assert real.gauge("farthing_engine_kv_bytes") == 0
 
 
 def test_a_deadline_ends_a_long_answer(real: Real) -> None:

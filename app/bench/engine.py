@@ -130,7 +130,7 @@ def _decode(
     decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], tokens: int
 ) -> float:
     """Tokens per second of all sequences together, through the scheduler, once all are read."""
-    scheduler = Scheduler(decoder, decoder.kv_memory(KV_BYTES, keep_prefixes=False))
+    scheduler = Scheduler(decoder, decoder.kv_memory(KV_BYTES, 0))
     call = Call("bench", max_tokens=tokens, sampling=Sampling(temperature=0, ignore_eos=True))
     # One prompt is read a step, while those before it write: let the first write so much more.
     extra = [len(prompts) * (-(-len(ids) // 64)) for ids in prompts]

@@ -121,7 +121,7 @@ async def test_the_engine_gets_the_limits_of_the_settings(settings, catalog, slo
         "cards": ["small", "large"],
         "paths": ["large", "small"],
         "kv_memory": 2**29,
-        "prefix_cache": True,
+        "prefix_memory": 2**30,
         "max_running": 16,
         "max_waiting": 256,
         "prefill_chunk": 64,

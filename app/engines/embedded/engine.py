@@ -14,6 +14,7 @@ import torch
 from app.catalog import ModelCard
 from app.engines.embedded import limits
 from app.engines.embedded.gguf_file import GGUFFile
+from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
@@ -48,7 +49,7 @@ class EmbeddedEngine:
         paths: Mapping[str, Path],
         *,
         kv_memory: int = 4 * 2**30,
-        prefix_cache: bool = True,
+        prefix_memory: int = 2**30,
         max_running: int = 16,
         max_waiting: int = 256,
         prefill_chunk: int = 64,
@@ -60,7 +61,7 @@ class EmbeddedEngine:
         self._cards = cards
         self._paths = paths
         self._kv_memory = kv_memory
-        self._prefix_cache = prefix_cache
+        self._prefix_memory = prefix_memory
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._prefill_chunk = prefill_chunk
@@ -137,7 +138,12 @@ class EmbeddedEngine:
         """How busy this model is. Raises UnknownModel."""
         scheduler = self._served(model).scheduler
         healthy = self._worker is not None and self._worker.alive
-        return Load(healthy=healthy, running=scheduler.running, waiting=scheduler.waiting)
+        return Load(
+            healthy=healthy,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            kv_bytes=scheduler.memory.running_bytes,
+        )
 
     async def _next(self, sequence: RunningSequence, news: asyncio.Event, worker: Worker) -> Chunk:
         while not sequence.outbox:
@@ -181,13 +187,13 @@ class EmbeddedEngine:
                     _log.info("reading %s", path)
                     read[path] = _read(path)
                 config, weights, tokenizer, prompts = read[path]
-                decoder = Decoder(config, weights, card.precision, _device())
+                decoder = Decoder(config, weights, card.precision, _device(card.precision))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"[models.{card.name}]: weights: {error}") from error
             context = min(config.context, card.context or config.context)
             scheduler = Scheduler(
                 decoder,
-                decoder.kv_memory(self._kv_memory, keep_prefixes=self._prefix_cache),
+                decoder.kv_memory(self._kv_memory, self._prefix_memory),
                 max_running=self._max_running,
                 max_waiting=self._max_waiting,
                 prefill_chunk=self._prefill_chunk,
@@ -210,8 +216,10 @@ def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
     return config, weights, tokenizer, Prompts(tokenizer, longest=config.context)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(precision: Precision) -> torch.device:
+    # int8 is fbgemm's, which computes on the CPU only.
+    accelerated = torch.cuda.is_available() and precision != "int8"
+    return torch.device("cuda" if accelerated else "cpu")
 
 
 def _check_memory(served: Served, sequence: RunningSequence) -> None:

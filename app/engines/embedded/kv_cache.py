@@ -46,7 +46,8 @@ class KVMemory:
     A running sequence counts with its whole capacity, so that it can never fail for want of
     memory in mid-answer. A kept prefix counts with its tokens only: on a CPU the operating system
     commits a page when it is first written. (On an accelerator it counts with all its slots.)
-    Whatever is kept gives way, least recently used first, to what wants to run.
+    Whatever is kept gives way, least recently used first, to what wants to run. It has a bound of
+    its own, as it is memory really taken, unlike most of what running sequences are promised.
 
     Not thread-safe: it belongs to the thread that drives the model.
     """
@@ -55,27 +56,27 @@ class KVMemory:
         self,
         config: ModelConfig,
         bound: int,
+        kept_bound: int | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
-        keep_prefixes: bool = True,
     ) -> None:
-        """Take `bound` in bytes. Nothing is allocated yet."""
+        """`bound`, and of it `kept_bound` for prefixes (0: none; default: all), in bytes.
+
+        Nothing is allocated yet.
+        """
         self.bound = bound
+        self.kept_bound = bound if kept_bound is None else kept_bound
         self._shape = (config.layers, 2 * config.kv_heads, config.head_dim)
         self.bytes_per_token = math.prod(self._shape) * dtype.itemsize
+        self.running_bytes = 0  # promised to running sequences
         self.queried_tokens = 0  # asked for in all successful calls of `acquire`
         self.reused_tokens = 0  # of those, found in a kept prefix
         self._dtype = dtype
         self._device = device or torch.device("cpu")
         self._lazy = self._device.type == "cpu"  # a page costs memory from its first write on
-        self._keep_prefixes = keep_prefixes
         self._running: set[SequenceCache] = set()
         self._kept: list[_Prefix] = []  # least recently used first
-
-    @property
-    def running_bytes(self) -> int:
-        return sum(self._cost(cache.capacity) for cache in self._running)
 
     @property
     def kept_bytes(self) -> int:
@@ -104,6 +105,7 @@ class KVMemory:
         if cache is None:
             cache = self._allocate(capacity)
         self._running.add(cache)
+        self.running_bytes += self._cost(capacity)
         self.queried_tokens += len(tokens)
         self.reused_tokens += cache.length
         return cache
@@ -119,9 +121,10 @@ class KVMemory:
         if len(tokens) < cache.length:
             raise ValueError(f"{cache.length} cached tokens, but only {len(tokens)} ids for them")
         self._running.remove(cache)
+        self.running_bytes -= self._cost(cache.capacity)
         buffer, length = cache.buffer, cache.length
         cache.buffer, cache.capacity, cache.length = buffer.new_empty(0), 0, 0
-        if keep and self._keep_prefixes and length > 0:
+        if keep and length > 0:
             self._keep(_Prefix(np.asarray(tokens[:length], dtype=np.int64), buffer))
 
     def clear(self) -> None:
@@ -164,6 +167,8 @@ class KVMemory:
                 return
         self._kept = [k for k in self._kept if _common(k.ids, prefix.ids) < len(k.ids)]
         self._kept.append(prefix)
+        while self.kept_bytes > self.kept_bound:
+            self._kept.pop(0)
 
     def _touch(self, prefix: _Prefix) -> None:
         self._kept.remove(prefix)

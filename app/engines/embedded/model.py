@@ -75,14 +75,14 @@ class Decoder:
         self._norm = torch.tensor(math.sqrt(self.config.hidden))
         self._head = make_linear(rotation.head(weights), "int8", self.device)
 
-    def kv_memory(self, bound: int, *, keep_prefixes: bool = True) -> KVMemory:
-        """Memory of `bound` bytes for this decoder's sequences."""
+    def kv_memory(self, bound: int, kept_bound: int | None = None) -> KVMemory:
+        """Memory of `bound` bytes for this decoder's sequences, see KVMemory."""
         return KVMemory(
             self.config,
             bound,
+            kept_bound,
             dtype=self._kv_dtype,
             device=self.device,
-            keep_prefixes=keep_prefixes,
         )
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Tiny models of random weights as transformers makes them, and as folders and GGUF files of ours."""
+"""Tiny models of random weights, made by transformers, as folders and as GGUF files."""
 
 from __future__ import annotations
 

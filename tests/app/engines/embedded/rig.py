@@ -41,7 +41,7 @@ class Rig:
     def scheduler(self, tokens: int = 100_000, prefixes: bool = True, **bounds: int) -> Scheduler:
         """`tokens`: how many the KV memory holds."""
         size = self.decoder.kv_memory(1).bytes_per_token
-        memory = self.decoder.kv_memory(tokens * size, keep_prefixes=prefixes)
+        memory = self.decoder.kv_memory(tokens * size, None if prefixes else 0)
         return Scheduler(self, memory, **bounds)
 
     def sequence(

@@ -42,7 +42,7 @@ class Ours:
     ) -> list[RunningSequence]:
         """Greedy answers of TOKENS tokens, `together` at a time, through one scheduler."""
         decoder = self.decoders[precision]
-        memory = decoder.kv_memory(2**30, keep_prefixes=prefixes)
+        memory = decoder.kv_memory(2**30, 2**30 if prefixes else 0)
         scheduler = Scheduler(decoder, memory, max_running=together)
         sampling = Sampling(temperature=0, ignore_eos=True, logprobs=0)
         call = Call("model", sampling=sampling)

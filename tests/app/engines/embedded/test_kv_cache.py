@@ -26,8 +26,8 @@ CONFIG = ModelConfig(
 TOKEN = 2 * 2 * 4 * 4  # bytes for one token of it
 
 
-def memory(tokens: int, **options: bool) -> KVMemory:
-    return KVMemory(CONFIG, tokens * TOKEN, **options)
+def memory(tokens: int, kept: int | None = None) -> KVMemory:
+    return KVMemory(CONFIG, tokens * TOKEN, None if kept is None else kept * TOKEN)
 
 
 def write(cache: SequenceCache, ids: list[int]) -> None:
@@ -178,10 +178,10 @@ def test_only_what_was_computed_is_kept() -> None:
     assert run(kv, [1, 2, 3, 4, 6, 7], 20) == 4
 
 
-@pytest.mark.parametrize("keep_prefixes", [True, False])
-def test_nothing_is_kept_unasked(keep_prefixes: bool) -> None:
-    kv = memory(100, keep_prefixes=keep_prefixes)
-    run(kv, [1, 2, 3], 20, keep=not keep_prefixes)
+@pytest.mark.parametrize("asked", [True, False])
+def test_nothing_is_kept_unasked_or_beyond_its_bound(asked: bool) -> None:
+    kv = memory(100, kept=2 if asked else 100)
+    run(kv, [1, 2, 3], 20, keep=asked)
     assert kv.kept_bytes == 0
     assert run(kv, [1, 2, 3, 4], 20, keep=False) == 0
 
