@@ -90,6 +90,7 @@ def chat(
     model: Annotated[str | None, typer.Option(help="A model or preset.")] = None,
     budget_usd: Annotated[str | None, typer.Option(help="Most that one answer may cost.")] = None,
     policy: Annotated[str | None, typer.Option(help="entropy_switch;raise_at=2.0")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.2,
 ) -> None:
     """Talk to a running gateway, and see which model wrote which word."""
     from contextlib import suppress
@@ -111,6 +112,7 @@ def chat(
             model=model,
             budget=None if budget_usd is None else amount(budget_usd),
             policy=policy,
+            temperature=temperature,
         ).run()
 
 

@@ -111,6 +111,7 @@ def greeting(catalog: Catalog, host: str, port: int) -> str:
         "model": "economy" if "economy" in names else names[0],
         "messages": [{"role": "user", "content": "Why is the sky blue?"}],
         "max_tokens": 64,
+        "temperature": 0.2,  # a small model soon loses the thread at 1
     }
     curl = [
         *("curl", f"{url}/v1/chat/completions"),

@@ -75,6 +75,7 @@ class Chat:
     model: str | None = None
     budget: Decimal | None = None  # USD for each answer
     policy: str | None = None
+    temperature: float = 0.2  # small models lose the thread at 1
     names: list[str] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
     colours: dict[str, str] = field(default_factory=dict)  # by model, in the order they wrote
@@ -169,6 +170,7 @@ class Chat:
         body = {
             "model": self.model,
             "messages": messages,
+            "temperature": self.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -15,9 +15,11 @@ import httpx
 import openai
 import pytest
 
+from app.catalog import PICO, read
 from app.factory import create_app
 from app.server import Server
 from app.settings import DEFAULT_CONFIG, Settings
+from app.types import Usage
 from tests.prompts import OWN
 
 pytestmark = pytest.mark.model
@@ -94,12 +96,22 @@ def test_economy_tells_for_each_prompt_who_wrote_what_and_what_it_cost(real: Rea
 
 
 def test_a_budget_below_the_large_models_price_is_kept(real: Real) -> None:
-    """What the large model alone costs is asked of it first; a part of that is then the budget."""
+    """A part of what the large model alone costs is the budget: with it `economy` answers, and
+    the large model answers as far as it goes, or is refused if it does not pay for the prompt."""
+    price = read(DEFAULT_CONFIG).models[LARGE].price
     for number, prompt in enumerate(OWN):
-        whole = real.ask(prompt, model=LARGE).usage.cost
-        budget = f"{whole * (0.3 + 0.03 * number):.12f}"
-        for model in ("economy", LARGE):
-            answer = real.ask(prompt, model=model, headers={"X-Budget-Usd": budget})
+        used = real.ask(prompt, model=LARGE).usage
+        whole = price.of(Usage(prompt=used.prompt_tokens, completion=used.completion_tokens))
+        budget = f"{whole / PICO * (0.3 + 0.03 * number):.12f}"
+        answer = real.ask(prompt, headers={"X-Budget-Usd": budget})
+        assert 0 < answer.usage.cost <= float(budget)
+        assert answer.choices[0].message.content
+        try:
+            answer = real.ask(prompt, model=LARGE, headers={"X-Budget-Usd": budget})
+        except openai.APIStatusError as refusal:
+            assert refusal.status_code == 402
+            assert float(budget) * PICO < (used.prompt_tokens) * price.input + price.output
+        else:
             assert 0 < answer.usage.cost <= float(budget)
             assert answer.choices[0].finish_reason in ("stop", "length")
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.tokenizer import Tokenizer, tokenizer_from_metadata
 from app.engines.embedded.weights import GGUFFile, load
 from app.engines.embedded.worker import spare_threads
+from app.errors import ConfigError
 from app.types import Call, Sampling
 
 PROMPT = "Explain in plain words why the sky is blue at noon and red in the evening. "
@@ -58,8 +60,10 @@ def run(
 
     Every round measures every side once, one after the other, so that what else the machine does
     falls on all of them; a ratio is the median of the rounds' ratios, beside it the least and
-    the greatest.
+    the greatest. Raises ConfigError where transformers cannot read the file.
     """
+    if find_spec("accelerate") is None:
+        raise ConfigError("transformers reads GGUF files with accelerate: pip install accelerate")
     torch.set_num_threads(threads or spare_threads())
     transformers.utils.logging.disable_progress_bar()
     length = QUICK if quick else FULL

@@ -111,6 +111,7 @@ def test_an_answer_comes_with_its_models_switches_and_cost() -> None:
         {
             "model": "economy",
             "messages": [{"role": "user", "content": "count"}],
+            "temperature": 0.2,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -14,7 +14,6 @@ import torch
 from app.catalog import ModelCard
 from app.engines.embedded import limits
 from app.engines.embedded.gguf_file import GGUFFile
-from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
@@ -187,7 +186,7 @@ class EmbeddedEngine:
                     _log.info("reading %s", path)
                     read[path] = _read(path)
                 config, weights, tokenizer, prompts = read[path]
-                decoder = Decoder(config, weights, card.precision, _device(card.precision))
+                decoder = Decoder(config, weights, card.precision, _device())
             except (OSError, ValueError) as error:
                 raise ConfigError(f"[models.{card.name}]: weights: {error}") from error
             context = min(config.context, card.context or config.context)
@@ -216,10 +215,8 @@ def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
     return config, weights, tokenizer, Prompts(tokenizer, longest=config.context)
 
 
-def _device(precision: Precision) -> torch.device:
-    # int8 is fbgemm's, which computes on the CPU only.
-    accelerated = torch.cuda.is_available() and precision != "int8"
-    return torch.device("cuda" if accelerated else "cpu")
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_memory(served: Served, sequence: RunningSequence) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "int8"]
 
-# How many levels int8 products use on each side of zero; see Int8Linear.
-_ACTIVATION = 90
-_WEIGHT = 91
+# How many levels int8 gives a row's numbers on each side of zero, ordinarily and where a few of
+# them are far larger than the rest; see Int8Linear.
+LEVELS = 90
+PEAKED_LEVELS = 127
 
 
 class Linear(Protocol):
@@ -30,13 +31,15 @@ class Linear(Protocol):
         ...
 
 
-def make_linear(weight: Tensor, precision: Precision, device: torch.device) -> Linear:
-    """The fastest form known here of an fp32 matrix `[out, in]`.
+def make_linear(
+    weight: Tensor, precision: Precision, device: torch.device, levels: int = LEVELS
+) -> Linear:
+    """The fastest form known here of an fp32 matrix `[out, in]`; `levels` are for int8.
 
     Raises ValueError for int8 on an accelerator, or on a CPU for which there is no fbgemm.
     """
     if precision == "int8":
-        return Int8Linear(weight, device)
+        return Int8Linear(weight, device, levels)
     if (
         precision == "fp32"
         and device.type == "cpu"
@@ -102,16 +105,18 @@ class Int8Linear:
     the whole batch.)
 
     Neither side has all of its 8 bits: without VNNI pairs of products are summed in 16 bits, which
-    would saturate. The levels are shared out to the side where they are worth more, under
-    `2 * (2 * _ACTIVATION) * _WEIGHT < 2^15`: with 63 and 127 the mean KL divergence from fp32 is
-    0.054 on 457 tokens (SmolLM2-135M), with 90 and 91 it is 0.031, with 127 and 64 0.033.
+    would saturate. The more levels activations have, the fewer are left for weights, such that
+    `2 * (2 * levels) * weight_levels < 2^15`. With 63 and 127 the mean KL divergence from fp32 is
+    0.054 on 457 tokens (SmolLM2-135M), with 90 and 91 it is 0.031, and with 127 and 64 for
+    the matrices whose rows have peaks, 0.026.
     """
 
-    def __init__(self, weight: Tensor, device: torch.device) -> None:
+    def __init__(self, weight: Tensor, device: torch.device, levels: int = LEVELS) -> None:
         """Raises ValueError where fbgemm cannot run."""
         if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
             raise ValueError("int8 runs on x86 CPUs only (fbgemm)")
-        self._packed = _pack(weight)
+        self._levels = levels
+        self._packed = _pack(weight, (2**15 - 1) // (4 * levels))
 
     def __call__(self, rows: Tensor) -> Tensor:
         product, top = self._product(rows)
@@ -130,14 +135,14 @@ class Int8Linear:
         # A row of zeros becomes NaN here, NaN quantises to some integer, and the integer's finite
         # product is multiplied by top = 0. Avoiding that would cost an operation for each product.
         product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows / top, 1 / _ACTIVATION, _ACTIVATION, self._packed
+            rows / top, 1 / self._levels, self._levels, self._packed
         )
         return product, top
 
 
-def _pack(weight: Tensor) -> Any:
+def _pack(weight: Tensor, levels: int) -> Any:
     # A row of zeros still needs a positive scale.
-    scale = (weight.abs().amax(1) / _WEIGHT).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = (weight.abs().amax(1) / levels).clamp_min(torch.finfo(torch.float32).tiny)
     zero_points = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():
         # torch moves quantised tensors to torchao, whose CPU kernels are no match for fbgemm's;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.engines.embedded.folding import LayerWeights, ModelConfig, Weights
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
-from app.engines.embedded.linear import Precision, make_linear
+from app.engines.embedded.linear import PEAKED_LEVELS, Precision, make_linear
 from app.engines.embedded.rotation import Rotation
 
 
@@ -174,7 +174,7 @@ class _Layer:
         self.qkv_bias = None if bias is None else bias.to(device)
         self.output = make_linear(weights.output, precision, device)
         self.gate_up = make_linear(weights.gate_up, precision, device)
-        self.down = make_linear(weights.down, precision, device)
+        self.down = make_linear(weights.down, precision, device, PEAKED_LEVELS)
 
 
 class _Reach:

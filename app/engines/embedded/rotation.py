@@ -27,13 +27,14 @@ class Rotation:
         self._factors = _random(size, seeded), _random(hidden // size, seeded)
 
     def layer(self, weights: LayerWeights) -> LayerWeights:
-        """The layer that reads and writes the rotated stream."""
+        """The layer that reads and writes the rotated stream, with its MLP evened out."""
+        gate_up, down = _even(weights)
         return replace(
             weights,
             qkv=self._turn(weights.qkv),
-            gate_up=self._turn(weights.gate_up),
+            gate_up=self._turn(gate_up),
             output=self._turn(weights.output.T).T,
-            down=self._turn(weights.down.T).T,
+            down=self._turn(down.T).T,
         )
 
     def embedding(self, weights: Weights) -> Tensor:
@@ -48,6 +49,17 @@ class Rotation:
         first, second = self._factors
         grid = rows.reshape(len(rows), len(first), len(second))
         return torch.matmul(torch.matmul(first, grid), second).reshape(rows.shape)
+
+
+def _even(weights: LayerWeights) -> tuple[Tensor, Tensor]:
+    """The same MLP with less difference in size between its inner units.
+
+    What is between `up` and `down` cannot be rotated, but each unit can be scaled. How large it
+    will be is guessed from its weights; the exponent is where the divergence was least.
+    """
+    gate, up = weights.gate_up.split_with_sizes([weights.down.shape[1]] * 2)
+    scale = (gate.norm(dim=1) * up.norm(dim=1)).clamp_min(1e-6) ** -0.25
+    return torch.cat([gate, up * scale[:, None]]), weights.down / scale
 
 
 def _random(size: int, seeded: torch.Generator) -> Tensor:
