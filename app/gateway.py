@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import policies
 from app.budget import Account, Bill, Line, Meter, version
 from app.catalog import PICO, Catalog, Price
-from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, FarthingError
+from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded
 from app.types import Call, Chunk, Decision, Engine, Fidelity
 from policies.base import Policy
 
@@ -200,7 +200,7 @@ class Answer:
         except DeadlineExceeded:
             outcome = "deadline"
             raise
-        except FarthingError:
+        except Exception:
             outcome = "failed"
             raise
         finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from app.settings import Settings
 
 OWN = (
@@ -32,9 +34,9 @@ OWN = (
 
 
 def further() -> list[str]:
-    """First turns of the questions in FARTHING_DATA; raises FileNotFoundError without it."""
-    folder: Path | None = Settings().data
-    if folder is None:
-        raise FileNotFoundError("FARTHING_DATA names no folder with mt_bench.jsonl")
-    lines = (folder / "mt_bench.jsonl").read_text(encoding="utf-8").splitlines()
+    """First turns of the questions in FARTHING_DATA; the test is skipped without them."""
+    file = (Settings().data or Path()) / "mt_bench.jsonl"
+    if not file.exists():
+        pytest.skip("FARTHING_DATA names no folder with mt_bench.jsonl")
+    lines = file.read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["turns"][0] for line in lines]

@@ -203,6 +203,20 @@ async def test_the_observer_hears_how_it_ended(fake, order, outcome):
     assert watcher.outcomes == [outcome]
 
 
+async def test_a_bug_of_ours_counts_as_a_failure_and_is_paid_for():
+    class Broken(Fake):
+        async def generate(self, call):
+            async for chunk in super().generate(call):
+                yield chunk
+                raise ZeroDivisionError
+
+    watcher = Watcher()
+    answer = ask(gateway(Broken(engine().scripts), watcher), Order(call("large")))
+    with pytest.raises(ZeroDivisionError):
+        await read(answer)
+    assert watcher.outcomes == ["failed"] and answer.spent > 0
+
+
 async def test_the_observer_hears_that_the_client_left():
     watcher = Watcher()
     answer = ask(gateway(engine(), watcher), Order(call("large")))

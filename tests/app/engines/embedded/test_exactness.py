@@ -138,14 +138,16 @@ def test_greedy_fp32_is_that_of_transformers_on_further_prompts(
 
 
 @pytest.mark.slow
-def test_qwen2_is_that_of_transformers() -> None:
-    """A real 0.5B model, where FARTHING_DATA has its GGUF."""
+def test_a_real_qwen2_writes_what_transformers_does() -> None:
+    """For a hand that put qwen2*0.5b*.gguf (Qwen2.5-Coder-0.5B-Instruct) into FARTHING_DATA."""
     folder = Settings().data
-    assert folder is not None, "FARTHING_DATA names no folder"
-    path = next(folder.glob("*qwen2*0.5b*.gguf"))
-    qwen = Ours(path, ("fp32",))
+    found = list(folder.glob("qwen2*0.5b*.gguf")) if folder is not None else []
+    if not found:
+        pytest.skip("there is no qwen2*0.5b*.gguf in FARTHING_DATA")
+    qwen = Ours(found[0], ("fp32",))
     reference = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        found[0].parent, gguf_file=found[0].name, dtype=torch.float32
     )
-    found = [differences(reference, s) for s in qwen.answers("fp32", OWN[:8], 8)]
-    assert sum(others for _, others in found) == 0
+    for together in (1, 8):
+        sequences = qwen.answers("fp32", OWN[:8], together)
+        assert sum(differences(reference, sequence)[1] for sequence in sequences) == 0
