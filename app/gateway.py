@@ -223,9 +223,9 @@ class Answer:
                     if chunk is None:
                         return
                     self._note(chunk)
-                    if chunk.tokens or chunk.text or chunk.finish:
-                        begun = True
-                    if chunk.decision or chunk.finish or chunk.tokens or chunk.text:
+                    shows = bool(chunk.tokens or chunk.text or chunk.finish)
+                    begun = begun or shows
+                    if shows or chunk.decision:
                         early.append(chunk)
                     # The status goes out with the first chunk: not before there is something.
                     while begun and early:

@@ -44,7 +44,7 @@ class EntropyStop:
     level: float  # bits
     rising: bool  # True: stop at mean >= level; False: at mean <= level
     window: int = 5  # tokens of this call; the mean is taken over full windows only
-    after: int = 0  # tokens this call writes before it may stop
+    after: int = 0  # tokens of this call, the crossing one included, before it may stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,8 @@ class Chunk:
     `text` is what may be shown after these tokens: bytes of an unfinished character and what may
     become a stop string are held back, as a function of all token ids of the answer alone, so it
     stays right when another model takes over. What was held back comes with the finish chunk,
-    which carries no tokens.
+    which carries no tokens; who hands the answer on drops that text, as the next call shows it.
+    A call's first chunk may carry nothing but the prompt's usage.
     """
 
     text: str = ""
@@ -155,7 +156,7 @@ class Chunk:
     usage: Usage = Usage()
     finish: Finish | None = None
     reason: Literal["budget", "deadline"] | None = None  # why, beyond `finish`
-    stopped_by: str | int | None = None  # the stop string or token id that ended it
+    stopped_by: str | int | None = None  # the stop string or id; None: the model's own end
     decision: Decision | None = None
 
 
