@@ -5,22 +5,116 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Protocol, Self
 
 from app.catalog import Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
-from app.types import Call, Capabilities, Chunk, Engine, Load, Usage
+from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one request may need of its account."""
+
+    id: str  # ours: a client's own id buys nothing
+    policy: str
+    model: str  # as the client named it
+    most: int  # 1e-12 USD: its budget, or its worst case where that is less
+    least: int  # 1e-12 USD: with less it need not begin
+    tokens: int  # prompt and the most that it may write, where it says so
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one request did with its account's money."""
+
+    bill: Bill
+    outcome: str
+    decisions: tuple[Decision, ...] = ()
+
+
+class Reservation(Protocol):
+    """Money that is held for one request."""
+
+    @property
+    def amount(self) -> int:
+        """1e-12 USD; perhaps less than was wanted, but not less than the least."""
+        ...
+
+    async def settle(self, receipt: Receipt) -> None:
+        """Pay, and give the rest back. Once it has begun it is done, whoever stops waiting."""
+        ...
+
+
+RateKind = Literal["requests", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Where an account stands in the present minute."""
+
+    kind: RateKind
+    limit: int
+    remaining: int
+    reset: float  # seconds until the minute ends
+
+
+class Account(Protocol):
+    """Whose money a request spends, and on what it may spend it."""
+
+    @property
+    def default(self) -> int | None:
+        """Budget of a request that names none, 1e-12 USD; None: no limit."""
+        ...
+
+    @property
+    def ceiling(self) -> int | None:
+        """The most that one request may be given, 1e-12 USD; None: no limit."""
+        ...
+
+    @property
+    def rates(self) -> Sequence[Rate]:
+        """As of the request that was last admitted or refused."""
+        ...
+
+    def allows(self, name: str) -> bool:
+        """Whether it may name this model or preset."""
+        ...
+
+    async def reserve(self, wanted: Wanted) -> Reservation:
+        """Hold what the request wants, or what there is.
+
+        Raises KeySpent or RateLimited naming the limit, and LedgerUnavailable.
+        """
+        ...
 
 
 @dataclass
-class Account:
-    """Whose money it is. In memory: it ends with the process."""
+class Purse:
+    """An account without limits that nobody keeps: it ends with the process."""
 
-    name: str = "anonymous"
     spent: int = 0  # 1e-12 USD
+    default: int | None = None
+    ceiling: int | None = None
+    rates: tuple[Rate, ...] = ()
+
+    def allows(self, name: str) -> bool:
+        return True
+
+    async def reserve(self, wanted: Wanted) -> _FromPurse:
+        return _FromPurse(self, wanted.most)
+
+
+@dataclass
+class _FromPurse:
+    purse: Purse
+    amount: int
+
+    async def settle(self, receipt: Receipt) -> None:
+        self.purse.spent += receipt.bill.cost
 
 
 @dataclass(frozen=True, slots=True)

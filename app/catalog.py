@@ -27,6 +27,13 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 T = TypeVar("T", bound=BaseModel)
 
 
+def usd(pico: int) -> str:
+    """1e-12 USD as plain decimal USD, exactly."""
+    whole, fraction = divmod(abs(pico), PICO)
+    text = f"{whole}.{fraction:012d}".rstrip("0").rstrip(".")
+    return f"-{text}" if pico < 0 else text
+
+
 def _per_token(value: object) -> int:
     """USD per million tokens, as 1e-12 USD per token: exact, or refused."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):

@@ -1,4 +1,4 @@
-"""The command line: farthing serve, chat, models, bench, map."""
+"""The command line: farthing serve, chat, models, keys, usage, bench, map."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from app import till
 from app.errors import FarthingError
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ cli = typer.Typer(
 models = typer.Typer(help="The models of the fleet.", no_args_is_help=True)
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 cli.add_typer(models, name="models")
+cli.add_typer(till.keys, name="keys")
 cli.add_typer(bench, name="bench")
+cli.command()(till.usage)
 
 _EMBEDDED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
 
@@ -73,15 +76,28 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Default: 8080.")] = None,
     config: Config = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: 1.")] = None,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Listen beyond this machine without API keys.")
+        bool, typer.Option("--no-auth", help="No API keys: who reaches the port may use it.")
+    ] = False,
+    first_key: Annotated[
+        bool, typer.Option("--first-key", help="Make an admin key if there is no key; print it.")
     ] = False,
 ) -> None:
     """Start the gateway."""
     from app.server import serve
 
-    settings = _settings(host=host, port=port, config=config, log_level=log_level)
-    serve(settings, allow_public=no_auth)
+    serve(
+        _settings(
+            host=host,
+            port=port,
+            config=config,
+            log_level=log_level,
+            workers=workers,
+            no_auth=no_auth or None,
+            first_key=first_key or None,
+        )
+    )
 
 
 @cli.command()

@@ -6,13 +6,19 @@ Every error raised on purpose, each with its HTTP status:
   + BadRequest (400)
     - EngineUnsupported: the engine cannot do what was asked
     - ContextOverflow: prompt and answer do not fit the model's context
+  + InvalidKey (401): no API key, or not one of ours
   + BudgetExceeded (402): the budget does not pay for it
     - Unaffordable: a call inside an answer; policies may catch it and steer
+    - KeySpent: a limit of the API key; `param` names it
+  + Forbidden (403): the key may not do this
   + UnknownModel (404)
+  + UnknownKey (404): an administrator named a key that does not exist
   + BodyTooLarge (413)
   + Overloaded (429): the queue is full; try again after a while
+    - RateLimited: a rate of the API key, or money that running requests hold
   + EngineError (502): something behind us failed
     - EngineUnavailable (503): no healthy engine for the model
+  + LedgerUnavailable (503): the store of keys and spending does not answer
   + DeadlineExceeded (504)
 """
 
@@ -55,6 +61,12 @@ class ContextOverflow(BadRequest):
     code = "context_length_exceeded"
 
 
+class InvalidKey(FarthingError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class BudgetExceeded(FarthingError):
     status = 402
     type = "budget_exceeded"
@@ -66,10 +78,26 @@ class Unaffordable(BudgetExceeded):
     """The rest of the budget does not buy one token of this call."""
 
 
+class KeySpent(BudgetExceeded):
+    """The key's limit, not the request's budget; `param` is the limit's name."""
+
+
+class Forbidden(FarthingError):
+    status = 403
+    type = "invalid_request_error"
+    code = "not_allowed"
+
+
 class UnknownModel(FarthingError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class UnknownKey(FarthingError):
+    status = 404
+    type = "invalid_request_error"
+    code = "key_not_found"
 
 
 class BodyTooLarge(FarthingError):
@@ -84,6 +112,10 @@ class Overloaded(FarthingError):
     code = "queue_full"
 
 
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
+
+
 class EngineError(FarthingError):
     status = 502
     type = "engine_error"
@@ -92,6 +124,11 @@ class EngineError(FarthingError):
 class EngineUnavailable(EngineError):
     status = 503
     code = "engine_unavailable"
+
+
+class LedgerUnavailable(FarthingError):
+    status = 503
+    code = "ledger_unavailable"
 
 
 class DeadlineExceeded(FarthingError):

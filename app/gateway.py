@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
 import policies
-from app.budget import Account, Bill, Line, Meter, version
+from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
 from app.catalog import PICO, Catalog, Price
-from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded
-from app.types import Call, Chunk, Decision, Engine, Fidelity
+from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, Forbidden, RateLimited
+from app.types import Call, Chunk, Decision, Engine, Fidelity, Usage
 from policies.base import Policy
 
 Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
@@ -65,13 +65,15 @@ class Gateway:
     def answer(self, order: Order, account: Account) -> Answer:
         """Refuse at once what can be refused; else return the stream.
 
-        Raises UnknownModel, and BadRequest for a policy or options that cannot be. A plain
-        function: raised inside the stream, a refusal might come after status 200 has gone out.
+        Raises UnknownModel, Forbidden for what the account may not name, and BadRequest for a
+        policy or options that cannot be. A plain function: raised inside the stream, a refusal
+        might come after status 200 has gone out.
         """
         plan = self.plan(order)
+        self._check_allowed(order, plan, account)
         prices, prices_version = self.prices
-        meter = Meter(self.engine, prices, order.usd)
-        return Answer(order, plan, meter, prices_version, account, self.observer)
+        meter = Meter(self.engine, prices)
+        return Answer(_bounded(order, account), plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
         """Which policy answers, with which options."""
@@ -94,6 +96,14 @@ class Gateway:
             model = self.catalog.model(model).name
         return Plan(name, chosen.fit(self.catalog, model), model or "")
 
+    def _check_allowed(self, order: Order, plan: Plan, account: Account) -> None:
+        """A preset as it is brings its own models along; else each of them must be allowed."""
+        if not (plan.model or order.options) and account.allows(order.call.model):
+            return
+        for model in plan.policy.worst_case(plan.model, 0, 0):
+            if not any(map(account.allows, (model, *self.catalog.model(model).aliases))):
+                raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+
     def _preset(self, named: str, order: Order) -> tuple[str, str, dict[str, Any]]:
         preset = self.catalog.presets[named]
         if order.policy is None:
@@ -115,6 +125,13 @@ class Gateway:
             preset = self.catalog.presets[order.policy]
             return preset.name, preset.policy, {**preset.options, **order.options}
         return order.policy, order.policy, dict(order.options)
+
+
+def _bounded(order: Order, account: Account) -> Order:
+    """A request may name less than its account's ceiling, never more."""
+    named = account.default if order.usd is None else order.usd
+    bounds = [usd for usd in (named, account.ceiling) if usd is not None]
+    return replace(order, usd=min(bounds, default=None))
 
 
 class Answer:
@@ -143,6 +160,7 @@ class Answer:
         self._plan = plan
         self._meter = meter
         self._account = account
+        self._reservation: Reservation | None = None
         self._observer = observer
         self._prompt = 0
         self._cached: int | None = None
@@ -163,6 +181,11 @@ class Answer:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    @property
+    def rates(self) -> Sequence[Rate]:
+        """Where the account stands since this answer was admitted."""
+        return self._account.rates
 
     @property
     def spent(self) -> int:
@@ -194,7 +217,7 @@ class Answer:
                     if chunk.finish is not None:
                         outcome = self._ending(chunk)
                     yield self._stamped(chunk)
-        except BudgetExceeded:
+        except (BudgetExceeded, RateLimited):
             outcome = "refused"
             raise
         except DeadlineExceeded:
@@ -204,9 +227,13 @@ class Answer:
             outcome = "failed"
             raise
         finally:
-            self._account.spent += self._meter.cost
-            if self._observer is not None:
-                self._observer.answered(self, outcome)
+            try:
+                if self._observer is not None:
+                    self._observer.answered(self, outcome)
+            finally:
+                if self._reservation is not None:
+                    receipt = Receipt(self.bill, outcome, tuple(self.decisions))
+                    await self._reservation.settle(receipt)
 
     async def _chunks(self) -> AsyncGenerator[Chunk]:
         """The policy's chunks, cut at the deadline."""
@@ -238,11 +265,12 @@ class Answer:
             yield Chunk(finish="length", reason="deadline")
 
     async def _admit(self) -> None:
-        """Count the prompt, estimate the worst case, refuse what `strict` refuses."""
+        """Count the prompt, estimate the worst case, refuse what `strict` refuses, and reserve."""
         call, prices = self.order.call, self._meter.prices
         first = next(iter(self._plan.policy.worst_case(self._plan.model, 0, 0)))
         prompt = await self._meter.count(call.to(first))
-        room = max(self._meter.capabilities(first).context - prompt, 0)
+        # At least one token: a prompt that is too long is for the engine to refuse.
+        room = max(self._meter.capabilities(first).context - prompt, 1)
         completion = room if call.max_tokens is None else min(call.max_tokens, room)
         worst = self._plan.policy.worst_case(self._plan.model, prompt, completion)
         cost = sum(prices[model].of(usage) for model, usage in worst.items())
@@ -255,6 +283,23 @@ class Answer:
                 " X-Budget-Fallback be `cheapest`",
                 param="X-Budget-Usd",
             )
+        least = min(prices[m].of(Usage(prompt=prompt, completion=1)) for m in worst)
+        await self._reserve(least, prompt + min(call.max_tokens or 0, room))
+
+    async def _reserve(self, least: int, tokens: int) -> None:
+        """Hold the estimate on the account; less, where it has no more, is the budget then."""
+        wanted = Wanted(
+            id=self.order.call.id,
+            policy=self.policy,
+            model=self.model,
+            most=self.estimate,
+            least=self.estimate if self.order.strict else min(least, self.estimate),
+            tokens=tokens,
+        )
+        self._reservation = await self._account.reserve(wanted)
+        self._meter.limit = self._reservation.amount
+        if self._reservation.amount < self.estimate:
+            self.budget = self.estimate = self._reservation.amount
 
     def _left(self) -> float | None:
         deadline = self.order.call.goals.deadline

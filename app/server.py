@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import math
@@ -11,40 +10,93 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
 from app.catalog import Catalog, read
-from app.errors import ConfigError
-from app.factory import create_app
+from app.errors import ConfigError, FarthingError
+from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings
+from app.workers import CANNOT_START, once, supervise
 
 _BACKSTOP_S = 5  # for what does not end when it is told to
 
 
-def serve(settings: Settings, *, allow_public: bool = False) -> None:
+def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Raises ConfigError for a fleet that cannot be served, an address that cannot be bound, and
-    for one beyond this machine unless `allow_public`, as there are no keys yet.
+    Raises ConfigError for a fleet that cannot be served, a ledger that cannot be opened, an
+    address that cannot be bound, and for one beyond this machine where nobody needs a key.
     """
-    if not (allow_public or _is_loopback(settings.host)):
-        raise ConfigError(
-            f"host {settings.host}: without API keys the gateway listens on this machine only;"
-            " --no-auth lets anyone who reaches it use it"
-        )
     _log_to_stderr(settings.log_level)
     catalog = read(settings.config_file())
+    needs_key = asyncio.run(prepare(settings))
     app = create_app(settings, catalog=catalog)
     with _bound(settings) as listening:
+        port = listening.getsockname()[1]
+        text = greeting(catalog, settings.host, port, needs_key)
+        if settings.workers > 1:
+            grace = settings.shutdown_grace_s + 2 * _BACKSTOP_S
+            args = (settings, listening, text, once())
+            if not supervise(settings.workers, _work, args, grace):
+                raise ConfigError("a worker could not start; it said why")
+            return
         server = Server(app, settings)
-        server.greeting = greeting(catalog, settings.host, listening.getsockname()[1])
+        server.greeting = text
         server.run(sockets=[listening])
     if server.failure is not None:
         raise server.failure
+
+
+async def prepare(settings: Settings) -> bool:
+    """Bring the ledger up to date and make the first key if that is wished; is one needed?
+
+    Raises ConfigError, for an address beyond this machine too where no key would be needed.
+    """
+    accounts, keys = open_accounts(settings), False
+    if accounts is not None:
+        try:
+            await accounts.prepare()
+            token = await accounts.keyring.create_first() if settings.first_key else None
+            keys = await accounts.keyring.any()
+        finally:
+            await accounts.close_database()
+        if token is not None:
+            Console().print(
+                f"An administrator's API key was made. It is shown this once:\n{token}\n",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    if not (keys or settings.no_auth or is_loopback(settings.host)):
+        raise ConfigError(
+            f"host {settings.host}: without API keys the gateway listens on this machine only;"
+            " `farthing keys create` makes one, --first-key makes one now,"
+            " --no-auth lets anyone who reaches it use it"
+        )
+    return keys and not settings.no_auth
+
+
+def _work(settings: Settings, listening: socket.socket, text: str, first: Any) -> None:
+    """One of several processes; the first that is ready says so for all."""
+    _log_to_stderr(settings.log_level)
+    try:
+        server = Server(create_app(settings), settings)
+        server.greeting, server.may_greet = text, lambda: first.acquire(block=False)
+        server.run(sockets=[listening])
+        failure = server.failure
+    except FarthingError as error:
+        failure = error
+    if isinstance(failure, FarthingError):
+        print(f"farthing: {failure.message}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+    if failure is not None:
+        raise failure
 
 
 class Server(uvicorn.Server):
@@ -61,12 +113,14 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # who forwards for whom is ours to decide (trusted_peers)
                 timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _BACKSTOP_S,
             )
         )
         self.app = app
         self.grace = settings.shutdown_grace_s
         self.greeting = ""
+        self.may_greet: Callable[[], bool] = lambda: True
         self.failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -85,7 +139,7 @@ class Server(uvicorn.Server):
         self.failure = None if loading is None else loading.exception()
         if self.failure is not None:
             self.should_exit = True
-        elif self.greeting:
+        elif self.greeting and self.may_greet():
             Console().print(self.greeting, markup=False, highlight=False, soft_wrap=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -102,8 +156,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def greeting(catalog: Catalog, host: str, port: int) -> str:
-    """Where the gateway is, and a request that works."""
+def greeting(catalog: Catalog, host: str, port: int, needs_key: bool = False) -> str:
+    """Where the gateway is, who may use it, and a request that works."""
     name = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
     names = [*catalog.presets, *catalog.models]
@@ -115,10 +169,12 @@ def greeting(catalog: Catalog, host: str, port: int) -> str:
     }
     curl = [
         *("curl", f"{url}/v1/chat/completions"),
+        *(("-H", "Authorization: Bearer YOUR_KEY") if needs_key else ()),
         *("-H", "Content-Type: application/json", "-H", "X-Budget-Usd: 0.01"),
         *("-d", json.dumps(body)),
     ]
-    return f"Farthing is ready at {url}\n\nTry:\n{shlex.join(curl)}\n"
+    who = "" if needs_key else "\nNo API key is needed; `farthing keys create` makes one.\n"
+    return f"Farthing is ready at {url}\n{who}\nTry:\n{shlex.join(curl)}\n"
 
 
 def _bound(settings: Settings) -> socket.socket:
@@ -133,17 +189,11 @@ def _bound(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    # Its own start and stop lines say less than ours.
+    # Their own start and stop lines say less than ours.
     chatty = logging.DEBUG if level == "debug" else logging.WARNING
-    logging.getLogger("uvicorn").setLevel(chatty)
+    for name in ("uvicorn", "alembic"):
+        logging.getLogger(name).setLevel(chatty)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_CONFIG = Path(__file__).with_name("farthing.toml")
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 class Settings(BaseSettings):
@@ -34,6 +41,46 @@ class Settings(BaseSettings):
     max_waiting: PositiveInt = Field(256, description="calls queued per model before 429")
     prefill_chunk: PositiveInt = Field(64, description="prompt tokens computed between two steps")
     shutdown_grace_s: float = Field(10.0, ge=0, description="for running answers at shutdown")
+    workers: PositiveInt = Field(1, description="gateway processes; each loads embedded models")
+    no_auth: bool = Field(False, description="no API keys: whoever reaches the port may use it")
+    first_key: bool = Field(False, description="make an admin key at the first start, print it")
+    trusted_peers: str = Field(
+        "", description="networks, like 10.0.0.0/8,::1, whose X-Tenant-Id header counts"
+    )
+    state_dir: Path = Field(
+        Path("~/.local/state/farthing"), description="SQLite ledger, journal, key secret"
+    )
+    ledger: str | None = Field(
+        None, description="postgresql://..., sqlite:///path, or off; default: SQLite in STATE_DIR"
+    )
+    key_secret: SecretStr | None = Field(
+        None, description="what API keys are hashed with; default: a file in STATE_DIR"
+    )
+    lease_s: float = Field(
+        60.0, ge=1, description="a dead process's reservations are settled in full after it"
+    )
+    headroom_s: float = Field(
+        0.0, ge=0, description="seconds of a key's spending to hold ahead of need in memory"
+    )
+    rate_store: str | None = Field(
+        None, description="memory, ledger, redis://...; default: memory if alone, else ledger"
+    )
+
+    @field_validator("trusted_peers")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    def peers(self) -> tuple[Network, ...]:
+        """The networks that are trusted to say on whose behalf they ask."""
+        return _networks(self.trusted_peers)
+
+    def ledger_url(self) -> str | None:
+        """The database of keys and spending; None: there is none."""
+        if self.ledger is None:
+            return f"sqlite:///{self.state_dir.expanduser() / 'ledger.db'}"
+        return None if self.ledger == "off" else self.ledger
 
     def config_file(self) -> Path:
         """The file that describes the fleet: what was named, else ./farthing.toml, else ours."""

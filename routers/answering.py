@@ -15,7 +15,7 @@ from app.gateway import Answer
 from app.telemetry import Telemetry
 from app.types import Chunk, Token
 from routers import body
-from routers.deps import ClientGone, Running, Visit, front_of, visit_of
+from routers.deps import ClientGone, Running, Visit, account_of, front_of, visit_of
 from routers.edge import error_body, json_response
 from routers.scribe import DONE, ChatScribe, Scribe, TextScribe, end_headers, event, start_headers
 from routers.wire import ChatRequest, CompletionRequest, understand
@@ -30,9 +30,10 @@ async def respond(
 ) -> Response:
     """The answer to a request for a generation. Raises FarthingError for what is refused."""
     front, visit = front_of(request), visit_of(request)
+    account = await account_of(request)
     document = await body.read(request, front.max_body_bytes)
     asked = understand(shape, document, request.headers, visit.arrived)
-    answer = front.opened().answer(asked.order, front.account)
+    answer = front.opened().answer(asked.order, account)
     visit.policy = answer.policy
     writer = scribe(answer, asked)
     pace = Pace(front.telemetry, visit)

@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from starlette.types import Receive
 
+from app.accounts.accounts import Accounts
 from app.budget import Account
 from app.catalog import Catalog
 from app.errors import EngineUnavailable
 from app.gateway import Gateway
+from app.storage.records import KeyRow
 from app.telemetry import NONE, Telemetry
 from app.types import Load
+from routers.doors import Door
 
 T = TypeVar("T")
 
@@ -71,7 +74,7 @@ class Front:
     catalog: Catalog
     telemetry: Telemetry
     max_body_bytes: int
-    account: Account = field(default_factory=Account)
+    door: Door = field(default_factory=Door)
     running: Running = field(default_factory=Running)
     gateway: Gateway | None = None  # None until the engine has loaded
     created: int = field(default_factory=lambda: int(time.time()))
@@ -96,6 +99,7 @@ class Visit:
     request_id: str  # the client's, or ours
     arrived: float  # time.monotonic()
     policy: str = NONE  # who answered it, for the metrics
+    account: Account | None = None  # who pays, once that is known
 
 
 def install(app: FastAPI, front: Front) -> None:
@@ -110,6 +114,22 @@ def front_of(request: Request) -> Front:
 def visit_of(request: Request) -> Visit:
     visit: Visit = request.state.visit
     return visit
+
+
+async def account_of(request: Request) -> Account:
+    """Who pays for this request. Raises InvalidKey, Forbidden, LedgerUnavailable."""
+    visit = visit_of(request)
+    visit.account = await front_of(request).door.account(request.headers, _address(request))
+    return visit.account
+
+
+async def admin_of(request: Request) -> tuple[Accounts, KeyRow]:
+    """The ledger and who manages it. Raises InvalidKey, Forbidden, LedgerUnavailable."""
+    return await front_of(request).door.admin(request.headers)
+
+
+def _address(request: Request) -> str | None:
+    return None if request.client is None else request.client.host
 
 
 async def _disconnected(receive: Receive) -> None:

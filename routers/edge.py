@@ -8,6 +8,7 @@ import math
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BadRequest, FarthingError
+from app.budget import Rate
+from app.errors import BadRequest, FarthingError, InvalidKey
 from app.telemetry import OTHER, Telemetry
 from routers.deps import ClientGone, Visit
 
@@ -40,6 +42,8 @@ class Edge:
             return
         visit = Visit(_request_id(scope), time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
+        # What only we say of an answer cannot come from a client.
+        scope["headers"] = [h for h in scope["headers"] if not h[0].startswith(b"x-farthing-")]
         header = (b"x-request-id", visit.request_id.encode())
         status = 0
 
@@ -91,6 +95,16 @@ def json_response(
     return Response(_encode(content), status, headers, media_type="application/json")
 
 
+def rate_headers(rates: Sequence[Rate]) -> dict[str, str]:
+    """Where an account stands, in OpenAI's form."""
+    headers: dict[str, str] = {}
+    for rate in rates:
+        headers[f"x-ratelimit-limit-{rate.kind}"] = str(rate.limit)
+        headers[f"x-ratelimit-remaining-{rate.kind}"] = str(rate.remaining)
+        headers[f"x-ratelimit-reset-{rate.kind}"] = f"{rate.reset:.3f}s"
+    return headers
+
+
 def refusal(error: FarthingError) -> Response:
     """The answer that tells a client of this error, and whether to try again."""
     headers: dict[str, str] = {}
@@ -98,15 +112,20 @@ def refusal(error: FarthingError) -> Response:
         headers["x-should-retry"] = "true" if error.retry else "false"
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, InvalidKey):
+        headers["WWW-Authenticate"] = "Bearer"
     return json_response(error_body(error), error.status, headers)
 
 
 async def _on_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, FarthingError)
+    visit: Visit = request.state.visit
     if error.status >= 500:
-        visit: Visit = request.state.visit
         log.warning("request %s: %s: %s", visit.request_id, type(error).__name__, error.message)
-    return refusal(error)
+    response = refusal(error)
+    if visit.account is not None:
+        response.headers.update(rate_headers(visit.account.rates))
+    return response
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

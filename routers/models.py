@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.budget import Account
 from app.catalog import PICO, ModelCard, Preset, Price
 from app.errors import UnknownModel
-from routers.deps import Front, front_of
+from routers.deps import Front, account_of, front_of
 from routers.edge import json_response
 
 router = APIRouter(tags=["fleet"])
@@ -16,21 +17,29 @@ router = APIRouter(tags=["fleet"])
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    front = front_of(request)
-    listed = [_model(front, card) for card in front.catalog.models.values()]
-    listed += [_preset(front, preset) for preset in front.catalog.presets.values()]
+    front, account = front_of(request), await account_of(request)
+    cards, presets = front.catalog.models.values(), front.catalog.presets.values()
+    listed = [_model(front, card) for card in cards if _allowed(account, card)]
+    listed += [_preset(front, preset) for preset in presets if account.allows(preset.name)]
     return json_response({"object": "list", "data": listed})
 
 
 @router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> Response:
     """One of them, by its name or alias. Raises UnknownModel."""
-    front = front_of(request)
-    if name in front.catalog.presets:
+    front, account = front_of(request), await account_of(request)
+    if name in front.catalog.presets and account.allows(name):
         return json_response(_preset(front, front.catalog.presets[name]))
     if len(name) > 256:
         raise UnknownModel("The model does not exist", param="model")
-    return json_response(_model(front, front.catalog.model(name)))
+    card = front.catalog.model(name)
+    if not _allowed(account, card):
+        raise UnknownModel(f"This API key may not use the model {card.name!r}", param="model")
+    return json_response(_model(front, card))
+
+
+def _allowed(account: Account, card: ModelCard) -> bool:
+    return any(map(account.allows, (card.name, *card.aliases)))
 
 
 def _model(front: Front, card: ModelCard) -> dict[str, Any]:

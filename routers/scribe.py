@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from app.catalog import PICO
+from app.catalog import PICO, usd
 from app.gateway import Answer
 from app.types import Candidate, Chunk, Decision, Token
+from routers.edge import rate_headers
 from routers.wire import Asked
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -30,12 +31,6 @@ def _event(text: str) -> str:
     return f"data: {text if text.isascii() else text.translate(_BREAKS)}\n\n"
 
 
-def usd(pico: int) -> str:
-    """1e-12 USD as plain decimal USD, exactly."""
-    whole, fraction = divmod(pico, PICO)
-    return f"{whole}.{fraction:012d}".rstrip("0").rstrip(".")
-
-
 def start_headers(answer: Answer) -> dict[str, str]:
     """What is known when the first chunk has come."""
     headers = {
@@ -45,7 +40,7 @@ def start_headers(answer: Answer) -> dict[str, str]:
     }
     if answer.budget is not None:
         headers["X-Farthing-Budget-Usd"] = usd(answer.budget)
-    return headers
+    return headers | rate_headers(answer.rates)
 
 
 def end_headers(answer: Answer) -> dict[str, str]:

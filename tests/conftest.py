@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -18,6 +19,9 @@ from app.downloads import local_path
 from app.engines.fake import Fake, Script
 from app.factory import create_app
 from app.settings import DEFAULT_CONFIG, Settings
+from tests import servers
+
+T = TypeVar("T")
 
 LARGE = (
     "the sky is blue because small particles scatter short waves most of all"
@@ -32,6 +36,44 @@ def smollm2_gguf() -> Path:
     """The default model's weights, which `make install` fetches."""
     card = next(iter(read(DEFAULT_CONFIG).models.values()))
     return local_path(card, Settings().models_dir)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        action="store_true",
+        help="fail, rather than skip, where PostgreSQL or Redis is not installed",
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[servers.Postgres]:
+    """A real PostgreSQL of our own."""
+    yield from _server(servers.postgres(), pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A real Redis of our own."""
+    yield from _server(servers.redis(), pytestconfig)
+
+
+def _server(server: AbstractContextManager[T], config: pytest.Config) -> Iterator[T]:
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(server)
+        except servers.Missing as missing:
+            (pytest.fail if config.getoption("--servers") else pytest.skip)(str(missing))
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty ledger, in both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    server: servers.Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,7 +143,7 @@ def catalog() -> Catalog:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(max_body_bytes=100_000)
+    return Settings(max_body_bytes=100_000, ledger="off")
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.settings": WORDS,
     "app.catalog": WORDS,
     "app.telemetry": WORDS,
-    "app.storage": WORDS,
+    "app.storage": (*WORDS, "app.storage"),
+    "app.accounts": (*WORDS, "app.catalog", "app.budget", "app.storage", "app.accounts"),
     "app.nets": (),
     "app.vllm_plugins.asks": (),
     "app.vllm_plugins": ("app.nets", "app.vllm_plugins"),
@@ -38,19 +39,30 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.budget": (*WORDS, "app.catalog", "app.storage", "app.telemetry"),
     "policies": (*WORDS, "app.catalog", "policies"),
     "app.gateway": (*WORDS, "app.catalog", "app.budget", "policies"),
-    "routers": (*WORDS, "app.catalog", "app.budget", "app.gateway", "app.telemetry", "routers"),
+    "routers": (
+        *WORDS,
+        "app.catalog",
+        "app.budget",
+        "app.accounts",
+        "app.storage.records",
+        "app.gateway",
+        "app.telemetry",
+        "routers",
+    ),
     "app.downloads": (*WORDS, "app.catalog"),
     "app.terminal": WORDS,
-    "app.server": (*WORDS, "app.settings", "app.catalog", "app.factory"),
+    "app.server": (*WORDS, "app.settings", "app.catalog", "app.factory", "app.workers"),
+    "app.workers": (),
     "app.training": (*WORDS, "app.nets", "app.engines.embedded", "app.training"),
     "app.bench": (*WORDS, "app.catalog", "app.engines.embedded", "app.bench"),
     "app.factory": EVERYTHING,
     "app.cli": EVERYTHING,
+    "app.till": EVERYTHING,
 }
 BEHIND_THE_CLI = ("app.bench", "app.training")  # imported by nobody else, and there only lazily
 BARE = ("weights", "linear", "model", "kv_cache", "sampling")  # run where pydantic is not
 BANNED = {"utils", "common", "helpers", "misc", "manager", "handler", "service", "core"}
-MAY_PRINT = ("app.cli", "app.terminal", "app.server", "app.bench")
+MAY_PRINT = ("app.cli", "app.till", "app.terminal", "app.server", "app.bench")
 METRICS = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 FILE, FUNCTION = 400, 80  # lines
 

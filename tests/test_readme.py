@@ -16,7 +16,7 @@ import pytest
 
 import app.errors
 import policies
-from app.budget import Account
+from app.budget import Purse
 from app.catalog import read
 from app.cli import with_map
 from app.gateway import Gateway, Order
@@ -145,6 +145,6 @@ async def test_the_example_policy_asks_the_other_model_when_it_must(or_else: str
     for budget, first in ((1000, "l0"), (60, "s0")):
         order = Order(scripts.call("large"), policy=or_else, usd=scripts.usd(budget))
         chunks = await scripts.read(
-            Gateway(scripts.engine(), scripts.fleet()).answer(order, Account())
+            Gateway(scripts.engine(), scripts.fleet()).answer(order, Purse())
         )
         assert scripts.text(chunks).split()[0] == first

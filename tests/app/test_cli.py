@@ -30,7 +30,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What was asked of the server, which does not start here."""
     asked: list[Any] = []
     server = ModuleType("app.server")
-    server.__dict__["serve"] = lambda settings, allow_public: asked.append((settings, allow_public))
+    server.__dict__["serve"] = asked.append
     monkeypatch.setitem(sys.modules, "app.server", server)
     return iter([asked])
 
@@ -48,11 +48,12 @@ def test_serve_takes_options_above_the_environment(
     monkeypatch.setenv("FARTHING_LOG_LEVEL", "debug")
     fleet = str(tmp_path / "fleet.toml")
     assert run("serve", "--port", "9001", "--config", fleet, "--host", "::1") == 0
-    assert run("serve", "--no-auth") == 0
-    (first, public), (second, all_public) = next(served)
+    assert run("serve", "--no-auth", "--workers", "3", "--first-key") == 0
+    first, second = next(served)
     assert (first.host, first.port, first.log_level) == ("::1", 9001, "debug")
-    assert (str(first.config), public) == (fleet, False)
-    assert (second.host, second.port, all_public) == ("127.0.0.1", 9000, True)
+    assert (str(first.config), first.no_auth, first.workers) == (fleet, False, 1)
+    assert (second.host, second.port, second.no_auth) == ("127.0.0.1", 9000, True)
+    assert (second.workers, second.first_key) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_what_ends_the_server_ends_it_quietly(
     status: int,
     message: str,
 ) -> None:
-    def fail(settings: Settings, allow_public: bool) -> None:
+    def fail(settings: Settings) -> None:
         raise raised
 
     monkeypatch.setattr(sys.modules["app.server"], "serve", fail)
@@ -116,7 +117,7 @@ def test_what_ends_the_server_ends_it_quietly(
 def test_a_bug_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, served: Iterator[list[Any]]
 ) -> None:
-    def fail(settings: Settings, allow_public: bool) -> None:
+    def fail(settings: Settings) -> None:
         raise ModuleNotFoundError("no such module", name="app.novel")
 
     monkeypatch.setattr(sys.modules["app.server"], "serve", fail)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from app.budget import Account, Meter
+from app.budget import Meter, Purse
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
 from app.gateway import Answer, Gateway, Order, Plan
@@ -114,7 +114,7 @@ class Leaky(Policy):
     fidelity = "exact"
 
     def worst_case(self, model, prompt, completion):
-        return {"small": Usage()}
+        return {"small": Usage(prompt=prompt, completion=completion)}
 
     async def run(self, call, engine):
         abandoned = engine.generate(call.to("small"))
@@ -125,7 +125,7 @@ class Leaky(Policy):
 async def test_a_stream_that_a_policy_abandoned_is_closed_with_the_answer():
     fake = engine()
     order, plan = Order(call("small")), Plan("leaky", Leaky(), "small")
-    answer = Answer(order, plan, Meter(fake, fleet().prices()), "v1", Account(), None)
+    answer = Answer(order, plan, Meter(fake, fleet().prices()), "v1", Purse(), None)
     await read(answer)
     assert fake.open == 0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.budget import Account
+from app.budget import Purse
 from app.catalog import PICO, Catalog, ModelCard, Preset, Price
 from app.engines.fake import Fake, Script
 from app.gateway import Answer, Gateway, Order
@@ -53,7 +53,7 @@ def usd(micro: float) -> int:
 
 
 def ask(gateway: Gateway, order: Order) -> Answer:
-    return gateway.answer(order, Account())
+    return gateway.answer(order, Purse())
 
 
 async def read(answer: Answer) -> list[Chunk]:

@@ -1,0 +1,1 @@
+"""Whose money it is: API keys, what they may spend, and what they have spent."""

@@ -1,0 +1,133 @@
+"""All accounts, as one gateway process has them: opened, asked, closed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+
+from app.accounts.account import KeyAccount
+from app.accounts.book import Book
+from app.accounts.headroom import Headroom
+from app.accounts.journal import Journal
+from app.accounts.keyring import Keyring
+from app.accounts.keys import fingerprint
+from app.accounts.rates import Rates
+from app.errors import ConfigError
+from app.storage.database import Database
+from app.storage.keys import KeyStore
+from app.storage.ledger import Ledger
+from app.storage.rates import LedgerStorage
+from app.storage.records import KeyRow, UsageRow
+from app.storage.usage import GROUPS as GROUPS
+from app.storage.usage import UsageStore
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How accounts are kept; as the settings say."""
+
+    ledger: str  # a database's URL
+    state_dir: Path
+    key_secret: str | None = None
+    lease_s: float = 60.0
+    headroom_s: float = 0.0
+    rate_store: str = "ledger"  # memory, ledger, or a Redis URL
+
+
+class Accounts:
+    """The ledger and what stands before it in this process."""
+
+    def __init__(self, terms: Terms) -> None:
+        """Raises ConfigError for terms that cannot be; nothing is opened yet."""
+        process = uuid.uuid4().hex
+        self._database = Database(terms.ledger)
+        self._secret = _secret(terms)
+        self._store = KeyStore(self._database)
+        self.ledger = Ledger(self._database, process)
+        self.keyring = Keyring(self._store, self.ledger, self._secret)
+        journal = Journal(terms.state_dir.expanduser() / "journal", process)
+        self.book = Book(self.ledger, journal, terms.lease_s)
+        self.headroom = Headroom(self.book, terms.headroom_s)
+        self.rates = Rates(_rate_storage(terms.rate_store, self._database))
+        self._usage = UsageStore(self._database)
+
+    async def prepare(self) -> None:
+        """Bring the tables up to date. Raises ConfigError where they cannot be used."""
+        await self._database.migrate()
+        if not await self._store.agree("key_secret", fingerprint(self._secret)):
+            raise ConfigError(
+                f"key_secret (FARTHING_KEY_SECRET): the keys in {self._database.name} were hashed"
+                " with another secret; every gateway on one ledger needs the same"
+            )
+
+    async def start(self) -> None:
+        await self.prepare()
+        await self.book.start()
+        self.headroom.start()
+
+    async def aclose(self) -> None:
+        """Settle what there is to settle, and give back what is held ahead."""
+        await self.headroom.aclose()
+        await self.book.aclose()
+
+    async def close_database(self) -> None:
+        """For those who only looked something up."""
+        await self._database.aclose()
+
+    def of(self, key: KeyRow | None, tenant: str = "") -> KeyAccount:
+        """The account of this key; of everybody without one."""
+        return KeyAccount(self.headroom, self.rates, key, tenant)
+
+    async def usage(
+        self,
+        by: Sequence[str],
+        *,
+        key: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> list[UsageRow]:
+        """What was spent, by these groups; see UsageStore."""
+        return await self._usage.spent(by, key=key, since=since, until=until)
+
+
+def _secret(terms: Terms) -> bytes:
+    """What key digests are made with: as set, or a file of this machine, made once."""
+    if terms.key_secret is not None:
+        if len(terms.key_secret) < 16:
+            raise ConfigError("key_secret (FARTHING_KEY_SECRET): must have 16 characters or more")
+        return terms.key_secret.encode()
+    path = terms.state_dir.expanduser() / "key_secret"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            # Linked into place whole: another process may be doing the same.
+            with NamedTemporaryFile("w", dir=path.parent) as file:  # readable by its owner only
+                file.write(secrets.token_hex(32))
+                file.flush()
+                with suppress(FileExistsError):
+                    os.link(file.name, path)
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir (FARTHING_STATE_DIR): {path} cannot be used: {error.strerror}"
+        ) from error
+
+
+def _rate_storage(store: str, database: Database) -> Storage:
+    if store == "memory":
+        return MemoryStorage()
+    if store == "ledger":
+        return LedgerStorage(database)
+    if store.startswith(("redis://", "rediss://")):
+        return RedisStorage(f"async+{store}", wrap_exceptions=True, implementation="redispy")
+    raise ConfigError(
+        "rate_store (FARTHING_RATE_STORE): must be memory, ledger, or redis://host:port/db"
+    )

@@ -1,0 +1,1 @@
+"""The ledger's tables, their migrations, and every SQL statement we have."""

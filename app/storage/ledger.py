@@ -1,0 +1,338 @@
+"""Reserve, settle, release, renew, reap: every transaction that moves money."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, CursorResult, bindparam, delete, insert, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.storage.balance import Balance, windows_at
+from app.storage.database import Database
+from app.storage.records import (
+    AccountRow,
+    Grant,
+    Op,
+    Refusal,
+    Release,
+    Reserve,
+    Result,
+    Settle,
+    Settlement,
+    Windows,
+)
+from app.storage.tables import accounts, decisions, lines, reservations, settlements
+
+_MANY = 500  # values in one statement
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 10**6
+
+
+class Ledger:
+    """The money of all keys. Any number of processes may have one on the same database.
+
+    Every operation may be repeated after a failure whose outcome is unknown: a reservation is
+    made once, a request is settled once.
+    """
+
+    def __init__(
+        self, database: Database, process: str = "", clock: Callable[[], int] = milliseconds
+    ) -> None:
+        self.database = database
+        self._process = process
+        self._clock = clock
+
+    async def apply(self, ops: Sequence[Op], lease_until: int) -> list[Result]:
+        """Do all of these in one transaction, in order; reservations live until `lease_until`.
+
+        Raises LedgerUnavailable when nothing, or all of it, was done: repeat it. With nothing to
+        do it tries whether the ledger answers.
+        """
+        async with self.database.writing() as connection:
+            batch = _Batch(connection, self._clock(), self._process, lease_until)
+            await batch.read(ops)
+            results = [batch.do(op) for op in ops]
+            await batch.write()
+        return results
+
+    async def renew(self, ids: Iterable[str], lease_until: int) -> None:
+        """Keep these reservations of this process for longer."""
+        known = list(ids)
+        async with self.database.writing() as connection:
+            for start in range(0, len(known), _MANY):
+                some = reservations.c.id.in_(known[start : start + _MANY])
+                mine = reservations.c.process == self._process
+                changed = update(reservations).where(some, mine).values(lease_until=lease_until)
+                await connection.execute(changed)
+
+    async def reap(self) -> int:
+        """Settle at their full amount the reservations whose lease has run out; how many.
+
+        Their process has died or cannot reach us. What it spent may be more than it last told,
+        but not more than it reserved.
+        """
+        expired = reservations.c.lease_until < self._clock()
+        async with self.database.reading() as connection:
+            found = await connection.execute(
+                select(reservations.c.id, reservations.c.key_id).where(expired).limit(_MANY)
+            )
+            lost = found.all()
+        for id, key in lost:
+            async with self.database.writing() as connection:
+                await _settle_lost(connection, id, key, self._clock())
+        return len(lost)
+
+    async def account(self, key: str) -> AccountRow | None:
+        """What a key may spend and has spent, as of now."""
+        return (await self._accounts(accounts.c.key_id == key)).get(key)
+
+    async def accounts(self) -> dict[str, AccountRow]:
+        """The same of all keys."""
+        return await self._accounts(true())
+
+    async def _accounts(self, which: ColumnElement[bool]) -> dict[str, AccountRow]:
+        async with self.database.reading() as connection:
+            rows = _rows(await connection.execute(select(accounts).where(which)))
+        return {row["key_id"]: Balance(row, self._clock() // 1000).shown() for row in rows}
+
+    async def open_reservations(self) -> int:
+        """How many there are, of all processes."""
+        async with self.database.reading() as connection:
+            return len((await connection.execute(select(reservations.c.id))).all())
+
+
+class _Batch:
+    """One transaction's reads, what follows from them, and its writes."""
+
+    def __init__(self, connection: AsyncConnection, now: int, process: str, until: int) -> None:
+        self._connection = connection
+        self._now = now
+        self._process = process
+        self._lease_until = until
+        self._balances: dict[str, Balance] = {}
+        self._held: dict[str, dict[str, Any]] = {}  # reservations, as rows
+        self._before: dict[str, int] = {}  # their amounts before
+        self._settled: dict[str, dict[str, Any]] = {}  # settlements, as rows; empty: new ones
+        self._new: list[tuple[Settlement, Windows]] = []
+
+    async def read(self, ops: Sequence[Op]) -> None:
+        """Lock the accounts, always in the same order, and read what the operations name."""
+        self._balances = await _locked(self._connection, {op.key for op in ops}, self._now)
+        named = {op.id if isinstance(op, Reserve) else op.reservation for op in ops}
+        found = await self._connection.execute(
+            select(reservations).where(reservations.c.id.in_(sorted(named)))
+        )
+        self._held = {row["id"]: dict(row) for row in _rows(found)}
+        self._before = {id: row["amount"] for id, row in self._held.items()}
+        asked = {op.settlement.id for op in ops if isinstance(op, Settle)}
+        asked |= {_refund_id(op.reservation) for op in ops if isinstance(op, Release)}
+        asked |= named - set(self._before)  # one that expired was settled under its own id
+        if asked:
+            done = select(settlements).where(settlements.c.id.in_(sorted(asked)))
+            rows = _rows(await self._connection.execute(done))
+            self._settled = {row["id"]: row for row in rows}
+
+    def do(self, op: Op) -> Result:
+        if isinstance(op, Reserve):
+            return self._reserve(op)
+        if isinstance(op, Settle):
+            self._settle(op)
+        else:
+            self._release(op)
+        return None
+
+    async def write(self) -> None:
+        """Everything that the operations changed."""
+        await _write_balances(self._connection, self._balances.values())
+        await self._write_reservations()
+        await _write_settlements(self._connection, self._new, self._now)
+
+    def _reserve(self, op: Reserve) -> Grant | Refusal:
+        balance = self._balances[op.key]
+        row = self._held.get(op.id)
+        if row is None:
+            amount = balance.reserve(op)
+            if isinstance(amount, Refusal):
+                return amount
+            row = {
+                "id": op.id,
+                "key_id": op.key,
+                "process": self._process,
+                "amount": amount,
+                "minute": balance.windows.minute,
+                "day": balance.windows.day,
+                "month": balance.windows.month,
+                "lease_until": self._lease_until,
+                "policy": op.policy,
+                "model": op.model,
+            }
+            self._held[op.id] = row
+        return Grant(op.id, row["amount"], _windows(row), balance.good_until())
+
+    def _settle(self, op: Settle) -> None:
+        settled = op.settlement
+        if settled.id in self._settled:
+            return
+        self._settled[settled.id] = {}
+        self._new.append((settled, op.windows))
+        self._give_back(op.reservation, op.key, op.amount, op.windows, settled.cost, settled.id)
+
+    def _release(self, op: Release) -> None:
+        row = self._held.get(op.reservation)
+        expired = self._settled.get(op.reservation)
+        if row is not None:
+            amount = row["amount"] if op.amount is None else op.amount
+            windows = _windows(row)
+        elif expired and _refund_id(op.reservation) not in self._settled:
+            amount = expired["cost"] if op.amount is None else op.amount
+            windows = op.windows or replace(windows_at(expired["day"]), minute=0)
+        else:
+            return
+        self._give_back(op.reservation, op.key, amount, windows, 0, op.reservation)
+
+    def _give_back(
+        self, reservation: str, key: str, amount: int, windows: Windows, cost: int, by: str
+    ) -> None:
+        balance, row = self._balances[key], self._held.get(reservation)
+        if row is not None:
+            amount = min(amount, row["amount"])
+            row["amount"] -= amount
+            ended = row["amount"] == 0
+            balance.settle(windows, amount, cost, ended=ended)
+            if ended:
+                del self._held[reservation]
+        elif reservation in self._settled and amount:
+            # It expired and was settled in full. Now we know better: take that part back.
+            balance.settle(windows, 0, cost - amount, ended=False)
+            lost = self._settled[reservation]
+            refund = _unattributed(
+                _refund_id(by), key, "recovered", -amount, lost["policy"], lost["model"]
+            )
+            self._settled[refund.id] = {}
+            self._new.append((refund, windows))
+        else:
+            balance.settle(windows, 0, cost, ended=False)
+
+    async def _write_reservations(self) -> None:
+        table, connection = reservations, self._connection
+        new = [row for id, row in self._held.items() if id not in self._before]
+        if new:
+            await connection.execute(insert(table), new)
+        changed = [
+            {"of": id, "to": row["amount"]}
+            for id, row in self._held.items()
+            if self._before.get(id, row["amount"]) != row["amount"]
+        ]
+        if changed:
+            one = update(table).where(table.c.id == bindparam("of"))
+            await connection.execute(one.values(amount=bindparam("to")), changed)
+        gone = sorted(set(self._before) - set(self._held))
+        if gone:
+            await connection.execute(delete(table).where(table.c.id.in_(gone)))
+
+
+async def _locked(connection: AsyncConnection, keys: set[str], now: int) -> dict[str, Balance]:
+    found = await connection.execute(
+        select(accounts)
+        .where(accounts.c.key_id.in_(sorted(keys)))
+        .order_by(accounts.c.key_id)
+        .with_for_update()
+    )
+    return {row["key_id"]: Balance(row, now // 1000) for row in _rows(found)}
+
+
+async def _settle_lost(connection: AsyncConnection, id: str, key: str, now: int) -> None:
+    """Settle this reservation in full, if its lease has still run out once its account is ours."""
+    balances = await _locked(connection, {key}, now)
+    found = await connection.execute(
+        select(reservations).where(reservations.c.id == id, reservations.c.lease_until < now)
+    )
+    rows = _rows(found)
+    if not rows:
+        return
+    row = rows[0]
+    windows, amount = _windows(row), row["amount"]
+    balances[key].settle(windows, amount, amount, ended=True)
+    await _write_balances(connection, balances.values())
+    await connection.execute(delete(reservations).where(reservations.c.id == id))
+    if amount:
+        lost = _unattributed(id, key, "expired", amount, row["policy"], row["model"])
+        await _write_settlements(connection, [(lost, windows)], now)
+
+
+async def _write_balances(connection: AsyncConnection, balances: Iterable[Balance]) -> None:
+    rows = [balance.columns() for balance in balances]
+    if not rows:
+        return
+    names: dict[str, Any] = {name: bindparam(name) for name in rows[0] if name != "key_id"}
+    one = update(accounts).where(accounts.c.key_id == bindparam("of")).values(names)
+    await connection.execute(one, [{**row, "of": row.pop("key_id")} for row in rows])
+
+
+async def _write_settlements(
+    connection: AsyncConnection, new: Sequence[tuple[Settlement, Windows]], now: int
+) -> None:
+    if not new:
+        return
+    rows = [
+        {
+            "id": settled.id,
+            "key_id": settled.key,
+            "at": now,
+            "day": windows.day,
+            "policy": settled.policy,
+            "model": settled.model,
+            "tenant": settled.tenant,
+            "outcome": settled.outcome,
+            "prompt": settled.prompt,
+            "completion": settled.completion,
+            "cost": settled.cost,
+            "prices": settled.prices,
+        }
+        for settled, windows in new
+    ]
+    await connection.execute(insert(settlements), rows)
+    paid = [{"settlement_id": s.id, **asdict(line)} for s, _ in new for line in s.lines]
+    if paid:
+        await connection.execute(insert(lines), paid)
+    decided = [
+        {"settlement_id": s.id, "position": position, **asdict(decision)}
+        for s, _ in new
+        for position, decision in enumerate(s.decisions)
+    ]
+    if decided:
+        await connection.execute(insert(decisions), decided)
+
+
+def _unattributed(
+    id: str, key: str, outcome: str, cost: int, policy: str, model: str
+) -> Settlement:
+    """Money that no answer accounts for."""
+    return Settlement(
+        id=id,
+        key=key,
+        policy=policy,
+        model=model,
+        outcome=outcome,
+        prompt=0,
+        completion=0,
+        cost=cost,
+        prices="",
+    )
+
+
+def _rows(found: CursorResult[Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in found.mappings()]
+
+
+def _refund_id(id: str) -> str:
+    return f"{id}.back"
+
+
+def _windows(row: Mapping[str, Any]) -> Windows:
+    return Windows(row["minute"], row["day"], row["month"])

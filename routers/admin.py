@@ -1,0 +1,103 @@
+"""/admin: keys and everybody's usage, for those who have an administrator's key."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.accounts.accounts import GROUPS
+from app.accounts.keyring import Held, checked
+from app.accounts.reports import groups
+from app.catalog import PICO
+from app.errors import BadRequest
+from routers import body
+from routers.deps import admin_of, front_of
+from routers.edge import json_response
+from routers.usage import report
+
+router = APIRouter(prefix="/admin", tags=["administration"])
+_MOST_GRACE_S = 30 * 86400
+
+
+@router.get("/keys")
+async def keys(request: Request) -> Response:
+    """Every key that there is or was, with its limits and where it stands."""
+    accounts, _ = await admin_of(request)
+    held = await accounts.keyring.all()
+    return json_response({"object": "list", "data": [shown(one) for one in held]})
+
+
+@router.post("/keys")
+async def create(request: Request) -> Response:
+    """A new key. Its token is in this answer and nowhere else, ever."""
+    accounts, _ = await admin_of(request)
+    spec = checked(await body.read(request, front_of(request).max_body_bytes))
+    key, token = await accounts.keyring.create(spec)
+    return json_response({**shown(await accounts.keyring.show(key.id)), "token": token}, 201)
+
+
+@router.get("/keys/{id}")
+async def key(request: Request, id: str) -> Response:
+    accounts, _ = await admin_of(request)
+    return json_response(shown(await accounts.keyring.show(id)))
+
+
+@router.patch("/keys/{id}")
+async def change(request: Request, id: str) -> Response:
+    """Set some of a key's fields; null takes a limit away."""
+    accounts, _ = await admin_of(request)
+    changes = await body.read(request, front_of(request).max_body_bytes)
+    return json_response(shown(await accounts.keyring.change(id, changes)))
+
+
+@router.post("/keys/{id}/rotate")
+async def rotate(request: Request, id: str, grace_s: float = 0.0) -> Response:
+    """A new token for the same key; the old one opens the door for `grace_s` more."""
+    accounts, _ = await admin_of(request)
+    if not 0 <= grace_s <= _MOST_GRACE_S:
+        raise BadRequest(f"grace_s: must be 0 to {_MOST_GRACE_S} seconds", param="grace_s")
+    token = await accounts.keyring.rotate(id, grace_s)
+    return json_response({**shown(await accounts.keyring.show(id)), "token": token})
+
+
+@router.delete("/keys/{id}")
+async def revoke(request: Request, id: str) -> Response:
+    """The key opens no door any more; what it spent stays known."""
+    accounts, _ = await admin_of(request)
+    await accounts.keyring.revoke(id)
+    return json_response(shown(await accounts.keyring.show(id)))
+
+
+@router.get("/usage")
+async def usage(
+    request: Request,
+    by: str = "day,key",
+    key: str | None = None,
+    since: date | None = None,
+    until: date | None = None,
+    format: str = "json",
+) -> Response:
+    """Spending of all keys or of one, grouped; days are UTC, both counted."""
+    accounts, _ = await admin_of(request)
+    return await report(accounts, key, groups(by, GROUPS), since, until, format)
+
+
+def shown(held: Held) -> dict[str, Any]:
+    """A key as people may see it: everything but its token."""
+    key, account = held.key, held.account
+    return {
+        "id": key.id,
+        "object": "key",
+        "created": _moment(key.created),
+        "revoked": None if key.revoked is None else _moment(key.revoked),
+        **held.fields(),
+        "spent_usd": {window: pico / PICO for window, pico in account.spent.items()},
+        "held_usd": account.held["total"] / PICO,
+        "running": account.running,
+    }
+
+
+def _moment(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
