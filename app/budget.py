@@ -200,6 +200,7 @@ class Meter:
     engine: Engine
     prices: Mapping[str, Price]
     limit: int | None = None  # 1e-12 USD; None: unlimited
+    scarce: bool = True  # whether the limit may fall short of what an answer costs
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
@@ -237,7 +238,7 @@ class Meter:
 
     def allowance(self, model: str) -> int:
         """Completion tokens of `model` that the rest still buys, its catch-up priced uncached."""
-        if self.limit is None:
+        if self.limit is None or not self.scarce:
             return sys.maxsize
         running = sum(run.cost + run.unseen for run in self._runs)
         read = max([self._read, *(run.prompt + run.usage.completion for run in self._runs)])

@@ -198,6 +198,22 @@ def engine(
     run(path, quick=quick, json_file=json_file, threads=threads)
 
 
+@bench.command()
+def accounts(
+    postgres: Annotated[
+        str | None, typer.Option(metavar="URL", help="An empty database, to measure that too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer requests.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file too.")
+    ] = None,
+) -> None:
+    """Measure what keys and a ledger add to a request, beside a gateway without them."""
+    from app.bench.accounts import run
+
+    run(postgres=postgres, quick=quick, json_file=json_file)
+
+
 @cli.command("map")
 def show_map(
     into: Annotated[

@@ -98,7 +98,8 @@ class Gateway:
 
     def _check_allowed(self, order: Order, plan: Plan, account: Account) -> None:
         """A preset as it is brings its own models along; else each of them must be allowed."""
-        if not (plan.model or order.options) and account.allows(order.call.model):
+        changed = plan.model or order.options or order.policy not in (None, order.call.model)
+        if not changed and account.allows(order.call.model):
             return
         for model in plan.policy.worst_case(plan.model, 0, 0):
             if not any(map(account.allows, (model, *self.catalog.model(model).aliases))):
@@ -300,6 +301,8 @@ class Answer:
         self._meter.limit = self._reservation.amount
         if self._reservation.amount < self.estimate:
             self.budget = self.estimate = self._reservation.amount
+        # Where only the worst case bounds it, there is nothing for a policy to save.
+        self._meter.scarce = self.budget is not None
 
     def _left(self) -> float | None:
         deadline = self.order.call.goals.deadline

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         60.0, ge=1, description="a dead process's reservations are settled in full after it"
     )
     headroom_s: float = Field(
-        0.0, ge=0, description="seconds of a key's spending to hold ahead of need in memory"
+        0.0, ge=0, le=60, description="seconds of a key's spending to hold ahead of need in memory"
     )
     rate_store: str | None = Field(
         None, description="memory, ledger, redis://...; default: memory if alone, else ledger"

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -83,18 +84,15 @@ def create(
 @keys.command("list")
 def list_keys() -> None:
     """Show every key: its limits, what it has spent, whether it still opens."""
-    from rich.console import Console
-    from rich.table import Table
-
     from app.catalog import usd
 
     held = _with_accounts(lambda accounts: accounts.keyring.all())
-    table = Table("id", "name", "state", "spent", "of which today", "held", "limits", box=None)
+    rows = []
     for one in held:
         spent = one.account.spent
         amounts = (usd(spent["total"]), usd(spent["day"]), usd(one.account.held["total"]))
-        table.add_row(one.key.id, one.key.name, _state(one), *amounts, _limits(one))
-    Console().print(table)
+        rows.append([one.key.id, one.key.name, _state(one), *amounts, _limits(one)])
+    _show(["id", "name", "state", "spent", "of which today", "held", "limits"], rows)
 
 
 @keys.command()
@@ -154,9 +152,6 @@ def usage(
     ] = None,
 ) -> None:
     """Show what was spent."""
-    from rich.console import Console
-    from rich.table import Table
-
     from app.accounts.accounts import GROUPS
     from app.accounts.reports import as_csv, cells, groups, headings, period
 
@@ -164,21 +159,36 @@ def usage(
     span = period(_day(since, "since"), _day(until, "until"))
     rows = _with_accounts(lambda accounts: accounts.usage(names, key=key, **span))
     if csv_file is None:
-        table = Table(*headings(names), box=None)
-        for row in rows:
-            table.add_row(*map(str, cells(row)))
-        Console().print(table)
+        _show(headings(names), [list(map(str, cells(row))) for row in rows])
     elif str(csv_file) == "-":
         sys.stdout.write(as_csv(names, rows))
     else:
-        csv_file.write_text(as_csv(names, rows), encoding="utf-8", newline="")
+        try:
+            csv_file.write_text(as_csv(names, rows), encoding="utf-8", newline="")
+        except OSError as error:
+            raise ConfigError(f"--csv: {csv_file} cannot be written: {error.strerror}") from error
+
+
+def _show(headings: list[str], rows: list[list[str]]) -> None:
+    """A table; outside a terminal as wide as it must be, so that nothing is cut."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None)
+    for row in rows:
+        table.add_row(*row)
+    # Names are text, whatever brackets and colons are in them.
+    plain = partial(Console, markup=False, emoji=False, highlight=False)
+    width = None if sys.stdout.isatty() else plain(width=10**6).measure(table).maximum
+    plain(width=width).print(table)
 
 
 def _fields(
     given: dict[str, Any], models: list[str] | None, labels: list[str] | None
 ) -> dict[str, Any]:
     """The fields of a KeySpec that were given; the word `none` is no limit."""
-    fields = {k: None if v == "none" else v for k, v in given.items() if v is not None}
+    fields = {k: v for k, v in given.items() if v is not None}
+    fields |= {k: None for k, v in fields.items() if v == "none" and k != "name"}
     if models:
         fields["models"] = None if models == ["none"] else models
     if labels:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from app.catalog import Catalog
-from app.errors import BadRequest, Unaffordable
+from app.errors import BadRequest, ContextOverflow, Unaffordable
 from app.types import (
     Call,
     Chunk,
@@ -77,6 +77,12 @@ class EntropySwitch(Policy):
                 " nothing to switch to; name a larger `model` or another `small`",
                 param="policy",
             )
+        if catalog.model(small).price.output > catalog.model(large).price.output:
+            raise BadRequest(
+                f"policy entropy_switch: a token of {small} costs more than one of {large};"
+                " exchange `small` and `large`",
+                param="policy",
+            )
         if catalog.model(small).family != catalog.model(large).family:
             raise BadRequest(
                 f"policy entropy_switch: {small} and {large} are not of one family", param="policy"
@@ -106,6 +112,10 @@ class EntropySwitch(Policy):
                 ):
                     async for chunk in kept:
                         yield chunk
+            except ContextOverflow:
+                if not answer.written:
+                    raise
+                answer.end, answer.last = "over", Chunk(model=answer.writer, finish="length")
             except Unaffordable:
                 if answer.writer == self.small and not answer.written:
                     raise
@@ -195,7 +205,11 @@ class _Answer:
         policy = self.policy
         if self.end == "over":
             if self.last.finish == "entropy":
-                return Chunk()  # the level had been paced up since it was asked for: go on
+                # The level had been paced up since it was asked for: go on, if more may follow.
+                limit = self.call.max_tokens
+                if limit is None or len(self.written) < limit:
+                    return Chunk()
+                return replace(self.last, finish="length")
             return self.last
         if self.end == "budget":
             if self.writer == policy.small or self.engine.allowance(policy.small) < 1:

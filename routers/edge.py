@@ -141,7 +141,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"])
+    param = ".".join(str(part) for part in first["loc"][1:])  # the first is where: path, query
     return refusal(BadRequest(f"{param}: {first['msg']}", param=param))
 
 

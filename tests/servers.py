@@ -7,12 +7,13 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,22 @@ class Postgres:
         log = self._folder / "log"
         self._run(self._pg_ctl, "-D", str(self._data), "-o", options, "-l", str(log), "-w", "start")
 
+    def restore(self) -> None:
+        """Running again, whatever a test has done to it."""
+        self.thaw()
+        if not (self._data / "postmaster.pid").exists():
+            self.start()
+
     def stop(self, mode: str = "fast") -> None:
         """`fast` breaks off what runs, `immediate` is a crash."""
         self._run(self._pg_ctl, "-D", str(self._data), "-m", mode, "-w", "stop")
+
+    def freeze(self) -> None:
+        """Every process of it stops where it is: connections stay open, nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://farthing@127.0.0.1:{self.port}/{database}"
@@ -81,6 +95,16 @@ class Postgres:
 
         asyncio.run(make())
         return self.url(name)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self._data / "postmaster.pid"
+        master = int(pid.read_text().split()[0]) if pid.exists() else -1
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                with suppress(OSError):
+                    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                    if str(master) in (folder.name, parent):
+                        os.kill(int(folder.name), number)
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, Storage
+from limits.errors import ConfigurationError
 
 from app.accounts.account import KeyAccount
 from app.accounts.book import Book
@@ -19,8 +20,8 @@ from app.accounts.headroom import Headroom
 from app.accounts.journal import Journal
 from app.accounts.keyring import Keyring
 from app.accounts.keys import fingerprint
-from app.accounts.rates import Rates
-from app.errors import ConfigError
+from app.accounts.rates import Rates, RedisCounters
+from app.errors import BadRequest, ConfigError
 from app.storage.database import Database
 from app.storage.keys import KeyStore
 from app.storage.ledger import Ledger
@@ -47,40 +48,55 @@ class Accounts:
 
     def __init__(self, terms: Terms) -> None:
         """Raises ConfigError for terms that cannot be; nothing is opened yet."""
-        process = uuid.uuid4().hex
+        self._process = uuid.uuid4().hex
         self._database = Database(terms.ledger)
         self._secret = _secret(terms)
         self._store = KeyStore(self._database)
-        self.ledger = Ledger(self._database, process)
+        self.ledger = Ledger(self._database, self._process)
         self.keyring = Keyring(self._store, self.ledger, self._secret)
-        journal = Journal(terms.state_dir.expanduser() / "journal", process)
-        self.book = Book(self.ledger, journal, terms.lease_s)
+        self._journals = terms.state_dir.expanduser() / "journal"
+        self.book = Book(self.ledger, Journal(self._journals, self._process), terms.lease_s)
         self.headroom = Headroom(self.book, terms.headroom_s)
-        self.rates = Rates(_rate_storage(terms.rate_store, self._database))
+        self._counters = self._database
+        if terms.rate_store == "ledger" and self._database.sqlite:
+            # In a file of its own, which need not outlive a power cut: no request waits for a disk.
+            rates = terms.state_dir.expanduser() / "rates.db"
+            self._counters = Database(f"sqlite:///{rates}", durable=False)
+        self.rates = Rates(_rate_storage(terms.rate_store, self._counters))
         self._usage = UsageStore(self._database)
 
     async def prepare(self) -> None:
         """Bring the tables up to date. Raises ConfigError where they cannot be used."""
         await self._database.migrate()
-        if not await self._store.agree("key_secret", fingerprint(self._secret)):
+        if self._counters is not self._database:
+            await self._counters.migrate()
+        ours = fingerprint(self._secret)
+        if await self._store.fact("key_secret", ours) != ours:
             raise ConfigError(
                 f"key_secret (FARTHING_KEY_SECRET): the keys in {self._database.name} were hashed"
                 " with another secret; every gateway on one ledger needs the same"
             )
 
     async def start(self) -> None:
+        """Prepare, and settle what dead gateways left. Raises ConfigError."""
         await self.prepare()
+        # What was served on one ledger must not be settled in another that uses this folder too.
+        ledger = await self._store.fact("id", uuid.uuid4().hex)
+        self.book.journal = Journal(self._journals / ledger, self._process)
         await self.book.start()
         self.headroom.start()
 
     async def aclose(self) -> None:
         """Settle what there is to settle, and give back what is held ahead."""
         await self.headroom.aclose()
+        await self.rates.aclose()
         await self.book.aclose()
+        await self.close_database()
 
     async def close_database(self) -> None:
         """For those who only looked something up."""
         await self._database.aclose()
+        await self._counters.aclose()
 
     def of(self, key: KeyRow | None, tenant: str = "") -> KeyAccount:
         """The account of this key; of everybody without one."""
@@ -94,7 +110,9 @@ class Accounts:
         since: int | None = None,
         until: int | None = None,
     ) -> list[UsageRow]:
-        """What was spent, by these groups; see UsageStore."""
+        """What was spent, by these groups; see UsageStore. Raises BadRequest."""
+        if key is not None and not key.isprintable():  # PostgreSQL has no text for some of these
+            raise BadRequest("key: must be the id of an API key", param="key")
         return await self._usage.spent(by, key=key, since=since, until=until)
 
 
@@ -112,13 +130,17 @@ def _secret(terms: Terms) -> bytes:
             with NamedTemporaryFile("w", dir=path.parent) as file:  # readable by its owner only
                 file.write(secrets.token_hex(32))
                 file.flush()
+                os.fsync(file.fileno())
                 with suppress(FileExistsError):
                     os.link(file.name, path)
-        return path.read_bytes()
+        secret = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"state_dir (FARTHING_STATE_DIR): {path} cannot be used: {error.strerror}"
         ) from error
+    if len(secret) < 16:
+        raise ConfigError(f"state_dir (FARTHING_STATE_DIR): {path} holds no secret")
+    return secret
 
 
 def _rate_storage(store: str, database: Database) -> Storage:
@@ -127,7 +149,8 @@ def _rate_storage(store: str, database: Database) -> Storage:
     if store == "ledger":
         return LedgerStorage(database)
     if store.startswith(("redis://", "rediss://")):
-        return RedisStorage(f"async+{store}", wrap_exceptions=True, implementation="redispy")
+        with suppress(ConfigurationError, ValueError):  # no URL, in the libraries' words
+            return RedisCounters(store)
     raise ConfigError(
         "rate_store (FARTHING_RATE_STORE): must be memory, ledger, or redis://host:port/db"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,10 +14,11 @@ from typing import Any
 from app.accounts.journal import Entry, Journal, adopted
 from app.errors import LedgerUnavailable
 from app.storage.ledger import Ledger, milliseconds
-from app.storage.records import Grant, Op, Refusal, Release, Reserve, Result
+from app.storage.records import Grant, Op, Refusal, Release, Reserve, Result, Settle
 
 MOST = 256  # operations in one transaction
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0)  # between attempts while the database is away
+_AT_ONCE_S = 1.0  # what failed sooner than that is tried once more at once
 log = logging.getLogger(__name__)
 
 
@@ -52,26 +54,27 @@ class Book:
     _asked: list[_Asked] = field(default_factory=list)
     _fresh: list[_Owed] = field(default_factory=list)  # not tried yet
     _owed: list[_Owed] = field(default_factory=list)  # failed before, and in the journal
-    _leased: dict[str, int] = field(default_factory=dict)  # amounts of our reservations, to renew
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _leased: dict[str, int] = field(default_factory=dict)  # our reservations' amounts, to renew
+    _writer: asyncio.Task[None] | None = None
+    _tender: asyncio.Task[None] | None = None
     _work: asyncio.Event = field(default_factory=asyncio.Event)
+    _end: asyncio.Event = field(default_factory=asyncio.Event)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _failures: int = 0  # in a row
     _retry_at: float = 0.0  # time.monotonic()
-    _closing: bool = False
 
     async def start(self) -> None:
         """Write from now on, and settle what dead processes left."""
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._tend())]
+        self._writer = asyncio.create_task(self._write())
+        self._tender = asyncio.create_task(self._tend())
 
     async def aclose(self) -> None:
         """Write what waits; what cannot be written stays in the journal."""
-        self._closing = True
+        self._end.set()
         self._work.set()
-        writer, tender = self._tasks
-        tender.cancel()
-        await asyncio.gather(writer, tender, return_exceptions=True)
-        await self.ledger.database.aclose()
+        tasks = [task for task in (self._writer, self._tender) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.journal.close()
 
     @property
     def away(self) -> bool:
@@ -85,7 +88,7 @@ class Book:
 
     async def reserve(self, op: Reserve) -> Grant | Refusal:
         """What the ledger grants. Raises LedgerUnavailable."""
-        if self.away or self._closing:
+        if self.away or self._end.is_set():
             raise _unavailable()
         asked = _Asked(op, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
@@ -95,8 +98,8 @@ class Book:
                 result: Grant | Refusal = await asked.done
         except (TimeoutError, asyncio.CancelledError) as error:
             # Waiting for it cancelled it, unless it was granted in the same instant.
-            if not asked.done.cancelled() and isinstance(granted := asked.done.result(), Grant):
-                self.keep(Release(granted.id, op.key, granted.amount, granted.windows))
+            if asked.done.done() and not (asked.done.cancelled() or asked.done.exception()):
+                self._give_up(asked.done.result(), op.key)
             if isinstance(error, TimeoutError):
                 raise _unavailable() from error
             raise
@@ -104,24 +107,38 @@ class Book:
 
     def keep(self, entry: Entry) -> asyncio.Future[None]:
         """Settle or release, sooner or later; done when it is kept, settled or in the journal."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._fresh.append(_Owed(entry, done))
-        self._work.set()
-        return done
+        one = _Owed(entry, asyncio.get_running_loop().create_future())
+        if self._writer is not None and self._writer.done():
+            self._into_journal([one])  # too late for the database: whoever finds it settles it
+            self.journal.close()
+            _resolve(one.done, None)
+        else:
+            self._fresh.append(one)
+            self._work.set()
+        assert one.done is not None
+        return one.done
 
     async def kept(self, done: asyncio.Future[None]) -> None:
         """Wait for that, but not for ever: a client waits too."""
         await asyncio.wait((done,), timeout=self.patience_s)
 
     async def _write(self) -> None:
-        while not (self._closing and self._idle()):
-            await self._something_to_do()
-            asked, entries = self._take()
-            if time.monotonic() < self._retry_at:
+        while not (self._end.is_set() and self._idle()):
+            asked: list[_Asked] = []
+            entries: list[_Owed] = []
+            try:
+                await self._something_to_do()
+                asked, entries = self._take()
+                if time.monotonic() < self._retry_at:
+                    self._refuse(asked)
+                    await self._note(entries)
+                else:
+                    await self._settle_and_reserve(asked, entries)
+            except Exception:  # whatever it was, others must go on being served
+                log.exception("the ledger's writer failed; it goes on")
+                self._failed()
                 self._refuse(asked)
-                await self._note(entries)
-            else:
-                await self._settle_and_reserve(asked, entries)
+                await self._note([one for one in entries if one not in self._owed])
 
     def _idle(self) -> bool:
         return not (self._asked or self._fresh or (self._owed and not self.away))
@@ -145,69 +162,90 @@ class Book:
 
     async def _settle_and_reserve(self, asked: list[_Asked], entries: list[_Owed]) -> None:
         owed = [*self._owed[: MOST - len(entries)], *entries]
-        ops: list[Op] = [*(o.entry for o in owed), *(w.op for w in asked)]
+        ops: list[Op] = [*(one.entry for one in owed), *(one.op for one in asked)]
         try:
-            results = await self._apply(ops)
+            results = await self._apply(ops, again=bool(self._owed))
         except LedgerUnavailable:
             self._failed()
             self._refuse(asked)
             # Whether these were made is not known: if so they are nobody's.
-            lost = [_Owed(Release(w.op.id, w.op.key)) for w in asked]
+            lost = [_Owed(Release(one.op.id, one.op.key)) for one in asked]
             await self._note([*entries, *lost])
             return
-        except Exception:  # a bug in one request must not stop all others
-            log.exception("%d operations on the ledger failed", len(ops))
+        except Exception:
+            if len(ops) < 2:
+                raise
+            log.exception("one of %d operations on the ledger failed", len(ops))
+            self._owed += entries
             await self._one_by_one(asked, owed)
             return
         self._back()
         self._settled(owed)
-        for waiting, result in zip(asked, results[len(owed) :], strict=True):
-            self._granted(waiting, result)
+        for one, result in zip(asked, results[len(owed) :], strict=True):
+            self._granted(one, result)
 
     async def _one_by_one(self, asked: list[_Asked], owed: list[_Owed]) -> None:
-        """Find out what cannot be written at all, and do the rest."""
-        if len(asked) + len(owed) == 1:
-            self._refuse(asked)
-            for one in owed:
-                log.error("this can never be settled, and is not: %s", one.entry)
-            self._settled(owed)
-            return
-        self._owed = [o for o in self._owed if o not in owed]
+        """Find out what can never be written, set it aside, and do the rest."""
         for one in owed:
-            await self._settle_and_reserve([], [one])
+            try:
+                await self._apply([one.entry], again=True)
+            except LedgerUnavailable:
+                raise
+            except Exception:
+                log.exception("this can never be settled, and is set aside: %s", one.entry)
+                await asyncio.to_thread(self.journal.reject, one.entry)
+            self._settled([one])
         for waiting in asked:
-            await self._settle_and_reserve([waiting], [])
+            try:
+                (result,) = await self._apply([waiting.op], again=True)
+            except LedgerUnavailable:
+                raise
+            except Exception:
+                log.exception("this can never be reserved: %s", waiting.op)
+                self._refuse([waiting])
+            else:
+                self._granted(waiting, result)
 
-    def _granted(self, waiting: _Asked, result: Result) -> None:
+    def _granted(self, asked: _Asked, result: Result) -> None:
+        if result is None:  # it was made, and had expired
+            self._refuse([asked])
+            return
         if isinstance(result, Grant):
             self._leased[result.id] = result.amount
-            if waiting.done.cancelled():
-                self.keep(Release(result.id, waiting.op.key, result.amount, result.windows))
-        _resolve(waiting.done, result)
+            if asked.done.cancelled():
+                self._give_up(result, asked.op.key)
+        _resolve(asked.done, result)
 
-    async def _apply(self, ops: Sequence[Op]) -> list[Result]:
+    def _give_up(self, granted: Grant | Refusal, key: str) -> None:
+        """Nobody waits for it any more."""
+        if isinstance(granted, Grant):
+            self.keep(Release(granted.id, key))
+
+    async def _apply(self, ops: Sequence[Op], *, again: bool) -> list[Result]:
         async with self._writing:
+            began = time.monotonic()
             try:
-                return await self.ledger.apply(ops, self._lease_until())
+                return await self.ledger.apply(ops, self._lease_until(), again=again)
             except LedgerUnavailable:
-                if self.away:
+                if self.away or time.monotonic() - began > _AT_ONCE_S:
                     raise
                 # Once more at once: after a restart of the database the old connections fail.
-                return await self.ledger.apply(ops, self._lease_until())
+                return await self.ledger.apply(ops, self._lease_until(), again=True)
 
     def _lease_until(self) -> int:
         return milliseconds() + int(self.lease_s * 1000)
 
     def _settled(self, owed: Sequence[_Owed]) -> None:
         for one in owed:
-            id, amount = one.entry.reservation, one.entry.amount
-            left = 0 if amount is None else self._leased.get(id, 0) - amount
+            id = one.entry.reservation
+            amount = one.entry.amount if isinstance(one.entry, Settle) else self._leased.get(id, 0)
+            left = self._leased.get(id, 0) - amount
             if left > 0:
                 self._leased[id] = left
             else:
                 self._leased.pop(id, None)
             _resolve(one.done, None)
-        self._owed = [o for o in self._owed if o not in owed]
+        self._owed = [one for one in self._owed if one not in owed]
         if self._owed:
             self._work.set()
         else:
@@ -217,20 +255,23 @@ class Book:
         """Into the journal, so that they outlive us."""
         if not entries:
             return
-        try:
-            await asyncio.to_thread(self.journal.write, [o.entry for o in entries])
-        except OSError:
-            log.exception("the journal cannot be written; %d entries are in memory", len(entries))
+        self._owed += entries
+        await asyncio.to_thread(self._into_journal, entries)
         for one in entries:
             _resolve(one.done, None)
             one.done = None
-        self._owed += entries
+
+    def _into_journal(self, entries: Sequence[_Owed]) -> None:
+        try:
+            self.journal.write([one.entry for one in entries])
+        except Exception:  # full, gone, or not to be locked: they are in memory still
+            log.exception("the journal cannot be written: %s", [one.entry for one in entries])
 
     def _refuse(self, asked: Sequence[_Asked]) -> None:
-        for waiting in asked:
-            if not waiting.done.done():
-                waiting.done.set_exception(_unavailable())
-                waiting.done.exception()  # perhaps nobody waits any more
+        for one in asked:
+            if not one.done.done():
+                one.done.set_exception(_unavailable())
+                one.done.exception()  # perhaps nobody waits any more
 
     def _back(self) -> None:
         if self.away:
@@ -239,34 +280,56 @@ class Book:
 
     def _failed(self) -> None:
         if not self.away:
-            log.error(
-                "the ledger is away: only what is reserved already is served until it is back"
-            )
+            log.error("the ledger is away: only what it has reserved is served until it is back")
         self._retry_at = time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
 
     async def _tend(self) -> None:
-        """Adopt dead processes' journals and reservations, renew our own."""
-        while True:
-            try:
-                await self._adopt()
-                async with self._writing:
-                    if self._leased:
-                        await self.ledger.renew(sorted(self._leased), self._lease_until())
-                    await self.ledger.reap()
-            except LedgerUnavailable:
-                pass  # it was said where it was raised
-            except Exception:  # whatever it was, leases must go on being renewed
-                log.exception("leases could not be tended")
-            await asyncio.sleep(self.lease_s / 4)
+        """Renew our leases; settle what dead processes left: reservations, then journals."""
+        while not self._end.is_set():
+            for step in (self._renew, self._reap, self._adopt):
+                try:
+                    await step()
+                except LedgerUnavailable:
+                    break  # it was said where it was raised
+                except Exception:  # whatever it was, leases must go on being renewed
+                    log.exception("tending the ledger failed; it goes on")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.lease_s / 4):
+                    await self._end.wait()
+
+    async def _renew(self) -> None:
+        if self._leased:
+            async with self._writing:
+                await self.ledger.renew(sorted(self._leased), self._lease_until())
+
+    async def _reap(self) -> None:
+        expired = await self.ledger.expired()
+        random.shuffle(expired)  # others do the same, and need not wait for each other
+        for id, key in expired:
+            async with self._writing:  # each by itself: requests come between
+                if await self.ledger.settle_expired(id, key):
+                    log.warning("reservation %s expired and was settled in full", id)
 
     async def _adopt(self) -> None:
         for path in self.journal.orphans():
-            with adopted(path) as entries:
-                for start in range(0, len(entries or ()), MOST):
-                    await self._apply((entries or [])[start : start + MOST])
-                if entries:
-                    log.warning("settled %d requests of a gateway that had died", len(entries))
+            try:
+                with adopted(path) as entries:
+                    await self._settle_for_another(entries)
+            except OSError:
+                log.exception("the journal %s cannot be adopted", path)
+
+    async def _settle_for_another(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            try:
+                await self._apply([entry], again=True)
+            except LedgerUnavailable:
+                raise
+            except Exception:
+                log.exception("this can never be settled, and is set aside: %s", entry)
+                await asyncio.to_thread(self.journal.reject, entry)
+        if entries:
+            log.warning("settled %d requests of a gateway that had died", len(entries))
 
 
 def _resolve(done: asyncio.Future[Any] | None, result: object) -> None:

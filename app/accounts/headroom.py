@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from app.accounts.book import Book
 from app.errors import LedgerUnavailable
 from app.storage.ledger import milliseconds
-from app.storage.records import Grant, Refusal, Release, Reserve
+from app.storage.records import Grant, Refusal, Release, Reserve, Settle, Settlement
 
 
 @dataclass
@@ -31,6 +31,22 @@ class _Slice:
 
 
 @dataclass
+class _Recent:
+    """What was reserved lately, and their sum."""
+
+    amount: int = 0
+    _each: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, when: float, amount: int) -> None:
+        self._each.append((when, amount))
+        self.amount += amount
+
+    def forget(self, before: float) -> None:
+        while self._each and self._each[0][0] < before:
+            self.amount -= self._each.popleft()[1]
+
+
+@dataclass
 class Headroom:
     """Slices of keys' rests: what a key's requests reserved in the last `seconds`, again.
 
@@ -40,7 +56,7 @@ class Headroom:
     book: Book
     seconds: float = 0.0
     _slices: dict[str, list[_Slice]] = field(default_factory=lambda: defaultdict(list))
-    _recent: dict[str, deque[tuple[float, int]]] = field(default_factory=lambda: defaultdict(deque))
+    _recent: dict[str, _Recent] = field(default_factory=lambda: defaultdict(_Recent))
     _filling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _tidying: asyncio.Task[None] | None = None
 
@@ -72,39 +88,41 @@ class Headroom:
             if part.gives(op.want, now):
                 part.free -= op.want
                 part.used = now
-                if sum(p.free for p in self._slices[op.key]) < target / 2:
-                    self._fill(op.key, target)
+                self._fill(op, target)
                 return Grant(part.grant.id, op.want, part.grant.windows, part.grant.good_until)
         granted = await self.book.reserve(op)
-        self._fill(op.key, target)
+        if isinstance(granted, Grant) and granted.amount == op.want:
+            self._fill(op, target)
         return granted
 
     def _note(self, op: Reserve, now: float) -> int:
         """What this key's requests reserved lately, this one included."""
         recent = self._recent[op.key]
-        recent.append((now, op.want))
-        while recent[0][0] < now - self.seconds:
-            recent.popleft()
-        return sum(amount for _, amount in recent)
+        recent.add(now, op.want)
+        recent.forget(now - self.seconds)
+        return recent.amount
 
-    def _fill(self, key: str, target: int) -> None:
-        if key not in self._filling and not self.book.away:
-            task = asyncio.create_task(self._add(key, target))
-            self._filling[key] = task
-            task.add_done_callback(lambda _: self._filling.pop(key, None))
+    def _fill(self, op: Reserve, target: int) -> None:
+        """Add a slice in the background, where less than half of what there should be is left."""
+        free = sum(part.free for part in self._slices[op.key])
+        if free < target / 2 and op.key not in self._filling and not self.book.away:
+            task = asyncio.create_task(self._add(op, target))
+            self._filling[op.key] = task
+            task.add_done_callback(lambda _: self._filling.pop(op.key, None))
 
-    async def _add(self, key: str, target: int) -> None:
+    async def _add(self, op: Reserve, target: int) -> None:
         asked = time.monotonic()
-        op = Reserve(f"slice-{uuid.uuid4().hex}", key, 0, 0, ahead=target)
         with suppress(LedgerUnavailable):
-            granted = await self.book.reserve(op)
+            granted = await self.book.reserve(
+                Reserve(f"slice-{uuid.uuid4().hex}", op.key, 0, 0, ahead=target)
+            )
             if isinstance(granted, Grant):
                 until = asked + self.book.lease_s
-                part = _Slice(granted, key, granted.amount, asked, until)
-                if part.free:
-                    self._slices[key].append(part)
+                part = _Slice(granted, op.key, granted.amount, asked, until)
+                if part.free >= op.want:
+                    self._slices[op.key].append(part)
                 else:
-                    self._give_back(part)
+                    self._give_back(part)  # too small to be of use: let others have it
 
     async def _tidy(self) -> None:
         """Give back what is not used, and what is no longer good."""
@@ -124,5 +142,19 @@ class Headroom:
 
     def _give_back(self, part: _Slice) -> None:
         free, part.free = part.free, 0
-        if free or not part.grant.amount:
-            self.book.keep(Release(part.grant.id, part.key, free, part.grant.windows))
+        if free == part.grant.amount:
+            self.book.keep(Release(part.grant.id, part.key))
+        elif free:
+            # Requests still hold the rest. A settlement of nothing, so that it is done once.
+            nothing = Settlement(
+                id=f"{part.grant.id}.free",
+                key=part.key,
+                policy="",
+                model="",
+                outcome="released",
+                prompt=0,
+                completion=0,
+                cost=0,
+                prices="",
+            )
+            self.book.keep(Settle(part.grant.id, free, part.grant.windows, nothing))

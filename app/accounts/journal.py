@@ -29,51 +29,75 @@ class Journal:
         self._file: BinaryIO | None = None
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Keep these; on disk when this returns. Raises OSError."""
+        """Keep these; on disk when this returns. Raises OSError, and then none is kept."""
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock.acquire()
-            self._file = self._path.open("ab")
-        self._file.write(b"".join(_line(entry) for entry in entries))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  (it stays open)
+        before = self._file.seek(0, os.SEEK_END)
+        content = b"".join(_line(entry) for entry in entries)
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)  # a torn line would spoil the next one
+            raise
 
     def clear(self) -> None:
         """All of it is settled."""
+        if self._file is None:
+            return
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:  # settled again by whoever finds it, which changes nothing
+            log.exception("the journal %s cannot be deleted", self._path)
+        self.close()
+
+    def close(self) -> None:
+        """Leave what is in it to whoever adopts it."""
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._path.unlink(missing_ok=True)
             self._lock.release()
 
+    def reject(self, entry: Entry) -> None:
+        """Keep an entry that the database will never take, for people to look at."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._path.with_suffix(".rejected").open("ab") as file:
+            file.write(_line(entry))
+
     def orphans(self) -> list[Path]:
-        """Files that dead processes left."""
+        """Files that other processes left, dead or not."""
         if not self._folder.is_dir():
             return []
         return [path for path in sorted(self._folder.glob("*.jsonl")) if path != self._path]
 
 
 @contextmanager
-def adopted(path: Path) -> Iterator[list[Entry] | None]:
+def adopted(path: Path) -> Iterator[list[Entry]]:
     """The entries of a dead process's file, which is deleted at the end if all went well.
 
-    None: its process lives, or another one has adopted it.
+    None where its process lives, or another one has adopted it.
     """
     lock = _lock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        yield None
+        yield []
         return
-    with lock:
-        lock.release()  # once for the acquire above; `with` holds it still
+    try:
         if not path.exists():
-            yield None
+            yield []
             return
         with path.open("rb") as file:
             entries = list(_entries(file))
         yield entries
         path.unlink()
+        # While it is locked: who opens it from now on locks another file, and finds nothing.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def _lock(path: Path) -> FileLock:
@@ -96,13 +120,10 @@ def _entries(file: BinaryIO) -> Iterator[Entry]:
 
 
 def _entry(document: dict[str, Any]) -> Entry:
-    kind, windows = document.pop("kind"), document.pop("windows")
-    known = None if windows is None else Windows(**windows)
-    if kind == "Release":
-        return Release(**document, windows=known)
-    if known is None:
-        raise ValueError("a settlement without windows")
+    if document.pop("kind") == "Release":
+        return Release(**document)
+    windows = Windows(**document.pop("windows"))
     settlement = document.pop("settlement")
     settlement["lines"] = tuple(Line(**line) for line in settlement["lines"])
     settlement["decisions"] = tuple(Decided(**decision) for decision in settlement["decisions"])
-    return Settle(**document, windows=known, settlement=Settlement(**settlement))
+    return Settle(**document, windows=windows, settlement=Settlement(**settlement))

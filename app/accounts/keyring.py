@@ -21,6 +21,7 @@ FRESH_S = 2.0
 """For so long a process may go by what it knows of a key: a change takes effect by then."""
 STALE_S = 600.0
 """For so long a known key opens the door while the database is away."""
+MOST_GRACE_S = 30 * 86400
 _RETRY_S = 0.5
 _PATIENCE_S = 2.0
 _NOTHING = bytes(32)
@@ -62,8 +63,9 @@ class Keyring:
         """Whether a key was ever made: from then on one is needed."""
         now = time.monotonic()
         if not self._any and now >= self._any_until:
-            self._any_until = now + FRESH_S
-            self._any = await self.store.count() > 0
+            # Believed only once the database has said it: whoever asks meanwhile asks too.
+            found = await self.store.count() > 0
+            self._any, self._any_until = self._any or found, now + FRESH_S
         return self._any
 
     async def authenticate(self, token: str | None) -> KeyRow:
@@ -103,8 +105,15 @@ class Keyring:
         return (row, token) if added else None
 
     async def rotate(self, id: str, grace_s: float = 0.0) -> str:
-        """A new token for the same key; the old one goes on for `grace_s`. Raises UnknownKey."""
+        """A new token for the same key; the old one goes on for `grace_s`.
+
+        Raises UnknownKey, and BadRequest for a grace that is none.
+        """
+        if not 0 <= grace_s <= MOST_GRACE_S:
+            raise BadRequest(f"grace_s: must be 0 to {MOST_GRACE_S} seconds", param="grace_s")
         old = await self._must_find(id)
+        if old.revoked is not None:
+            raise BadRequest(f"The API key {id} was revoked; make a new one", param="id")
         token = new_token(id)
         until = self.clock() + int(grace_s * 1000) if grace_s > 0 else None
         columns = {
@@ -186,7 +195,8 @@ class Keyring:
             done.exception()  # perhaps nobody waited to the end
 
     async def _must_find(self, id: str) -> KeyRow:
-        row = await self.store.find(id)
+        # PostgreSQL has no text for some characters that a URL can hold.
+        row = await self.store.find(id) if id.isprintable() else None
         if row is None:
             raise _unknown(id)
         return row

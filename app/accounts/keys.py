@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -20,14 +20,17 @@ from pydantic import (
     Field,
     PositiveInt,
     StringConstraints,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 from app.catalog import PICO, usd
 from app.storage.records import KeyRow
 
 MOST_USD = 9_000_000
-_TOKEN = re.compile(r"sk-farthing-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+OURS = "sk-farthing-"
+"""How every token begins."""
+_TOKEN = re.compile(OURS + r"([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 _MOST_COUNT = 10**9
 
 
@@ -37,7 +40,7 @@ def new_id() -> str:
 
 def new_token(id: str) -> str:
     """The secret that a client sends; the id in it says which key's digest to compare."""
-    return f"sk-farthing-{id}-{secrets.token_urlsafe(32)}"
+    return f"{OURS}{id}-{secrets.token_urlsafe(32)}"
 
 
 def id_of(token: str) -> str | None:
@@ -84,6 +87,19 @@ def _with_zone(value: object) -> object:
     return value
 
 
+def _of_this_age(moment: datetime) -> datetime:
+    """A moment near the ends of the calendar is none in UTC, in which it is shown."""
+    if not 1970 <= moment.year <= 9000:
+        raise ValueError("must be a year from 1970 to 9000")
+    return moment
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
 def _plain(value: str) -> str:
     if not value.isprintable():
         raise ValueError("must be printable")
@@ -91,9 +107,9 @@ def _plain(value: str) -> str:
 
 
 Usd = Annotated[int | None, BeforeValidator(_pico)]
-Count = Annotated[PositiveInt, Field(le=_MOST_COUNT)]
+Count = Annotated[PositiveInt, Field(le=_MOST_COUNT), BeforeValidator(_no_bool)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_plain)]
-Moment = Annotated[AwareDatetime, BeforeValidator(_with_zone)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_with_zone), AfterValidator(_of_this_age)]
 
 
 class KeySpec(BaseModel):
@@ -118,12 +134,13 @@ class KeySpec(BaseModel):
     expires: Moment | None = Field(None, description="2027-01-31 or 2027-01-31T12:00:00Z")
     labels: Annotated[dict[Text, Text], Field(max_length=32)] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        most, default = self.max_budget_usd, self.default_budget_usd
+    @field_validator("max_budget_usd")
+    @classmethod
+    def _not_below_the_default(cls, most: int | None, info: ValidationInfo) -> int | None:
+        default = info.data.get("default_budget_usd")
         if most is not None and default is not None and default > most:
-            raise ValueError("default_budget_usd must not exceed max_budget_usd")
-        return self
+            raise ValueError("must not be below default_budget_usd")
+        return most
 
     def limits(self) -> dict[str, int | None]:
         """1e-12 USD by window."""

@@ -6,20 +6,50 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import StorageError
+from redis.exceptions import RedisError
 
 from app.budget import Rate, RateKind
 from app.errors import RateLimited
 from app.storage.records import KeyRow
 
 T = TypeVar("T")
+_RETRY_S = 1.0
+_REDIS_S = 1.0  # to connect, and for an answer
 log = logging.getLogger(__name__)
+
+
+class RedisCounters(RedisStorage):
+    """Counters in a Redis. Where it does not answer in time it is away."""
+
+    STORAGE_SCHEME: list[str] = []  # made by hand, not from a URI
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"async+{url}",
+            wrap_exceptions=True,
+            implementation="redispy",
+            socket_timeout=_REDIS_S,
+            socket_connect_timeout=_REDIS_S,
+        )
+        bridge: Any = self.bridge
+        self._connection: Any = bridge.get_connection()
+
+    async def get_expiry(self, key: str) -> float:
+        """To the millisecond; the library's own is up to half a second too early."""
+        left: int = await self._connection.pttl(self.bridge.prefixed_key(key))
+        return time.time() + max(left, 0) / 1000
+
+    async def aclose(self) -> None:
+        with suppress(RedisError):
+            await self._connection.aclose()
 
 
 class Rates:
@@ -32,6 +62,7 @@ class Rates:
         self._shared = FixedWindowRateLimiter(storage)
         self._own = FixedWindowRateLimiter(MemoryStorage())
         self._adding: set[asyncio.Task[None]] = set()
+        self._retry_at = 0.0  # time.monotonic(); until then the storage is not asked
 
     async def admit(self, key: KeyRow, tokens: int, states: list[Rate]) -> None:
         """Count a request that will read and write this many tokens; add to `states`.
@@ -55,12 +86,20 @@ class Rates:
         item = _per_minute(limit, "tokens")
         await self._try(lambda limiter: limiter.hit(item, key.id, cost=tokens))
 
+    async def aclose(self) -> None:
+        """Count what is still to be counted."""
+        await asyncio.gather(*self._adding, return_exceptions=True)
+        if isinstance(self._shared.storage, RedisCounters):
+            await self._shared.storage.aclose()
+
     async def _try(self, ask: Callable[[FixedWindowRateLimiter], Awaitable[T]]) -> T:
-        try:
-            return await ask(self._shared)
-        except StorageError as error:
-            log.warning("rates are counted in this process only: %s", error)
-            return await ask(self._own)
+        if time.monotonic() >= self._retry_at:
+            try:
+                return await ask(self._shared)
+            except StorageError as error:
+                log.warning("rates are counted in this process only: %s", error)
+                self._retry_at = time.monotonic() + _RETRY_S
+        return await ask(self._own)
 
 
 def _limits(key: KeyRow, tokens: int) -> list[tuple[RateKind, RateLimitItem, int]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 from app.catalog import usd
 from app.errors import BadRequest
 from app.storage.records import UsageRow
 
+_DAY_S = 86400
 COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
@@ -26,10 +27,9 @@ def groups(by: str, known: Sequence[str]) -> list[str]:
 
 def period(since: date | None, until: date | None) -> dict[str, int | None]:
     """These days (UTC), both counted, in seconds as the ledger wants them."""
-    after = None if until is None else until + timedelta(days=1)
     return {
         "since": None if since is None else _seconds(since),
-        "until": None if after is None else _seconds(after),
+        "until": None if until is None else _seconds(until) + _DAY_S,
     }
 
 

@@ -73,13 +73,12 @@ class Balance:
         return Windows(*(self._windows[name].start for name in ("minute", "day", "month")))
 
     def good_until(self) -> int:
-        """Seconds: until when money held now is held in the right windows."""
-        ends = [
-            window_end(name, window.start)
-            for name, window in self._windows.items()
-            if window.limit is not None
-        ]
-        return min((end for end in ends if end is not None), default=2**62)
+        """Seconds: until when money held now is held in the right windows.
+
+        The day counts even without a limit: usage is told by days, and a limit may yet come.
+        """
+        minute, day = self._windows["minute"], self._windows["day"]
+        return day.start + 86400 if minute.limit is None else minute.start + 60
 
     def reserve(self, asked: Reserve) -> int | Refusal:
         """Hold what is asked for, or as much as there is; the amount, or why not."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.storage.balance import WINDOWS
@@ -22,20 +22,19 @@ class KeyStore:
         self._database = database
 
     async def find(self, id: str) -> KeyRow | None:
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(keys).where(keys.c.id == id))
-            row = found.mappings().first()
-        return None if row is None else _key(dict(row))
+        query = select(keys).where(keys.c.id == id)
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
+        return _key(dict(rows[0])) if rows else None
 
     async def all(self) -> list[KeyRow]:
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(keys).order_by(keys.c.created, keys.c.id))
-            return [_key(dict(row)) for row in found.mappings()]
+        query = select(keys).order_by(keys.c.created, keys.c.id)
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
+        return [_key(dict(row)) for row in rows]
 
     async def count(self) -> int:
         """Keys that there are or were: revoked and expired ones count."""
-        async with self._database.reading() as connection:
-            return (await connection.execute(select(func.count()).select_from(keys))).scalar_one()
+        query = select(func.count()).select_from(keys)
+        return await self._database.read(lambda c: c.execute(query).scalar_one())
 
     async def add(self, key: KeyRow, limits: Mapping[str, int | None]) -> bool:
         """A new key and its account, limits in 1e-12 USD by window; False: its id is taken."""
@@ -43,10 +42,13 @@ class KeyStore:
         for name in WINDOWS:
             account |= {f"{name}_limit": limits.get(name)}
             account |= {f"{name}_{part}": 0 for part in ("start", "spent", "held")}
+
+        def work(connection: Connection) -> None:
+            connection.execute(insert(keys), [_row(key)])
+            connection.execute(insert(accounts), [account])
+
         try:
-            async with self._database.writing() as connection:
-                await connection.execute(insert(keys), [_row(key)])
-                await connection.execute(insert(accounts), [account])
+            await self._database.write(work)
         except IntegrityError:
             return False
         return True
@@ -55,26 +57,29 @@ class KeyStore:
         self, id: str, columns: Mapping[str, Any], limits: Mapping[str, int | None] | None = None
     ) -> None:
         """Set these columns of a key, and limits of its account by window."""
-        async with self._database.writing() as connection:
+
+        def work(connection: Connection) -> None:
             if limits:
                 account = {f"{name}_limit": limit for name, limit in limits.items()}
-                await connection.execute(
-                    update(accounts).where(accounts.c.key_id == id).values(account)
-                )
-            await connection.execute(update(keys).where(keys.c.id == id).values(dict(columns)))
+                connection.execute(update(accounts).where(accounts.c.key_id == id).values(account))
+            connection.execute(update(keys).where(keys.c.id == id).values(dict(columns)))
 
-    async def agree(self, fact: str, value: str) -> bool:
-        """Whether this fact has this value; who says it first sets it."""
+        await self._database.write(work)
+
+    async def fact(self, name: str, value: str) -> str:
+        """The value of this fact; who says it first sets it."""
+
+        def work(connection: Connection) -> str:
+            known = select(facts.c.value).where(facts.c.name == name)
+            stored = connection.execute(known).scalar()
+            if stored is None:
+                connection.execute(insert(facts), [{"name": name, "value": value}])
+            return stored or value
+
         try:
-            async with self._database.writing() as connection:
-                known = select(facts.c.value).where(facts.c.name == fact)
-                stored = (await connection.execute(known)).scalar()
-                if stored is None:
-                    await connection.execute(insert(facts), [{"name": fact, "value": value}])
-                    stored = value
+            return await self._database.write(work)
         except IntegrityError:
-            return await self.agree(fact, value)  # another process was first
-        return stored == value
+            return await self.fact(name, value)  # another process was first
 
 
 def _row(key: KeyRow) -> dict[str, Any]:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, bindparam, delete, insert, select, true, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 
-from app.storage.balance import Balance, windows_at
+from app.storage.balance import WINDOWS, Balance, windows_at
 from app.storage.database import Database
 from app.storage.records import (
     AccountRow,
@@ -28,6 +40,34 @@ from app.storage.tables import accounts, decisions, lines, reservations, settlem
 
 _MANY = 500  # values in one statement
 
+# Made once: to make a statement takes longer than to run it.
+_IDS: BindParameter[list[str]] = bindparam("ids", expanding=True)
+_LOCK = (
+    select(accounts)
+    .where(accounts.c.key_id.in_(bindparam("keys", expanding=True)))
+    .order_by(accounts.c.key_id)
+    .with_for_update()
+)
+_NAMED = select(reservations).where(reservations.c.id.in_(_IDS))
+_SETTLED = select(settlements).where(settlements.c.id.in_(_IDS))
+_BALANCE = (
+    update(accounts)
+    .where(accounts.c.key_id == bindparam("of"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in (
+                "running",
+                *(f"{w}_{part}" for w in WINDOWS for part in ("start", "spent", "held")),
+            )
+        }
+    )
+)
+_RESIZE = (
+    update(reservations).where(reservations.c.id == bindparam("of")).values(amount=bindparam("to"))
+)
+_END = delete(reservations).where(reservations.c.id.in_(_IDS))
+
 
 def milliseconds() -> int:
     return time.time_ns() // 10**6
@@ -37,7 +77,8 @@ class Ledger:
     """The money of all keys. Any number of processes may have one on the same database.
 
     Every operation may be repeated after a failure whose outcome is unknown: a reservation is
-    made once, a request is settled once.
+    made once, a request is settled once. Only operations that were certainly never tried may be
+    applied with `again` False, which looks less up.
     """
 
     def __init__(
@@ -47,45 +88,56 @@ class Ledger:
         self._process = process
         self._clock = clock
 
-    async def apply(self, ops: Sequence[Op], lease_until: int) -> list[Result]:
+    async def apply(
+        self, ops: Sequence[Op], lease_until: int, *, again: bool = True
+    ) -> list[Result]:
         """Do all of these in one transaction, in order; reservations live until `lease_until`.
 
         Raises LedgerUnavailable when nothing, or all of it, was done: repeat it. With nothing to
         do it tries whether the ledger answers.
         """
-        async with self.database.writing() as connection:
+
+        def work(connection: Connection) -> list[Result]:
             batch = _Batch(connection, self._clock(), self._process, lease_until)
-            await batch.read(ops)
+            batch.read(ops, again)
             results = [batch.do(op) for op in ops]
-            await batch.write()
-        return results
+            batch.write()
+            return results
+
+        return await self.database.write(work)
 
     async def renew(self, ids: Iterable[str], lease_until: int) -> None:
         """Keep these reservations of this process for longer."""
         known = list(ids)
-        async with self.database.writing() as connection:
+
+        def work(connection: Connection) -> None:
             for start in range(0, len(known), _MANY):
                 some = reservations.c.id.in_(known[start : start + _MANY])
                 mine = reservations.c.process == self._process
                 changed = update(reservations).where(some, mine).values(lease_until=lease_until)
-                await connection.execute(changed)
+                connection.execute(changed)
 
-    async def reap(self) -> int:
-        """Settle at their full amount the reservations whose lease has run out; how many.
+        await self.database.write(work)
 
-        Their process has died or cannot reach us. What it spent may be more than it last told,
-        but not more than it reserved.
+    async def expired(self) -> list[tuple[str, str]]:
+        """Reservations whose lease has run out, oldest first, and their keys."""
+        out = reservations.c.lease_until < self._clock()
+        query = (
+            select(reservations.c.id, reservations.c.key_id)
+            .where(out)
+            .order_by(reservations.c.lease_until)
+            .limit(_MANY)
+        )
+        rows = await self.database.read(lambda connection: connection.execute(query).all())
+        return [(id, key) for id, key in rows]
+
+    async def settle_expired(self, id: str, key: str) -> bool:
+        """Settle this reservation in full, if its lease has still run out.
+
+        Its process has died or cannot reach us. What it spent may be more than it last told, but
+        not more than it reserved.
         """
-        expired = reservations.c.lease_until < self._clock()
-        async with self.database.reading() as connection:
-            found = await connection.execute(
-                select(reservations.c.id, reservations.c.key_id).where(expired).limit(_MANY)
-            )
-            lost = found.all()
-        for id, key in lost:
-            async with self.database.writing() as connection:
-                await _settle_lost(connection, id, key, self._clock())
-        return len(lost)
+        return await self.database.write(partial(_settle_lost, id, key, self._clock()))
 
     async def account(self, key: str) -> AccountRow | None:
         """What a key may spend and has spent, as of now."""
@@ -96,20 +148,20 @@ class Ledger:
         return await self._accounts(true())
 
     async def _accounts(self, which: ColumnElement[bool]) -> dict[str, AccountRow]:
-        async with self.database.reading() as connection:
-            rows = _rows(await connection.execute(select(accounts).where(which)))
+        query = select(accounts).where(which)
+        rows = await self.database.read(lambda connection: _rows(connection.execute(query)))
         return {row["key_id"]: Balance(row, self._clock() // 1000).shown() for row in rows}
 
     async def open_reservations(self) -> int:
         """How many there are, of all processes."""
-        async with self.database.reading() as connection:
-            return len((await connection.execute(select(reservations.c.id))).all())
+        query = select(func.count()).select_from(reservations)
+        return await self.database.read(lambda connection: connection.execute(query).scalar_one())
 
 
 class _Batch:
     """One transaction's reads, what follows from them, and its writes."""
 
-    def __init__(self, connection: AsyncConnection, now: int, process: str, until: int) -> None:
+    def __init__(self, connection: Connection, now: int, process: str, until: int) -> None:
         self._connection = connection
         self._now = now
         self._process = process
@@ -120,21 +172,22 @@ class _Batch:
         self._settled: dict[str, dict[str, Any]] = {}  # settlements, as rows; empty: new ones
         self._new: list[tuple[Settlement, Windows]] = []
 
-    async def read(self, ops: Sequence[Op]) -> None:
+    def read(self, ops: Sequence[Op], again: bool) -> None:
         """Lock the accounts, always in the same order, and read what the operations name."""
-        self._balances = await _locked(self._connection, {op.key for op in ops}, self._now)
-        named = {op.id if isinstance(op, Reserve) else op.reservation for op in ops}
-        found = await self._connection.execute(
-            select(reservations).where(reservations.c.id.in_(sorted(named)))
-        )
-        self._held = {row["id"]: dict(row) for row in _rows(found)}
-        self._before = {id: row["amount"] for id, row in self._held.items()}
-        asked = {op.settlement.id for op in ops if isinstance(op, Settle)}
-        asked |= {_refund_id(op.reservation) for op in ops if isinstance(op, Release)}
+        self._balances = _locked(self._connection, {op.key for op in ops}, self._now)
+        named = {op.reservation for op in ops if not isinstance(op, Reserve)}
+        asked = set[str]()
+        if again:  # some of it may have been done
+            named |= {op.id for op in ops if isinstance(op, Reserve)}
+            asked |= {op.settlement.id for op in ops if isinstance(op, Settle)}
+            asked |= {_refund_id(id) for id in named}
+        if named:
+            rows = _rows(self._connection.execute(_NAMED, {"ids": sorted(named)}))
+            self._held = {row["id"]: row for row in rows}
+            self._before = {id: row["amount"] for id, row in self._held.items()}
         asked |= named - set(self._before)  # one that expired was settled under its own id
         if asked:
-            done = select(settlements).where(settlements.c.id.in_(sorted(asked)))
-            rows = _rows(await self._connection.execute(done))
+            rows = _rows(self._connection.execute(_SETTLED, {"ids": sorted(asked)}))
             self._settled = {row["id"]: row for row in rows}
 
     def do(self, op: Op) -> Result:
@@ -146,15 +199,19 @@ class _Batch:
             self._release(op)
         return None
 
-    async def write(self) -> None:
+    def write(self) -> None:
         """Everything that the operations changed."""
-        await _write_balances(self._connection, self._balances.values())
-        await self._write_reservations()
-        await _write_settlements(self._connection, self._new, self._now)
+        _write_balances(self._connection, self._balances.values())
+        self._write_reservations()
+        _write_settlements(self._connection, self._new, self._now)
 
-    def _reserve(self, op: Reserve) -> Grant | Refusal:
+    def _reserve(self, op: Reserve) -> Result:
         balance = self._balances[op.key]
         row = self._held.get(op.id)
+        if row is None and op.id in self._settled:
+            # Made by an attempt whose outcome was not known, and expired before this one.
+            self._release(Release(op.id, op.key))
+            return None
         if row is None:
             amount = balance.reserve(op)
             if isinstance(amount, Refusal):
@@ -183,14 +240,13 @@ class _Batch:
         self._give_back(op.reservation, op.key, op.amount, op.windows, settled.cost, settled.id)
 
     def _release(self, op: Release) -> None:
-        row = self._held.get(op.reservation)
-        expired = self._settled.get(op.reservation)
+        row, expired = self._held.get(op.reservation), self._settled.get(op.reservation)
         if row is not None:
-            amount = row["amount"] if op.amount is None else op.amount
-            windows = _windows(row)
+            amount, windows = row["amount"], _windows(row)
         elif expired and _refund_id(op.reservation) not in self._settled:
-            amount = expired["cost"] if op.amount is None else op.amount
-            windows = op.windows or replace(windows_at(expired["day"]), minute=0)
+            # The minute is long over; the day is that of the settlement.
+            amount = expired["cost"]
+            windows = replace(windows_at(expired["day"]), minute=0)
         else:
             return
         self._give_back(op.reservation, op.key, amount, windows, 0, op.reservation)
@@ -218,64 +274,53 @@ class _Batch:
         else:
             balance.settle(windows, 0, cost, ended=False)
 
-    async def _write_reservations(self) -> None:
+    def _write_reservations(self) -> None:
         table, connection = reservations, self._connection
         new = [row for id, row in self._held.items() if id not in self._before]
         if new:
-            await connection.execute(insert(table), new)
+            connection.execute(insert(table), new)
         changed = [
             {"of": id, "to": row["amount"]}
             for id, row in self._held.items()
             if self._before.get(id, row["amount"]) != row["amount"]
         ]
         if changed:
-            one = update(table).where(table.c.id == bindparam("of"))
-            await connection.execute(one.values(amount=bindparam("to")), changed)
+            connection.execute(_RESIZE, changed)
         gone = sorted(set(self._before) - set(self._held))
         if gone:
-            await connection.execute(delete(table).where(table.c.id.in_(gone)))
+            connection.execute(_END, {"ids": gone})
 
 
-async def _locked(connection: AsyncConnection, keys: set[str], now: int) -> dict[str, Balance]:
-    found = await connection.execute(
-        select(accounts)
-        .where(accounts.c.key_id.in_(sorted(keys)))
-        .order_by(accounts.c.key_id)
-        .with_for_update()
-    )
-    return {row["key_id"]: Balance(row, now // 1000) for row in _rows(found)}
+def _locked(connection: Connection, keys: set[str], now: int) -> dict[str, Balance]:
+    rows = _rows(connection.execute(_LOCK, {"keys": sorted(keys)}))
+    return {row["key_id"]: Balance(row, now // 1000) for row in rows}
 
 
-async def _settle_lost(connection: AsyncConnection, id: str, key: str, now: int) -> None:
-    """Settle this reservation in full, if its lease has still run out once its account is ours."""
-    balances = await _locked(connection, {key}, now)
-    found = await connection.execute(
-        select(reservations).where(reservations.c.id == id, reservations.c.lease_until < now)
-    )
-    rows = _rows(found)
-    if not rows:
-        return
+def _settle_lost(id: str, key: str, now: int, connection: Connection) -> bool:
+    balances = _locked(connection, {key}, now)
+    rows = _rows(connection.execute(_NAMED, {"ids": [id]}))
+    if not rows or rows[0]["lease_until"] >= now:
+        return False  # renewed or settled, before its account was locked
     row = rows[0]
     windows, amount = _windows(row), row["amount"]
     balances[key].settle(windows, amount, amount, ended=True)
-    await _write_balances(connection, balances.values())
-    await connection.execute(delete(reservations).where(reservations.c.id == id))
+    _write_balances(connection, balances.values())
+    connection.execute(_END, {"ids": [id]})
     if amount:
         lost = _unattributed(id, key, "expired", amount, row["policy"], row["model"])
-        await _write_settlements(connection, [(lost, windows)], now)
+        _write_settlements(connection, [(lost, windows)], now)
+    return True
 
 
-async def _write_balances(connection: AsyncConnection, balances: Iterable[Balance]) -> None:
+def _write_balances(connection: Connection, balances: Iterable[Balance]) -> None:
     rows = [balance.columns() for balance in balances]
     if not rows:
         return
-    names: dict[str, Any] = {name: bindparam(name) for name in rows[0] if name != "key_id"}
-    one = update(accounts).where(accounts.c.key_id == bindparam("of")).values(names)
-    await connection.execute(one, [{**row, "of": row.pop("key_id")} for row in rows])
+    connection.execute(_BALANCE, [{**row, "of": row.pop("key_id")} for row in rows])
 
 
-async def _write_settlements(
-    connection: AsyncConnection, new: Sequence[tuple[Settlement, Windows]], now: int
+def _write_settlements(
+    connection: Connection, new: Sequence[tuple[Settlement, Windows]], now: int
 ) -> None:
     if not new:
         return
@@ -296,17 +341,17 @@ async def _write_settlements(
         }
         for settled, windows in new
     ]
-    await connection.execute(insert(settlements), rows)
+    connection.execute(insert(settlements), rows)
     paid = [{"settlement_id": s.id, **asdict(line)} for s, _ in new for line in s.lines]
     if paid:
-        await connection.execute(insert(lines), paid)
+        connection.execute(insert(lines), paid)
     decided = [
         {"settlement_id": s.id, "position": position, **asdict(decision)}
         for s, _ in new
         for position, decision in enumerate(s.decisions)
     ]
     if decided:
-        await connection.execute(insert(decisions), decided)
+        connection.execute(insert(decisions), decided)
 
 
 def _unattributed(

@@ -39,8 +39,7 @@ class LedgerStorage(Storage):
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         now = milliseconds()
         values = {"key": key, "amount": amount, "now": now, "expires": now + expiry * 1000}
-        async with self._database.writing() as connection:
-            return int((await connection.execute(_COUNT, values)).scalar_one())
+        return int(await self._database.write(lambda c: c.execute(_COUNT, values).scalar_one()))
 
     async def get(self, key: str) -> int:
         row = await self._row(key)
@@ -55,16 +54,14 @@ class LedgerStorage(Storage):
         return True
 
     async def reset(self) -> int:
-        async with self._database.writing() as connection:
-            return (await connection.execute(delete(rates))).rowcount
+        return await self._database.write(lambda c: c.execute(delete(rates)).rowcount)
 
     async def clear(self, key: str) -> None:
-        async with self._database.writing() as connection:
-            await connection.execute(delete(rates).where(rates.c.key == key))
+        one = delete(rates).where(rates.c.key == key)
+        await self._database.write(lambda c: c.execute(one).rowcount)
 
     async def _row(self, key: str) -> dict[str, Any] | None:
         """The counter of a window that is not over."""
         running = select(rates).where(rates.c.key == key, rates.c.expires > milliseconds())
-        async with self._database.reading() as connection:
-            row = (await connection.execute(running)).mappings().first()
-        return None if row is None else dict(row)
+        rows = await self._database.read(lambda c: c.execute(running).mappings().all())
+        return dict(rows[0]) if rows else None

@@ -80,7 +80,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Record a request's cost and give back the `amount` that a reservation held for it."""
+    """Record a request's cost and give back the `amount` that a reservation held for it.
+
+    It is done once for each settlement's id, however often it is tried.
+    """
 
     reservation: str
     amount: int
@@ -94,12 +97,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give back `amount` of a reservation unspent; None: all of it."""
+    """Give back a whole reservation of which nothing was spent, if it was made at all."""
 
     reservation: str
     key: str
-    amount: int | None = None
-    windows: Windows | None = None  # known where the reservation was granted
 
 
 @dataclass(frozen=True, slots=True)

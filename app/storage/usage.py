@@ -62,8 +62,7 @@ class UsageStore:
         if groups:
             query = query.group_by(*(columns[name] for name in by))
             query = query.order_by(*(columns[name] for name in by)).limit(_MOST)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
             UsageRow(
                 {name: row[name] for name in by},

@@ -159,8 +159,8 @@ def test_nothing_overshoots_and_nothing_leaks(
     gateway = Gateway(fake, fleet(small, large))
 
     async def run() -> None:
-        if model == "entropy_switch/large" and small.output > large.output:
-            return  # large is then the cheapest, and there is nothing to switch to
+        if model not in ("small", "large") and small.output > large.output:
+            return  # refused: there would be nothing to save
         answer = ask(gateway, Order(asked, options=options, usd=budget))
         try:
             if stop_after is None:

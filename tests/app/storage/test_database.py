@@ -16,25 +16,31 @@ from app.storage.tables import metadata
 @pytest.fixture
 async def database(ledger_url):
     database = Database(ledger_url)
+    database.url = ledger_url
     await database.migrate()
     yield database
     await database.aclose()
+
+
+async def execute(database, statement):
+    await database.write(lambda connection: connection.execute(text(statement)).rowcount)
+
+
+async def scalar(database, statement):
+    return await database.read(lambda connection: connection.execute(text(statement)).scalar())
 
 
 async def test_the_migrations_lead_to_the_tables_that_the_code_has(database):
     def differences(connection):
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
-    async with database.writing() as connection:
-        assert await connection.run_sync(differences) == []
+    assert await database.write(differences) == []
 
 
 async def test_migrating_again_changes_nothing(database):
-    async with database.writing() as connection:
-        await connection.execute(text("INSERT INTO facts VALUES ('a', 'b')"))
+    await execute(database, "INSERT INTO facts VALUES ('a', 'b')")
     await database.migrate()
-    async with database.reading() as connection:
-        assert (await connection.execute(text("SELECT value FROM facts"))).scalar() == "b"
+    assert await scalar(database, "SELECT value FROM facts") == "b"
 
 
 async def test_several_gateways_may_start_at_once(ledger_url):
@@ -46,25 +52,19 @@ async def test_several_gateways_may_start_at_once(ledger_url):
 @pytest.mark.parametrize("table", ["settlements", "settlement_lines"])
 @pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {} SET cost = 0"])
 async def test_a_settlement_cannot_be_changed(database, table, statement):
-    async with database.writing() as connection:
-        await connection.execute(
-            text(
-                "INSERT INTO settlements VALUES"
-                " ('s', 'k', 1, 0, 'p', 'm', '', 'kept', 1, 1, 5, NULL, 'v')"
-            )
-        )
-        await connection.execute(text("INSERT INTO settlement_lines VALUES ('s','m',1,0,1,1,5)"))
+    await execute(
+        database,
+        "INSERT INTO settlements VALUES ('s', 'k', 1, 0, 'p', 'm', '', 'kept', 1, 1, 5, NULL, 'v')",
+    )
+    await execute(database, "INSERT INTO settlement_lines VALUES ('s','m',1,0,1,1,5)")
     with pytest.raises((LedgerUnavailable, SQLAlchemyError)) as refusal:
-        async with database.writing() as connection:
-            await connection.execute(text(statement.format(table)))
+        await execute(database, statement.format(table))
     assert "append-only" in str(refusal.value.__cause__)
-    async with database.reading() as connection:
-        assert (await connection.execute(text(f"SELECT cost FROM {table}"))).scalar() == 5
+    assert await scalar(database, f"SELECT cost FROM {table}") == 5
 
 
 async def test_a_ledger_of_a_newer_version_is_left_alone(database):
-    async with database.writing() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await execute(database, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="newer Farthing"):
         await database.migrate()
 
@@ -82,8 +82,7 @@ async def test_one_that_is_not_there_is_told_without_its_password():
     assert "127.0.0.1:1" in refusal.value.message
     assert "sw0rdfish" not in refusal.value.message
     with pytest.raises(LedgerUnavailable):
-        async with database.reading():
-            pass
+        await scalar(database, "SELECT 1")
     await database.aclose()
 
 
@@ -91,3 +90,20 @@ async def test_a_file_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be opened"):
         await Database(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}").migrate()
+
+
+async def test_a_transaction_that_nobody_waits_for_any_more_leaves_no_lock(database):
+    """A client that leaves while its request writes must not shut out all others."""
+    for _ in range(50):
+        waiting = [
+            asyncio.create_task(execute(database, "UPDATE facts SET value = 'x'")) for _ in range(4)
+        ]
+        await asyncio.sleep(0.001)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    await execute(database, "INSERT INTO facts VALUES ('still', 'here')")
+    other = Database(database.url)
+    await execute(other, "UPDATE facts SET value = 'there'")
+    await other.aclose()
+    assert await scalar(database, "SELECT value FROM facts") == "there"

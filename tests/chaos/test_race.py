@@ -1,0 +1,62 @@
+"""Four processes, 64 requests at once in each, one key: not a micro-dollar too much."""
+
+import asyncio
+
+import pytest
+
+from app.catalog import PICO
+from tests.chaos.gateways import COST, Ledger, ask, connections, gateways
+
+PROCESSES, AT_ONCE = 4, 64
+LIMIT = COST * (PROCESSES * AT_ONCE // 10)  # USD; a tenth of the requests exhausts it
+
+
+@pytest.fixture(params=["0", "1"], ids=["exact", "headroom"])
+def ledger(ledger_url, tmp_path, request):
+    return Ledger(ledger_url, tmp_path, {"FARTHING_HEADROOM_S": request.param})
+
+
+async def storm(urls, token):
+    """All requests at once; afterwards one by one, until the key has no more."""
+    async with connections(PROCESSES * AT_ONCE) as http:
+        answers = await asyncio.gather(
+            *(
+                ask(
+                    http,
+                    url,
+                    token,
+                    stream=bool(number % 2),
+                    model=("small", "economy")[number % 3 == 0],
+                    **({"max_tokens": 30} if number % 5 else {}),
+                )
+                for url in urls
+                for number in range(AT_ONCE)
+            )
+        )
+        for _ in range(200):
+            last = await ask(http, urls[0], token, max_tokens=30)
+            answers.append(last)
+            if last.status == 402:
+                return answers
+            await asyncio.sleep(0.05 if last.status == 429 else 0)
+    raise AssertionError(f"the key was never spent: {last}")
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_key_cannot_be_overspent(ledger, runs):
+    with gateways(ledger, PROCESSES, "0.001") as running:
+        urls = [gateway.url for gateway in running]
+        for _ in range(runs):
+            key, token = ledger.new_key(usd_per_month=str(LIMIT))
+            answers = asyncio.run(storm(urls, token))
+            assert {a.status for a in answers} <= {200, 402, 429}
+            told = sum(a.cost for a in answers if a.status == 200)
+            account = ledger.account(key)
+            assert told == ledger.settled(key) == account.spent["month"] == account.spent["total"]
+            assert told <= LIMIT * PICO
+            # What is left does not pay for a prompt and a token, and nothing is held.
+            assert LIMIT * PICO - told < 7 * PICO // 10**6
+            assert (account.held["month"], account.running) == (0, 0)
+        assert ledger.reservations() == 0
+        assert [gateway.stop() for gateway in running] == [0] * PROCESSES
+        assert "ERROR" not in "".join(gateway.said() for gateway in running)
