@@ -137,8 +137,10 @@ class Book:
             except Exception:  # whatever it was, others must go on being served
                 log.exception("the ledger's writer failed; it goes on")
                 self._failed()
+                lost = [_Owed(Release(a.op.id, a.op.key)) for a in asked if not a.done.done()]
                 self._refuse(asked)
-                await self._note([one for one in entries if one not in self._owed])
+                fresh = [one for one in entries if one.done is not None and not one.done.done()]
+                await self._note([*lost, *(one for one in fresh if one not in self._owed)])
 
     def _idle(self) -> bool:
         return not (self._asked or self._fresh or (self._owed and not self.away))

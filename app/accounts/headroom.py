@@ -103,9 +103,14 @@ class Headroom:
         return recent.amount
 
     def _fill(self, op: Reserve, target: int) -> None:
-        """Add a slice in the background, where less than half of what there should be is left."""
-        free = sum(part.free for part in self._slices[op.key])
-        if free < target / 2 and op.key not in self._filling and not self.book.away:
+        """Add a slice in the background, once the last is half used.
+
+        So no more than one and a half are held, a tenth of what the key has left.
+        """
+        slices = self._slices[op.key]
+        enough = min(target, slices[-1].grant.amount) if slices else target
+        free = sum(part.free for part in slices)
+        if free < enough / 2 and op.key not in self._filling and not self.book.away:
             task = asyncio.create_task(self._add(op, target))
             self._filling[op.key] = task
             task.add_done_callback(lambda _: self._filling.pop(op.key, None))

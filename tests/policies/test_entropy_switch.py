@@ -7,6 +7,7 @@ import pytest
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest
 from app.gateway import Gateway, Order
+from app.types import Call
 from tests.policies.scripts import LENGTH, ask, call, card, engine, fleet, price, read, text, usd
 
 pytestmark = pytest.mark.parametrize("stops_by_itself", [True, False])
@@ -171,3 +172,47 @@ async def test_an_error_of_the_engine_reaches_the_client_and_closes_both(stops_b
     with pytest.raises(Exception, match="the script says: fail"):
         await answered(fake, Order(call()))
     assert fake.open == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "budget", "small", "large"),
+    [
+        (
+            None,
+            14,
+            267,
+            [6, 3, 3, 9, 6, 9, 3, 9, 9, 0.5, 6, 0.5, 6],
+            [3, 0.1, 0.1, 0.1, 0.6, 0.1, 0.6, 0.6, 0.1, 3, 0.6, 3, 3],
+        ),
+        (
+            16,
+            4096,
+            518,
+            [3, 3, 6, 9, 0.5, 0.5, 0.5, 6, 9, 6, 3, 0.5, 0.5, 3, 6, 9, 6],
+            [0.1, 3, 0.6, 3, 0.1, 0.6, 0.6, 0.6, 0.6, 0.6, 0.1, 3, 3, 3, 0.1, 0.1, 3],
+        ),
+    ],
+    ids=["context", "max_tokens"],
+)
+async def test_an_engine_that_stops_on_entropy_at_the_last_token_ends_the_answer(
+    length, context, budget, small, large, stops_by_itself
+):
+    """Its level had been paced up meanwhile, so that nobody takes over, and no token may follow."""
+    scripts = {
+        name: Script(
+            [f"{name}{i}" for i in range(40)],
+            bits,
+            context=context,
+            stop_on_entropy=stops_by_itself,
+        )
+        for name, bits in (("small", small), ("large", large))
+    }
+    message = {"role": "user", "content": "w w"}
+    order = Order(
+        Call("economy", (message,), max_tokens=length),
+        options={"d_min": 5, "expected_tokens": 24},
+        usd=usd(budget),
+    )
+    chunks = await read(ask(Gateway(Fake(scripts), fleet()), order))
+    assert sum(len(chunk.tokens) for chunk in chunks) == (length or context - 2)
+    assert (chunks[-1].finish, chunks[-1].reason) == ("length", None)

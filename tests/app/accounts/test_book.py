@@ -1,7 +1,6 @@
 """Whatever the database does, what was served is settled once, and nothing stays held."""
 
 import asyncio
-import logging
 import random
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from app.accounts.book import Book
 from app.accounts.journal import Journal
 from app.errors import LedgerUnavailable
+from app.storage.balance import windows_at
 from app.storage.database import Database
 from app.storage.keys import KeyStore
 from app.storage.ledger import Ledger
@@ -232,17 +232,97 @@ async def test_a_process_that_lost_its_lease_pays_what_it_cost(new_book, databas
     await book.aclose()
 
 
-async def test_what_can_never_be_written_hurts_nobody_else(book, database, caplog):
-    grants = [await book.reserve(asked(n)) for n in range(3)]
-    bad = paid(grants[1], "b", 3)
+def never(grant, id):
+    """A settlement that no database takes."""
+    bad = paid(grant, id, 3)
     object.__setattr__(bad.settlement, "outcome", None)
-    with caplog.at_level(logging.ERROR):
-        done = [
-            book.keep(paid(grants[0], "a", 2)),
-            book.keep(bad),
-            book.keep(paid(grants[2], "c", 4)),
-        ]
-        await asyncio.gather(*done)
+    return bad
+
+
+async def test_what_can_never_be_written_hurts_nobody_else(book, caplog, tmp_path, database):
+    grants = [await book.reserve(asked(n)) for n in range(3)]
+    done = [
+        book.keep(paid(grants[0], "a", 2)),
+        book.keep(never(grants[1], "b")),
+        book.keep(paid(grants[2], "c", 4)),
+    ]
+    await asyncio.gather(*done)
     assert "can never be settled" in caplog.text
     assert (await spent(database))[0] == 6
     assert isinstance(await book.reserve(asked("d")), Grant)
+    (file,) = (tmp_path / "journal").glob("*.rejected")
+    assert '"id":"b"' in file.read_text()
+
+
+async def test_an_orphan_that_cannot_be_settled_stops_nothing(new_book, database, tmp_path):
+    dead = Journal(tmp_path / "journal", "dead")
+    lost = Grant("lost.hold", 5, windows_at(0), 0)
+    good = paid(lost, "good", 1)
+    dead.write([never(lost, "bad"), good, paid(lost, "other", 1)])
+    dead.close()
+    book = new_book(lease_s=0.4)
+    await book.start()
+    grant = await book.reserve(asked("a"))
+    await until(lambda: not list((tmp_path / "journal").glob("*.jsonl")))
+    await asyncio.sleep(1.0)
+    assert await reap(Ledger(database)) == 0  # its lease was renewed all the while
+    await book.keep(paid(grant, "a", 7))
+    assert (await spent(database))[0] == 9
+    await book.aclose()
+
+
+async def test_a_journal_that_cannot_be_written_costs_no_answer(new_book, database, monkeypatch):
+    book = new_book()
+    await book.start()
+    grant = await book.reserve(asked("a"))
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(book.journal, "write", lambda entries: (_ for _ in ()).throw(full))
+    database.before = 1.0
+    await book.keep(paid(grant, "a", 7))
+    database.before = 0.0
+    await until(lambda: not book.owed and not book.away)
+    assert isinstance(await book.reserve(asked("b")), Grant)
+    assert (await spent(database))[0] == 7
+    await book.aclose()
+
+
+async def test_whatever_the_writer_meets_it_goes_on(book, database, monkeypatch):
+    def surprise():
+        monkeypatch.undo()
+        raise RuntimeError("surprise")
+
+    grant = await book.reserve(asked("a"))
+    monkeypatch.setattr(book.journal, "clear", surprise)
+    with pytest.raises(LedgerUnavailable):
+        await asyncio.gather(book.keep(paid(grant, "a", 7)), book.reserve(asked("b")))
+    await until(lambda: not book.owed and not book.away)
+    assert await spent(database) == (7, 7, 0, 0)  # nothing is held for the one that was refused
+    assert isinstance(await book.reserve(asked("c")), Grant)
+
+
+async def test_a_reservation_made_again_after_it_expired_is_nobody_s(new_book, database):
+    """Its commit's answer was lost for longer than its lease."""
+    ledger = Ledger(database)
+    await ledger.apply([asked("a")], 0)
+    assert await reap(ledger) == 1
+    assert await ledger.apply([asked("a")], 2**60, again=True) == [None]
+    assert await spent(database) == (0, 0, 0, 0)
+
+
+async def test_what_is_settled_after_the_end_waits_for_the_next_gateway(
+    new_book, database, tmp_path
+):
+    book = new_book()
+    await book.start()
+    grant = await book.reserve(asked("a"))
+    await book.aclose()
+    await book.keep(paid(grant, "a", 7))
+    heir = new_book()
+    await heir.start()
+    await until(lambda: not list((tmp_path / "journal").glob("*.jsonl")))
+    await heir.aclose()
+    assert await spent(database) == (7, 7, 0, 0)
+
+
+async def test_closing_what_never_started_is_fine(new_book):
+    await new_book().aclose()

@@ -1,0 +1,108 @@
+"""What could not be settled yet: on disk, whole lines only, and adopted by one process."""
+
+import os
+import threading
+
+import pytest
+
+from app.accounts.journal import Journal, adopted
+from app.storage.records import Decided, Line, Release, Settle, Settlement, Windows
+
+SETTLE = Settle(
+    "r.hold",
+    9,
+    Windows(60, 0, 0),
+    Settlement(
+        "r", "k", "economy", "m", "steered", 3, 4, 7, "v1", "a tenant",
+        (Line("m", 3, 1, 4, 4, 7),), (Decided("steer", "m", 3, 1.5, None, 0.25),),
+    ),
+)  # fmt: skip
+RELEASE = Release("x.hold", "k")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "journal", "p")
+    yield journal
+    journal.close()
+
+
+def read(path):
+    with adopted(path) as entries:
+        return entries
+
+
+def test_entries_come_back_as_they_were(journal, tmp_path):
+    journal.write([SETTLE, RELEASE])
+    journal.write([SETTLE])
+    journal.close()
+    path = tmp_path / "journal" / "p.jsonl"
+    assert read(path) == [SETTLE, RELEASE, SETTLE]
+    assert list((tmp_path / "journal").iterdir()) == []
+    assert read(path) == []
+
+
+def test_what_fails_stays(journal, tmp_path):
+    journal.write([SETTLE])
+    journal.close()
+    path = tmp_path / "journal" / "p.jsonl"
+    with pytest.raises(ConnectionError), adopted(path) as entries:
+        assert entries == [SETTLE]
+        raise ConnectionError
+    assert read(path) == [SETTLE]
+
+
+def test_a_living_process_s_file_is_its_own(journal, tmp_path):
+    journal.write([SETTLE])
+    path = tmp_path / "journal" / "p.jsonl"
+    assert journal.orphans() == []
+    assert Journal(tmp_path / "journal", "other").orphans() == [path]
+    assert read(path) == []
+    journal.clear()
+    assert not path.exists()
+    journal.write([RELEASE])  # the next outage
+    journal.close()
+    assert read(path) == [RELEASE]
+
+
+def test_of_many_that_adopt_at_once_one_gets_it(journal, tmp_path):
+    journal.write([SETTLE])
+    journal.close()
+    path, got, barrier = tmp_path / "journal" / "p.jsonl", [], threading.Barrier(8)
+
+    def adopt():
+        barrier.wait()
+        with adopted(path) as entries:
+            got.extend(entries)
+
+    threads = [threading.Thread(target=adopt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [SETTLE]
+
+
+def test_a_torn_line_is_left_out(journal, tmp_path):
+    journal.write([SETTLE])
+    journal.close()
+    path = tmp_path / "journal" / "p.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"kind":"Settle","reservation":"s.ho')
+    assert read(path) == [SETTLE]
+
+
+def test_a_full_disk_keeps_whole_lines(journal, tmp_path, monkeypatch):
+    journal.write([RELEASE])
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        journal.write([SETTLE])
+    monkeypatch.undo()
+    journal.write([RELEASE])
+    journal.close()
+    assert read(tmp_path / "journal" / "p.jsonl") == [RELEASE, RELEASE]
+
+
+def test_only_its_owner_may_read_the_folder(journal, tmp_path):
+    journal.write([SETTLE])
+    assert (tmp_path / "journal").stat().st_mode & 0o077 == 0
