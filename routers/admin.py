@@ -9,11 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from app.accounts.accounts import GROUPS
 from app.accounts.keyring import Held, checked
+from app.accounts.keys import KeySpec
 from app.accounts.reports import groups
 from app.catalog import PICO
 from routers import body
 from routers.deps import admin_of, front_of
 from routers.edge import json_response
+from routers.schema import has_body
 from routers.usage import report
 
 router = APIRouter(prefix="/admin", tags=["administration"])
@@ -28,7 +30,7 @@ async def keys(request: Request) -> Response:
     return json_response({"object": "list", "data": [shown(one) for one in held]})
 
 
-@router.post("/keys")
+@router.post("/keys", status_code=201, openapi_extra=has_body(KeySpec))
 async def create(request: Request) -> Response:
     """A new key. Its token is in this answer and nowhere else, ever."""
     accounts, _ = await admin_of(request)
@@ -44,7 +46,7 @@ async def key(request: Request, id: str) -> Response:
     return json_response(shown(await accounts.keyring.show(id)))
 
 
-@router.patch("/keys/{id}")
+@router.patch("/keys/{id}", openapi_extra=has_body(KeySpec))
 async def change(request: Request, id: str) -> Response:
     """Set some of a key's fields; null takes a limit away."""
     accounts, _ = await admin_of(request)

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.accounts.keys import KeySpec
 from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, USD
 from routers.wire import ChatRequest, CompletionRequest
 
@@ -22,11 +23,16 @@ _HEADERS = {
 }
 
 
+def has_body(shape: type[BaseModel]) -> dict[str, Any]:
+    """A route's `openapi_extra`: its body has this shape."""
+    schema = {"$ref": _REF.format(model=shape.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def takes(shape: type[BaseModel]) -> dict[str, Any]:
     """A route's `openapi_extra`: its body has this shape, and it reads our headers."""
-    schema = {"$ref": _REF.format(model=shape.__name__)}
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        **has_body(shape),
         "parameters": [
             {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
             for name, text in _HEADERS.items()
@@ -41,7 +47,8 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             shapes = models_json_schema(
-                [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=_REF
+                [(shape, "validation") for shape in (ChatRequest, CompletionRequest, KeySpec)],
+                ref_template=_REF,
             )[1]
             made.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
             app.openapi_schema = made

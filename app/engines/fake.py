@@ -144,7 +144,8 @@ class Fake:
                     break
                 shared += 1
             best = max(best, shared)
-        seen.append(tuple(prompt))
+        if best < len(prompt):
+            seen.append(tuple(prompt))
         return min(best, len(prompt) - 1)
 
 

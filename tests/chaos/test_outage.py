@@ -6,7 +6,7 @@ import time
 import pytest
 
 from app.catalog import PICO
-from tests.chaos.gateways import COST, PROGRAM, Gateway, Ledger, ask, connections, gateways
+from tests.chaos.gateways import PROGRAM, Gateway, Ledger, ask, connections, gateways
 
 pytestmark = pytest.mark.postgres
 CLIENTS = 12
@@ -153,14 +153,13 @@ def test_a_gateway_that_dies_in_an_outage_is_paid_for_by_the_next(new_ledger, po
         try:
             told = asyncio.run(answers())
             assert [a.status for a in told] == [200] * CLIENTS
-            assert list((ledger.folder / "journal").glob("*.jsonl"))
+            assert list((ledger.folder / "journal").rglob("*.jsonl"))
         finally:
             gateway.kill()
             postgres.start()
         assert ledger.settled(key) == 0
         with gateways(ledger, 1, DELAY):
             settled_in_the_end(ledger, key, sum(a.cost for a in told))
-            assert ledger.settled(key) == CLIENTS * COST * PICO
     finally:
         gateway.kill()
-    assert not list((ledger.folder / "journal").glob("*.jsonl"))
+    assert not list((ledger.folder / "journal").rglob("*.jsonl"))
