@@ -77,14 +77,14 @@ def _watch(
 
 
 def _end(workers: list[_Worker], received: list[int], wake: int, deadline: float) -> None:
-    told = 0
-    number = int(signal.SIGTERM)
+    """Tell them to end, and to end at once where that is asked for again."""
+    told, number = 0, signal.SIGTERM  # which ends one that has not begun yet in silence too
     while alive := [worker.process for worker in workers if worker.process.is_alive()]:
         if told == 0 or len(received) > told:
-            number = received[-1] if received else number
             for process in alive:
-                os.kill(process.pid or 0, number)
-            told = max(len(received), 1)
+                if process.pid is not None:
+                    os.kill(process.pid, number)
+            told, number = max(len(received), 1), signal.SIGINT
             if received:
                 os.read(wake, 64)
         left = deadline - time.monotonic()

@@ -1,6 +1,7 @@
 """The process: where it may listen, what it says at its start, how it ends."""
 
 import asyncio
+import re
 import shlex
 import signal
 import socket
@@ -10,10 +11,11 @@ import time
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from app import server
 from app.errors import ConfigError
-from app.server import greeting, serve
+from app.server import greeting, prepare, serve
 from app.settings import DEFAULT_CONFIG
 from tests.routers.reading import asking
 
@@ -22,6 +24,38 @@ from tests.routers.reading import asking
 def test_without_keys_it_listens_on_this_machine_only(settings, host):
     with pytest.raises(ConfigError, match="--no-auth"):
         serve(settings.model_copy(update={"host": host}))
+
+
+@pytest.fixture
+def with_ledger(settings, tmp_path):
+    update = {"ledger": None, "state_dir": tmp_path, "host": "0.0.0.0", "config": DEFAULT_CONFIG}
+    return settings.model_copy(update=update)
+
+
+def test_the_first_key_is_made_once_and_printed_once(with_ledger, capsys):
+    with pytest.raises(ConfigError, match="--first-key"):
+        asyncio.run(prepare(with_ledger))
+    wished = with_ledger.model_copy(update={"first_key": True})
+    assert asyncio.run(prepare(wished))
+    assert len(re.findall(r"^sk-farthing-\S+$", capsys.readouterr().out, re.MULTILINE)) == 1
+    assert asyncio.run(prepare(wished))
+    assert asyncio.run(prepare(with_ledger))  # there is a key now: it may listen everywhere
+    assert "sk-farthing" not in capsys.readouterr().out
+
+
+def test_without_auth_no_key_is_asked_for(with_ledger):
+    assert not asyncio.run(prepare(with_ledger.model_copy(update={"no_auth": True})))
+
+
+def test_another_secret_than_the_keys_were_hashed_with_ends_the_start(with_ledger):
+    asyncio.run(prepare(with_ledger.model_copy(update={"first_key": True})))
+    other = with_ledger.model_copy(update={"key_secret": SecretStr("a different secret")})
+    with pytest.raises(ConfigError, match="FARTHING_KEY_SECRET"):
+        asyncio.run(prepare(other))
+
+
+def test_a_forwarded_address_is_not_believed(gateway_app, settings):
+    assert not server.Server(gateway_app, settings).config.proxy_headers
 
 
 @pytest.fixture
@@ -69,6 +103,8 @@ def test_the_greeting_has_a_request_that_works(catalog, host, url):
     (line,) = [line for line in text.splitlines() if line.startswith("curl")]
     assert shlex.split(line)[1] == f"{url}/v1/chat/completions"
     assert '"economy"' in line and "X-Budget-Usd" in line
+    assert "Authorization" not in line and "No API key is needed" in text
+    assert "Authorization: Bearer" in greeting(catalog, host, 81, needs_key=True)
 
 
 PROGRAM = """

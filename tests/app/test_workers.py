@@ -125,11 +125,24 @@ def test_without_their_parent_workers_end_too(ledger, gateway):
     until(lambda: not any(alive(pid) for pid in workers))
 
 
+BROKEN = """
+import multiprocessing
+import app.server
+from app.errors import ConfigError
+
+whole = app.server.create_app
+
+def build(settings, catalog=None):
+    if multiprocessing.parent_process():
+        raise ConfigError("no such weights")
+    return whole(settings, catalog=catalog)
+
+app.server.create_app = build
+"""
+
+
 def test_what_cannot_start_is_not_tried_for_ever(ledger, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        ENGINE.replace("fake = ", "import multiprocessing, app.errors\n    if multiprocessing."
-                       "parent_process(): raise app.errors.ConfigError('no such weights')\n    fake = ")
-    )  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(ENGINE + BROKEN)
     gateway = Gateway(ledger, PROGRAM)
     try:
         assert gateway.process.wait(30) == 1
