@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from routers.deps import Front, front_of
@@ -25,14 +27,21 @@ async def ready(request: Request) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """As ready, with what each model does."""
+    """As ready, with what each model does, and whether the ledger answers.
+
+    While it does not we are ready all the same: what is reserved already is served.
+    """
     front = front_of(request)
     status = _status(front)
     models = {
         name: {"healthy": load.healthy, "running": load.running, "waiting": load.waiting}
         for name, load in front.loads().items()
     }
-    return json_response({"status": status, "models": models}, 200 if status == "ready" else 503)
+    body: dict[str, Any] = {"status": status, "models": models}
+    if front.door.accounts is not None:
+        book = front.door.accounts.book
+        body["ledger"] = {"status": "away" if book.away else "up", "unsettled": book.owed}
+    return json_response(body, 200 if status == "ready" else 503)
 
 
 def _status(front: Front) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from app.accounts.journal import Journal
 from app.accounts.keyring import Keyring
 from app.accounts.keys import fingerprint
 from app.accounts.rates import Rates, RedisCounters
-from app.errors import BadRequest, ConfigError
+from app.errors import ConfigError
 from app.storage.database import Database
 from app.storage.keys import KeyStore
 from app.storage.ledger import Ledger
 from app.storage.rates import LedgerStorage
-from app.storage.records import KeyRow, UsageRow
+from app.storage.records import KeyRow
 from app.storage.usage import GROUPS as GROUPS
 from app.storage.usage import UsageStore
 
@@ -63,7 +62,7 @@ class Accounts:
             rates = terms.state_dir.expanduser() / "rates.db"
             self._counters = Database(f"sqlite:///{rates}", durable=False)
         self.rates = Rates(_rate_storage(terms.rate_store, self._counters))
-        self._usage = UsageStore(self._database)
+        self.usage = UsageStore(self._database).spent
 
     async def prepare(self) -> None:
         """Bring the tables up to date. Raises ConfigError where they cannot be used."""
@@ -101,19 +100,6 @@ class Accounts:
     def of(self, key: KeyRow | None, tenant: str = "") -> KeyAccount:
         """The account of this key; of everybody without one."""
         return KeyAccount(self.headroom, self.rates, key, tenant)
-
-    async def usage(
-        self,
-        by: Sequence[str],
-        *,
-        key: str | None = None,
-        since: int | None = None,
-        until: int | None = None,
-    ) -> list[UsageRow]:
-        """What was spent, by these groups; see UsageStore. Raises BadRequest."""
-        if key is not None and not key.isprintable():  # PostgreSQL has no text for some of these
-            raise BadRequest("key: must be the id of an API key", param="key")
-        return await self._usage.spent(by, key=key, since=since, until=until)
 
 
 def _secret(terms: Terms) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, case, distinct, func, select, type_coerce
 
+from app.errors import BadRequest
 from app.storage.database import Database
 from app.storage.records import UsageRow
 from app.storage.tables import lines, settlements
@@ -32,8 +33,10 @@ class UsageStore:
         """Sums by these groups, for settlements of days from `since` to before `until`, seconds.
 
         Every settlement has one row a model; one that no answer accounts for has one in all,
-        whose model is the one that was asked for.
+        whose model is the one that was asked for. Raises BadRequest for an impossible key.
         """
+        if key is not None and not key.isprintable():  # PostgreSQL has no text for some of these
+            raise BadRequest("key: must be the id of an API key", param="key")
         model: ColumnElement[str] = func.coalesce(lines.c.model, settlements.c.model)
         columns: dict[str, ColumnElement[Any]] = {
             "day": settlements.c.day,

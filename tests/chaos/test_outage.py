@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import httpx
 import pytest
 
 from app.catalog import PICO
@@ -92,6 +93,9 @@ def test_an_outage_under_load(new_ledger, postgres, mode, lease_s, headroom_s):
         await asyncio.to_thread(postgres.stop, mode)
         times["down"] = time.monotonic()
         await asyncio.sleep(2.5)
+        for url in load.urls:
+            health = httpx.get(f"{url}/health").json()
+            assert (health["status"], health["ledger"]["status"]) == ("ready", "away")
         times["up"] = time.monotonic()
         await asyncio.to_thread(postgres.start)
         ready = time.monotonic()
