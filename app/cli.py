@@ -107,6 +107,9 @@ def chat(
     budget_usd: Annotated[str | None, typer.Option(help="Most that one answer may cost.")] = None,
     policy: Annotated[str | None, typer.Option(help="entropy_switch;raise_at=2.0")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.2,
+    key: Annotated[
+        str | None, typer.Option(help="Your API key. Better kept in FARTHING_API_KEY.")
+    ] = None,
 ) -> None:
     """Talk to a running gateway, and see which model wrote which word."""
     from contextlib import suppress
@@ -119,7 +122,9 @@ def chat(
         with suppress(ImportError):  # there is none on Windows
             import readline  # noqa: F401  (gives input() its line editing)
     prompt = "> " if sys.stdin.isatty() else ""
-    with connect(url or _own_url()) as http:
+    secret = _settings(api_key=key).api_key
+    sent = None if secret is None else secret.get_secret_value()
+    with connect(url or _own_url(), key=sent) as http:
         Chat(
             http,
             Console(),

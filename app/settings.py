@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     key_secret: SecretStr | None = Field(
         None, description="what API keys are hashed with; default: a file in STATE_DIR"
     )
+    api_key: SecretStr | None = Field(None, description="the key that `farthing chat` sends")
     lease_s: float = Field(
         60.0, ge=1, description="a dead process's reservations are settled in full after it"
     )

@@ -216,14 +216,21 @@ class Chat:
         self.notes.out(clean(line), style=style, highlight=False)
 
 
-def connect(url: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+def connect(
+    url: str, transport: httpx.BaseTransport | None = None, *, key: str | None = None
+) -> httpx.Client:
     """A client for the gateway at this address, with or without /v1. Raises ChatFailed."""
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ChatFailed("an API key is written in plain ASCII")
     base = url if "://" in url else f"http://{url}"
     base = base.rstrip("/").removesuffix("/v1")
     # No limit on reading: a first token may wait in a queue, and Ctrl-C ends the wait.
     timeout = httpx.Timeout(None, connect=5.0)
     try:
-        return httpx.Client(base_url=f"{base}/v1/", timeout=timeout, transport=transport)
+        headers = None if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(
+            base_url=f"{base}/v1/", headers=headers, timeout=timeout, transport=transport
+        )
     except httpx.InvalidURL as error:
         raise ChatFailed(f"{url!r} is not an address: {error}") from error
 

@@ -300,3 +300,18 @@ def test_an_answer_s_cost_stays_decimal() -> None:
 
 def test_an_amount_is_decimal() -> None:
     assert amount("1e-5") == Decimal("0.00001")
+
+
+def test_a_key_is_sent_with_every_request_and_refused_if_it_cannot_be_sent() -> None:
+    sent: list[str | None] = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("authorization"))
+        return httpx.Response(200, json={})
+
+    for key in (None, "sk-farthing-x"):
+        with connect("gateway.test", httpx.MockTransport(gateway), key=key) as http:
+            http.get("models")
+    assert sent == [None, "Bearer sk-farthing-x"]
+    with pytest.raises(ChatFailed, match="plain ASCII"):
+        connect("gateway.test", key="schlüssel\n")
