@@ -1,6 +1,7 @@
 """Four processes, 64 requests at once in each, one key: not a micro-dollar too much."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -42,6 +43,15 @@ async def storm(urls, token):
     raise AssertionError(f"the key was never spent: {last}")
 
 
+def nothing_held(ledger, key):
+    """At once; what is held ahead is given back soon."""
+    end = time.monotonic() + (5 if ledger.more["FARTHING_HEADROOM_S"] != "0" else 0)
+    while ledger.account(key).running and time.monotonic() < end:
+        time.sleep(0.2)
+    account = ledger.account(key)
+    assert (account.held["month"], account.running) == (0, 0)
+
+
 @pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_key_cannot_be_overspent(ledger, runs):
     with gateways(ledger, PROCESSES, "0.001") as running:
@@ -54,9 +64,9 @@ def test_a_key_cannot_be_overspent(ledger, runs):
             account = ledger.account(key)
             assert told == ledger.settled(key) == account.spent["month"] == account.spent["total"]
             assert told <= LIMIT * PICO
-            # What is left does not pay for a prompt and a token, and nothing is held.
+            # What is left does not pay for a prompt and a token.
             assert LIMIT * PICO - told < 7 * PICO // 10**6
-            assert (account.held["month"], account.running) == (0, 0)
+            nothing_held(ledger, key)
         assert ledger.reservations() == 0
         assert [gateway.stop() for gateway in running] == [0] * PROCESSES
         assert "ERROR" not in "".join(gateway.said() for gateway in running)
