@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +21,7 @@ from app.catalog import Catalog, read
 from app.errors import ConfigError, FarthingError
 from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings
-from app.workers import CANNOT_START, once, supervise
+from app.workers import CANNOT_START, Ready, supervise
 
 _BACKSTOP_S = 5  # for what does not end when it is told to
 
@@ -42,8 +41,8 @@ def serve(settings: Settings) -> None:
         text = greeting(catalog, settings.host, port, needs_key)
         if settings.workers > 1:
             grace = settings.shutdown_grace_s + 2 * _BACKSTOP_S
-            args = (settings, listening, text, once())
-            if not supervise(settings.workers, _work, args, grace):
+            args = (settings, listening, text)
+            if not supervise(settings.workers, _work, args, Ready(), grace):
                 raise ConfigError("a worker could not start; it said why")
             return
         server = Server(app, settings)
@@ -82,12 +81,12 @@ async def prepare(settings: Settings) -> bool:
     return keys and not settings.no_auth
 
 
-def _work(settings: Settings, listening: socket.socket, text: str, first: Any) -> None:
+def _work(settings: Settings, listening: socket.socket, text: str, ready: Ready) -> None:
     """One of several processes; the first that is ready says so for all."""
     _log_to_stderr(settings.log_level)
     try:
         server = Server(create_app(settings), settings)
-        server.greeting, server.may_greet = text, lambda: first.acquire(block=False)
+        server.greeting, server.may_greet = text, ready.first
         server.run(sockets=[listening])
         failure = server.failure
     except FarthingError as error:

@@ -10,102 +10,129 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
-CANNOT_START = 3
-"""Exit status of a worker whose successors would fail the same way."""
+CANNOT_START = 78
+"""Exit status of a worker that its configuration keeps from starting (EX_CONFIG)."""
 _LIVED_S = 5.0  # a worker that dies sooner is not replaced at once
+_PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 _spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads and our locks
 
 
-def once() -> Any:
-    """Something that one worker alone can acquire, ever."""
-    return _spawn.Semaphore(1)
+class Ready:
+    """Whether any of several processes has ever been ready to serve."""
+
+    def __init__(self) -> None:
+        self._lock = _spawn.Lock()
+        self._ever = _spawn.Event()
+
+    def first(self) -> bool:
+        """This one is ready: is it the first?"""
+        with self._lock:
+            first = not self._ever.is_set()
+            self._ever.set()
+        return first
+
+    def ever(self) -> bool:
+        return self._ever.is_set()
 
 
-def supervise(count: int, work: Callable[..., None], args: tuple[Any, ...], grace: float) -> bool:
-    """Run `work(*args)` in this many processes until SIGTERM or SIGINT.
-
-    A second SIGINT reaches them too. What has not ended `grace` seconds after the first signal is
-    killed. False: a worker could not start.
-    """
-    received: list[int] = []
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        os.write(woken, b"!")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        workers = [_start(work, args) for _ in range(count)]
-        fine = _watch(workers, work, args, received, wake)
-        _end(workers, received, wake, time.monotonic() + grace)
-        return fine
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(wake)
-        os.close(woken)
-
-
-def _watch(
-    workers: list[_Worker],
-    work: Callable[..., None],
-    args: tuple[Any, ...],
-    received: list[int],
-    wake: int,
+def supervise(
+    count: int, work: Callable[..., None], args: tuple[Any, ...], ready: Ready, grace: float
 ) -> bool:
-    """Until a signal comes, or a worker cannot start: then False."""
-    while not received:
-        wait([wake, *(worker.process.sentinel for worker in workers)])
-        for place, worker in enumerate(workers):
-            if received or worker.process.is_alive():
-                continue
-            if worker.process.exitcode == CANNOT_START:
-                return False
-            log.error("worker %s died (%s)", worker.process.pid, worker.process.exitcode)
-            if time.monotonic() - worker.born < _LIVED_S:
-                time.sleep(1.0)
-            workers[place] = _start(work, args)
-    return True
+    """Run `work(*args, ready)` in this many processes until SIGTERM or SIGINT.
+
+    A second signal reaches them as SIGINT. What has not ended `grace` seconds after the first one
+    is killed. False: none could ever start.
+    """
+    team = _Team(count, work, (*args, ready))
+    try:
+        return team.watch(ready)
+    finally:
+        team.end(time.monotonic() + grace)
 
 
-def _end(workers: list[_Worker], received: list[int], wake: int, deadline: float) -> None:
-    """Tell them to end, and to end at once where that is asked for again."""
-    told, number = 0, signal.SIGTERM  # which ends one that has not begun yet in silence too
-    while alive := [worker.process for worker in workers if worker.process.is_alive()]:
-        if told == 0 or len(received) > told:
-            for process in alive:
-                if process.pid is not None:
-                    os.kill(process.pid, number)
-            told, number = max(len(received), 1), signal.SIGINT
-            if received:
-                os.read(wake, 64)
-        left = deadline - time.monotonic()
-        if left <= 0:
-            for process in alive:
-                process.kill()
-                process.join()
-            return
-        wait([wake, *(process.sentinel for process in alive)], left)
+class _Team:
+    """The workers, and the signals that we received."""
+
+    def __init__(self, count: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._count, self._work, self._args = count, work, args
+        self._workers: list[_Worker] = []
+        self._received = 0
+        self._wake, self._woken = os.pipe()
+        for end in (self._wake, self._woken):
+            os.set_blocking(end, False)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+
+    def watch(self, ready: Ready) -> bool:
+        """Until a signal comes, or it is clear that no worker can start: then False."""
+        for _ in range(self._count):
+            self._workers.append(self._start())
+        while not self._received:
+            self._wait(None)
+            for place, worker in enumerate(self._workers):
+                if self._received or worker.process.is_alive():
+                    continue
+                status = worker.process.exitcode
+                if status == CANNOT_START and not ready.ever():
+                    return False
+                log.error("worker %s died (%s)", worker.process.pid, status)
+                if time.monotonic() - worker.born < _LIVED_S:
+                    self._wait(_PAUSE_S, only_signals=True)
+                if not self._received:
+                    self._workers[place] = self._start()
+        return True
+
+    def end(self, deadline: float) -> None:
+        """Tell them to end, and to end at once where that is asked for again."""
+        told, number = -1, signal.SIGTERM  # which ends one that has not begun yet in silence too
+        while alive := [w.process for w in self._workers if w.process.is_alive()]:
+            if self._received > told:
+                for process in alive:
+                    if process.pid is not None:
+                        os.kill(process.pid, number)
+                told, number = max(self._received, 1), signal.SIGINT
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for process in alive:
+                    process.kill()
+                    process.join()
+                break
+            self._wait(left)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._wake)
+        os.close(self._woken)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        with suppress(BlockingIOError):
+            os.write(self._woken, b"!")
+
+    def _wait(self, seconds: float | None, *, only_signals: bool = False) -> None:
+        """Until a signal comes, a worker ends, or this time is over."""
+        sentinels = [] if only_signals else [w.process.sentinel for w in self._workers]
+        wait([self._wake, *sentinels], seconds)
+        with suppress(BlockingIOError):
+            while os.read(self._wake, 64):
+                pass
+
+    def _start(self) -> _Worker:
+        process = _spawn.Process(target=_run, args=(self._work, self._args))
+        process.start()
+        return _Worker(process)
 
 
 class _Worker:
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
         self.born = time.monotonic()
-
-
-def _start(work: Callable[..., None], args: tuple[Any, ...]) -> _Worker:
-    process = _spawn.Process(target=_run, args=(work, args))
-    process.start()
-    return _Worker(process)
 
 
 def _run(work: Callable[..., None], args: tuple[Any, ...]) -> None:

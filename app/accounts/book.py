@@ -6,12 +6,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.accounts.journal import Entry, Journal, adopted
+from app.accounts.journal import Entry, Journal
 from app.errors import LedgerUnavailable
 from app.storage.ledger import Ledger, milliseconds
 from app.storage.records import Grant, Op, Refusal, Release, Reserve, Result, Settle
@@ -36,6 +36,7 @@ class _Owed:
 
     entry: Entry
     done: asyncio.Future[Any] | None = None  # resolved once it is kept, there or in the journal
+    noted: bool = False  # whether it is in the journal
 
 
 @dataclass
@@ -52,11 +53,11 @@ class Book:
     lease_s: float = 60.0
     patience_s: float = 2.0  # for an answer of the database, from a request's point of view
     _asked: list[_Asked] = field(default_factory=list)
-    _fresh: list[_Owed] = field(default_factory=list)  # not tried yet
-    _owed: list[_Owed] = field(default_factory=list)  # failed before, and in the journal
+    _owed: list[_Owed] = field(default_factory=list)
+    _tried: bool = False  # whether some of it may have been done already
     _leased: dict[str, int] = field(default_factory=dict)  # our reservations' amounts, to renew
     _writer: asyncio.Task[None] | None = None
-    _tender: asyncio.Task[None] | None = None
+    _tenders: list[asyncio.Task[None]] = field(default_factory=list)
     _work: asyncio.Event = field(default_factory=asyncio.Event)
     _end: asyncio.Event = field(default_factory=asyncio.Event)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -66,14 +67,16 @@ class Book:
     async def start(self) -> None:
         """Write from now on, and settle what dead processes left."""
         self._writer = asyncio.create_task(self._write())
-        self._tender = asyncio.create_task(self._tend())
+        # Each by itself: however much there is to settle for the dead, our leases are renewed.
+        steps = (self._renew, self._reap, self._adopt)
+        self._tenders = [asyncio.create_task(self._tend(step)) for step in steps]
 
     async def aclose(self) -> None:
         """Write what waits; what cannot be written stays in the journal."""
         self._end.set()
         self._work.set()
-        tasks = [task for task in (self._writer, self._tender) if task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._writer is not None:
+            await asyncio.gather(self._writer, *self._tenders, return_exceptions=True)
         self.journal.close()
 
     @property
@@ -84,7 +87,7 @@ class Book:
     @property
     def owed(self) -> int:
         """Settlements and releases that are not in the database yet."""
-        return len(self._owed) + len(self._fresh)
+        return len(self._owed)
 
     async def reserve(self, op: Reserve) -> Grant | Refusal:
         """What the ledger grants. Raises LedgerUnavailable."""
@@ -107,16 +110,14 @@ class Book:
 
     def keep(self, entry: Entry) -> asyncio.Future[None]:
         """Settle or release, sooner or later; done when it is kept, settled or in the journal."""
-        one = _Owed(entry, asyncio.get_running_loop().create_future())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._owed.append(_Owed(entry, done))
+        self._work.set()
         if self._writer is not None and self._writer.done():
-            self._into_journal([one])  # too late for the database: whoever finds it settles it
+            self._into_journal(self._owed)  # too late for the database: whoever finds it settles it
             self.journal.close()
-            _resolve(one.done, None)
-        else:
-            self._fresh.append(one)
-            self._work.set()
-        assert one.done is not None
-        return one.done
+            _resolve(done, None)
+        return done
 
     async def kept(self, done: asyncio.Future[None]) -> None:
         """Wait for that, but not for ever: a client waits too."""
@@ -124,26 +125,30 @@ class Book:
 
     async def _write(self) -> None:
         while not (self._end.is_set() and self._idle()):
-            asked: list[_Asked] = []
-            entries: list[_Owed] = []
+            await self._something_to_do()
+            asked, self._asked = self._asked[:MOST], self._asked[MOST:]
+            asked = [one for one in asked if not one.done.cancelled()]
             try:
-                await self._something_to_do()
-                asked, entries = self._take()
-                if time.monotonic() < self._retry_at:
-                    self._refuse(asked)
-                    await self._note(entries)
+                if time.monotonic() >= self._retry_at:
+                    await self._settle_and_reserve(asked)
                 else:
-                    await self._settle_and_reserve(asked, entries)
+                    self._refuse(asked)
+            except LedgerUnavailable:
+                self._failed()
+                self._give_up_all(asked)
             except Exception:  # whatever it was, others must go on being served
                 log.exception("the ledger's writer failed; it goes on")
-                self._failed()
-                lost = [_Owed(Release(a.op.id, a.op.key)) for a in asked if not a.done.done()]
-                self._refuse(asked)
-                fresh = [one for one in entries if one.done is not None and not one.done.done()]
-                await self._note([*lost, *(one for one in fresh if one not in self._owed)])
+                self._tried = True
+                self._give_up_all(asked)
+                await asyncio.sleep(_BACKOFF_S[0])
+            if self.away:
+                await self._note()
+            if self._asked or (self._owed and not self.away):
+                self._work.set()
+        await self._note()
 
     def _idle(self) -> bool:
-        return not (self._asked or self._fresh or (self._owed and not self.away))
+        return not self._asked and (self.away or not self._owed)
 
     async def _something_to_do(self) -> None:
         """Returns when there is work, or when what failed may be tried again."""
@@ -154,31 +159,17 @@ class Book:
                     await self._work.wait()
         self._work.clear()
 
-    def _take(self) -> tuple[list[_Asked], list[_Owed]]:
-        entries, self._fresh = self._fresh[:MOST], self._fresh[MOST:]
-        room = MOST - len(entries)
-        asked, self._asked = self._asked[:room], self._asked[room:]
-        if self._asked or self._fresh:
-            self._work.set()
-        return [one for one in asked if not one.done.cancelled()], entries
-
-    async def _settle_and_reserve(self, asked: list[_Asked], entries: list[_Owed]) -> None:
-        owed = [*self._owed[: MOST - len(entries)], *entries]
+    async def _settle_and_reserve(self, asked: list[_Asked]) -> None:
+        owed = self._owed[:MOST]
         ops: list[Op] = [*(one.entry for one in owed), *(one.op for one in asked)]
         try:
-            results = await self._apply(ops, again=bool(self._owed))
+            results = await self._apply(ops, again=self._tried)
         except LedgerUnavailable:
-            self._failed()
-            self._refuse(asked)
-            # Whether these were made is not known: if so they are nobody's.
-            lost = [_Owed(Release(one.op.id, one.op.key)) for one in asked]
-            await self._note([*entries, *lost])
-            return
+            raise
         except Exception:
-            if len(ops) < 2:
+            if not ops:
                 raise
             log.exception("one of %d operations on the ledger failed", len(ops))
-            self._owed += entries
             await self._one_by_one(asked, owed)
             return
         self._back()
@@ -189,13 +180,7 @@ class Book:
     async def _one_by_one(self, asked: list[_Asked], owed: list[_Owed]) -> None:
         """Find out what can never be written, set it aside, and do the rest."""
         for one in owed:
-            try:
-                await self._apply([one.entry], again=True)
-            except LedgerUnavailable:
-                raise
-            except Exception:
-                log.exception("this can never be settled, and is set aside: %s", one.entry)
-                await asyncio.to_thread(self.journal.reject, one.entry)
+            await self._settle_or_set_aside(one.entry)
             self._settled([one])
         for waiting in asked:
             try:
@@ -207,6 +192,16 @@ class Book:
                 self._refuse([waiting])
             else:
                 self._granted(waiting, result)
+        self._back()
+
+    async def _settle_or_set_aside(self, entry: Entry) -> None:
+        try:
+            await self._apply([entry], again=True)
+        except LedgerUnavailable:
+            raise
+        except Exception:
+            log.exception("this can never be settled, and is set aside: %s", entry)
+            await asyncio.to_thread(self.journal.reject, entry)
 
     def _granted(self, asked: _Asked, result: Result) -> None:
         if result is None:  # it was made, and had expired
@@ -217,6 +212,13 @@ class Book:
             if asked.done.cancelled():
                 self._give_up(result, asked.op.key)
         _resolve(asked.done, result)
+
+    def _give_up_all(self, asked: Sequence[_Asked]) -> None:
+        """Whether these were made is not known: if so they are nobody's."""
+        for one in asked:
+            if one.done.cancelled() or not one.done.done():
+                self._owed.append(_Owed(Release(one.op.id, one.op.key)))
+        self._refuse(asked)
 
     def _give_up(self, granted: Grant | Refusal, key: str) -> None:
         """Nobody waits for it any more."""
@@ -239,35 +241,37 @@ class Book:
 
     def _settled(self, owed: Sequence[_Owed]) -> None:
         for one in owed:
-            id = one.entry.reservation
-            amount = one.entry.amount if isinstance(one.entry, Settle) else self._leased.get(id, 0)
-            left = self._leased.get(id, 0) - amount
+            entry, held = one.entry, self._leased.get(one.entry.reservation, 0)
+            left = held - entry.amount if isinstance(entry, Settle) else 0
             if left > 0:
-                self._leased[id] = left
+                self._leased[entry.reservation] = left
             else:
-                self._leased.pop(id, None)
+                self._leased.pop(entry.reservation, None)
             _resolve(one.done, None)
-        self._owed = [one for one in self._owed if one not in owed]
-        if self._owed:
-            self._work.set()
-        else:
+        settled = {id(one) for one in owed}
+        self._owed = [one for one in self._owed if id(one) not in settled]
+        if not any(one.noted for one in self._owed):
             self.journal.clear()
 
-    async def _note(self, entries: list[_Owed]) -> None:
-        """Into the journal, so that they outlive us."""
-        if not entries:
-            return
-        self._owed += entries
-        await asyncio.to_thread(self._into_journal, entries)
-        for one in entries:
+    async def _note(self) -> None:
+        """What is owed goes into the journal; nobody needs to wait any longer."""
+        owed = list(self._owed)
+        await asyncio.to_thread(self._into_journal, owed)
+        for one in owed:
             _resolve(one.done, None)
-            one.done = None
 
-    def _into_journal(self, entries: Sequence[_Owed]) -> None:
+    def _into_journal(self, owed: Sequence[_Owed]) -> None:
+        """So that it outlives us. Where that fails it is in memory, and tried again."""
+        new = [one for one in owed if not one.noted]
+        if not new:
+            return
         try:
-            self.journal.write([one.entry for one in entries])
-        except Exception:  # full, gone, or not to be locked: they are in memory still
-            log.exception("the journal cannot be written: %s", [one.entry for one in entries])
+            self.journal.write([one.entry for one in new])
+        except Exception:  # full, gone, or not to be locked
+            log.exception("the journal cannot be written: %s", [one.entry for one in new])
+        else:
+            for one in new:
+                one.noted = True
 
     def _refuse(self, asked: Sequence[_Asked]) -> None:
         for one in asked:
@@ -279,59 +283,73 @@ class Book:
         if self.away:
             log.warning("the ledger is back; %d entries to settle", len(self._owed))
         self._failures, self._retry_at = 0, 0.0
+        self._tried = False
 
     def _failed(self) -> None:
         if not self.away:
             log.error("the ledger is away: only what it has reserved is served until it is back")
         self._retry_at = time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
+        self._tried = True
 
-    async def _tend(self) -> None:
-        """Renew our leases; settle what dead processes left: reservations, then journals."""
+    async def _tend(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do this every quarter of a lease."""
         while not self._end.is_set():
-            for step in (self._renew, self._reap, self._adopt):
-                try:
-                    await step()
-                except LedgerUnavailable:
-                    break  # it was said where it was raised
-                except Exception:  # whatever it was, leases must go on being renewed
-                    log.exception("tending the ledger failed; it goes on")
+            try:
+                await step()
+            except LedgerUnavailable:
+                pass  # it was said where it was raised
+            except Exception:  # whatever it was, it must go on being done
+                log.exception("tending the ledger failed; it goes on")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.lease_s / 4):
                     await self._end.wait()
 
     async def _renew(self) -> None:
+        """Our leases, while their requests run."""
         if self._leased:
             async with self._writing:
                 await self.ledger.renew(sorted(self._leased), self._lease_until())
 
     async def _reap(self) -> None:
+        """Dead processes' reservations, when their leases have run out."""
         expired = await self.ledger.expired()
         random.shuffle(expired)  # others do the same, and need not wait for each other
         for id, key in expired:
+            if self._end.is_set():
+                return
             async with self._writing:  # each by itself: requests come between
                 if await self.ledger.settle_expired(id, key):
                     log.warning("reservation %s expired and was settled in full", id)
 
     async def _adopt(self) -> None:
-        for path in self.journal.orphans():
+        """Dead processes' journals."""
+        for orphan in self.journal.orphans():
             try:
-                with adopted(path) as entries:
-                    await self._settle_for_another(entries)
+                entries = await asyncio.to_thread(orphan.claim)
+                if entries and await self._settle_for_another(entries):
+                    log.warning("settled %d requests of a gateway that had died", len(entries))
+                    orphan.settled()
             except OSError:
-                log.exception("the journal %s cannot be adopted", path)
+                log.exception("a journal cannot be adopted")
+            finally:
+                orphan.release()
 
-    async def _settle_for_another(self, entries: list[Entry]) -> None:
-        for entry in entries:
+    async def _settle_for_another(self, entries: list[Entry]) -> bool:
+        """Whether all of them are done with: not if we must end first."""
+        for start in range(0, len(entries), MOST):
+            if self._end.is_set():
+                return False
+            some = entries[start : start + MOST]
             try:
-                await self._apply([entry], again=True)
+                await self._apply(some, again=True)
             except LedgerUnavailable:
                 raise
             except Exception:
-                log.exception("this can never be settled, and is set aside: %s", entry)
-                await asyncio.to_thread(self.journal.reject, entry)
-        if entries:
-            log.warning("settled %d requests of a gateway that had died", len(entries))
+                log.exception("one of %d entries of a journal failed", len(some))
+                for entry in some:
+                    await self._settle_or_set_aside(entry)
+        return True
 
 
 def _resolve(done: asyncio.Future[Any] | None, result: object) -> None:

@@ -65,7 +65,8 @@ class Headroom:
             self._tidying = asyncio.create_task(self._tidy())
 
     async def aclose(self) -> None:
-        """Give back all that no request has."""
+        """Give back all that no request has; from now on nothing is held ahead."""
+        self.seconds = 0
         tasks = [*self._filling.values(), *([self._tidying] if self._tidying else [])]
         for task in tasks:
             task.cancel()

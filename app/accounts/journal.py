@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +26,7 @@ class Journal:
         self._path = folder / f"{process}.jsonl"
         self._lock = _lock(self._path)
         self._file: BinaryIO | None = None
+        self._torn = False  # whether its end may be half a line
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Keep these; on disk when this returns. Raises OSError, and then none is kept."""
@@ -35,14 +35,16 @@ class Journal:
             self._lock.acquire()
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115  (it stays open)
         before = self._file.seek(0, os.SEEK_END)
-        content = b"".join(_line(entry) for entry in entries)
+        content = b"\n" * self._torn + b"".join(_line(entry) for entry in entries)
+        self._torn = True
         try:
             while content:
                 content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.truncate(before)  # a torn line would spoil the next one
+            self._file.truncate(before)
             raise
+        self._torn = False
 
     def clear(self) -> None:
         """All of it is settled."""
@@ -67,37 +69,54 @@ class Journal:
         with self._path.with_suffix(".rejected").open("ab") as file:
             file.write(_line(entry))
 
-    def orphans(self) -> list[Path]:
-        """Files that other processes left, dead or not."""
+    def orphans(self) -> list[Orphan]:
+        """What other processes left, dead or not."""
         if not self._folder.is_dir():
             return []
-        return [path for path in sorted(self._folder.glob("*.jsonl")) if path != self._path]
+        paths = sorted(self._folder.glob("*.jsonl"))
+        return [Orphan(path) for path in paths if path != self._path]
 
 
-@contextmanager
-def adopted(path: Path) -> Iterator[list[Entry]]:
-    """The entries of a dead process's file, which is deleted at the end if all went well.
+class Orphan:
+    """Another process's file. Claim it, settle what is in it, say so, release it."""
 
-    None where its process lives, or another one has adopted it.
-    """
-    lock = _lock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield []
-        return
-    try:
-        if not path.exists():
-            yield []
-            return
-        with path.open("rb") as file:
-            entries = list(_entries(file))
-        yield entries
-        path.unlink()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _lock(path)
+
+    def claim(self) -> list[Entry]:
+        """Its entries; none where its process lives, or somebody else has claimed it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return []
+        if not self._path.exists():  # settled since it was listed
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            return []
+        entries: list[Entry] = []
+        with self._path.open("rb") as file:
+            for line in file:
+                try:
+                    entries.append(_entry(json.loads(line)))
+                except (ValueError, TypeError, KeyError):
+                    self._set_aside(line)
+        return entries
+
+    def settled(self) -> None:
+        """It has done its duty."""
+        self._path.unlink(missing_ok=True)
         # While it is locked: who opens it from now on locks another file, and finds nothing.
-        Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def _set_aside(self, line: bytes) -> None:
+        """Half a line of a process that was killed while it wrote, or a newer version's."""
+        if line.strip():
+            log.warning("an entry of the journal cannot be read: %.200r", line)
+            with self._path.with_suffix(".rejected").open("ab") as file:
+                file.write(line.rstrip(b"\n") + b"\n")
 
 
 def _lock(path: Path) -> FileLock:
@@ -108,15 +127,6 @@ def _lock(path: Path) -> FileLock:
 def _line(entry: Entry) -> bytes:
     document = {"kind": type(entry).__name__, **asdict(entry)}
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
-
-
-def _entries(file: BinaryIO) -> Iterator[Entry]:
-    for line in file:
-        try:
-            yield _entry(json.loads(line))
-        except (ValueError, TypeError, KeyError):
-            # The last line of a process that was killed while it wrote: its answer had not ended.
-            log.warning("an entry of the journal cannot be read: %.200r", line)
 
 
 def _entry(document: dict[str, Any]) -> Entry:

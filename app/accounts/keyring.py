@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from app.accounts.keys import KeySpec, described, digest, id_of, new_id, new_token
+from app.accounts.keys import (
+    KeySpec,
+    column_of,
+    described,
+    digest,
+    id_of,
+    new_id,
+    new_token,
+    window_of,
+)
 from app.errors import BadRequest, InvalidKey, LedgerUnavailable, UnknownKey
 from app.storage.keys import KeyStore
 from app.storage.ledger import Ledger, milliseconds
 from app.storage.records import AccountRow, KeyRow
 
+T = TypeVar("T")
 FRESH_S = 2.0
 """For so long a process may go by what it knows of a key: a change takes effect by then."""
 STALE_S = 600.0
@@ -33,6 +44,31 @@ class _Known:
     row: KeyRow
     fetched: float  # time.monotonic() when the database last said so
     good_until: float
+
+
+class _Shared(Generic[T]):
+    """One query for all that ask the same at the same time; nobody waits for it for long."""
+
+    def __init__(self) -> None:
+        self._asking: dict[str, asyncio.Task[T]] = {}
+
+    async def ask(self, name: str, query: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = self._asking.get(name)
+        if task is None:
+            task = self._asking[name] = asyncio.create_task(query())
+            task.add_done_callback(lambda done: self._asked(name, done))
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await asyncio.shield(task)
+        except TimeoutError as error:
+            raise LedgerUnavailable(
+                "The ledger does not answer; try again", retry_after=1
+            ) from error
+
+    def _asked(self, name: str, done: asyncio.Task[T]) -> None:
+        self._asking.pop(name, None)
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waited to the end
 
 
 @dataclass(frozen=True)
@@ -55,16 +91,17 @@ class Keyring:
     secret: bytes
     clock: Callable[[], int] = milliseconds
     _known: dict[str, _Known] = field(default_factory=dict)
-    _asking: dict[str, asyncio.Task[KeyRow | None]] = field(default_factory=dict)
+    _finding: _Shared[KeyRow | None] = field(default_factory=lambda: _Shared())
+    _counting: _Shared[int] = field(default_factory=lambda: _Shared())
     _any: bool = False
     _any_until: float = 0.0
 
     async def any(self) -> bool:
-        """Whether a key was ever made: from then on one is needed."""
+        """Whether a key was ever made: from then on one is needed. Raises LedgerUnavailable."""
         now = time.monotonic()
         if not self._any and now >= self._any_until:
             # Believed only once the database has said it: whoever asks meanwhile asks too.
-            found = await self.store.count() > 0
+            found = await self._counting.ask("", self.store.count) > 0
             self._any, self._any_until = self._any or found, now + FRESH_S
         return self._any
 
@@ -111,18 +148,21 @@ class Keyring:
         """
         if not 0 <= grace_s <= MOST_GRACE_S:
             raise BadRequest(f"grace_s: must be 0 to {MOST_GRACE_S} seconds", param="grace_s")
-        old = await self._must_find(id)
-        if old.revoked is not None:
-            raise BadRequest(f"The API key {id} was revoked; make a new one", param="id")
-        token = new_token(id)
-        until = self.clock() + int(grace_s * 1000) if grace_s > 0 else None
-        columns = {
-            "digest": digest(token, self.secret),
-            "old_digest": None if until is None else old.digest,
-            "old_until": until,
-        }
-        await self._change(id, columns)
-        return token
+        while True:
+            old = await self._must_find(id)
+            if old.revoked is not None:
+                raise BadRequest(f"The API key {id} was revoked; make a new one", param="id")
+            token = new_token(id)
+            until = self.clock() + int(grace_s * 1000) if grace_s > 0 else None
+            columns = {
+                "digest": digest(token, self.secret),
+                "old_digest": None if until is None else old.digest,
+                "old_until": until,
+            }
+            # Of two at once the second replaces what the first made, and not what was before.
+            if await self.store.change(id, columns, instead_of=old.digest):
+                self._known.pop(id, None)
+                return token
 
     async def revoke(self, id: str) -> None:
         """Never again. What runs goes on to its end. Raises UnknownKey."""
@@ -133,7 +173,13 @@ class Keyring:
     async def change(self, id: str, changes: Mapping[str, Any]) -> Held:
         """Set these fields of a KeySpec. Raises UnknownKey, and BadRequest by the field."""
         spec = checked({**(await self.show(id)).fields(), **changes})
-        await self._change(id, spec.columns(), spec.limits())
+        # Only what was named: what another administrator changes meanwhile stays changed.
+        columns, limits = spec.columns(), spec.limits()
+        await self._change(
+            id,
+            {name: columns[name] for name in map(column_of, changes) if name in columns},
+            {name: limits[name] for name in map(window_of, changes) if name in limits},
+        )
         return await self.show(id)
 
     async def show(self, id: str) -> Held:
@@ -146,7 +192,8 @@ class Keyring:
     async def all(self) -> list[Held]:
         """Every key that there is or was, oldest first."""
         accounts = await self.ledger.accounts()
-        return [Held(key, accounts[key.id]) for key in await self.store.all()]
+        keys = await self.store.all()
+        return [Held(key, accounts[key.id]) for key in keys if key.id in accounts]
 
     def _opens(self, token: str, row: KeyRow | None) -> bool:
         """Whether this token is the key's; as long for one that there is not as for a wrong one."""
@@ -162,7 +209,7 @@ class Keyring:
         if known is not None and now < known.good_until:
             return known.row
         try:
-            row = await self._ask(id)
+            row = await self._finding.ask(id, partial(self.store.find, id))
         except LedgerUnavailable:
             if known is None or now - known.fetched > STALE_S:
                 raise
@@ -173,26 +220,6 @@ class Keyring:
         else:
             self._known[id] = _Known(row, now, now + FRESH_S)
         return row
-
-    async def _ask(self, id: str) -> KeyRow | None:
-        """One query for all that ask at the same time."""
-        task = self._asking.get(id)
-        if task is None:
-            task = asyncio.create_task(self.store.find(id))
-            self._asking[id] = task
-            task.add_done_callback(lambda done: self._asked(id, done))
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return await asyncio.shield(task)
-        except TimeoutError as error:
-            raise LedgerUnavailable(
-                "The ledger does not answer; try again", retry_after=1
-            ) from error
-
-    def _asked(self, id: str, done: asyncio.Task[KeyRow | None]) -> None:
-        self._asking.pop(id, None)
-        if not done.cancelled():
-            done.exception()  # perhaps nobody waited to the end
 
     async def _must_find(self, id: str) -> KeyRow:
         # PostgreSQL has no text for some characters that a URL can hold.

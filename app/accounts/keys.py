@@ -172,6 +172,16 @@ class KeySpec(BaseModel):
         }
 
 
+def column_of(field: str) -> str:
+    """The name under which KeySpec.columns has this field, if it does."""
+    return field.removesuffix("_usd")
+
+
+def window_of(field: str) -> str:
+    """The name under which KeySpec.limits has this field, if it does."""
+    return field.removeprefix("usd_per_").removeprefix("usd_")
+
+
 def described(key: KeyRow, limits: Mapping[str, int | None]) -> dict[str, Any]:
     """The fields of this key's KeySpec; amounts are decimal USD, as they may be sent."""
     expires = None if key.expires is None else datetime.fromtimestamp(key.expires / 1000, UTC)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,6 +34,12 @@ Work: TypeAlias = Callable[[Connection], T]
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _MIGRATION_LOCK = 0x666172746869  # any number, the same in every gateway
 _PATIENCE_S = 5  # for a connection, a lock, a statement
+# A gateway that is stopped in the middle of a transaction must not stop all others for long.
+_SERVER_SETTINGS = {
+    "idle_in_transaction_session_timeout": "5s",
+    "lock_timeout": "4s",
+    "tcp_user_timeout": "10s",
+}
 RETRY_AFTER = 1.0  # seconds
 _FAILURES = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 log = logging.getLogger(__name__)
@@ -127,19 +135,28 @@ class _Sqlite:
 
 class _Postgres:
     def __init__(self, url: URL) -> None:
-        self._engine = create_async_engine(
-            url.set(drivername="postgresql+asyncpg"),
-            connect_args={"timeout": _PATIENCE_S, "command_timeout": _PATIENCE_S},
-            pool_recycle=1800,
-            pool_timeout=_PATIENCE_S,
+        # Strangers' keys are looked up over the one; the other is for money alone.
+        self._reading, self._engine = (
+            create_async_engine(
+                url.set(drivername="postgresql+asyncpg"),
+                connect_args={
+                    "timeout": _PATIENCE_S,
+                    "command_timeout": _PATIENCE_S,
+                    "server_settings": _SERVER_SETTINGS,
+                },
+                pool_recycle=1800,
+                pool_timeout=_PATIENCE_S,
+            )
+            for _ in range(2)
         )
 
     async def run(self, work: Work[T], *, writes: bool) -> T:
-        async with self._engine.begin() as connection:
+        async with (self._engine if writes else self._reading).begin() as connection:
             return await connection.run_sync(work)
 
     async def aclose(self) -> None:
         await self._engine.dispose()
+        await self._reading.dispose()
 
 
 def _is_mistake(error: BaseException) -> bool:
@@ -178,9 +195,19 @@ def _parsed(url: str) -> URL:
 
 def _prepare_sqlite(durable: bool, connection: Any, record: object) -> None:
     cursor = connection.cursor()
-    # FULL: what was committed outlives a power cut. WAL: readers and the writer do not wait.
-    for pragma in ("journal_mode=WAL", f"synchronous={'FULL' if durable else 'OFF'}"):
-        cursor.execute(f"PRAGMA {pragma}")
+    # FULL: what was committed outlives a power cut.
+    cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+    # WAL: readers and the writer do not wait for each other. To change over, SQLite does not wait
+    # for a process that does the same just now, as it does for every other lock.
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
     cursor.close()
 
 

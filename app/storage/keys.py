@@ -54,17 +54,32 @@ class KeyStore:
         return True
 
     async def change(
-        self, id: str, columns: Mapping[str, Any], limits: Mapping[str, int | None] | None = None
-    ) -> None:
-        """Set these columns of a key, and limits of its account by window."""
+        self,
+        id: str,
+        columns: Mapping[str, Any],
+        limits: Mapping[str, int | None] | None = None,
+        *,
+        instead_of: bytes | None = None,
+    ) -> bool:
+        """Set these columns of a key, and limits of its account by window.
 
-        def work(connection: Connection) -> None:
+        Nothing is set, and this is False, where its digest is not `instead_of`.
+        """
+        which = [keys.c.id == id]
+        if instead_of is not None:
+            which.append(keys.c.digest == instead_of)
+
+        def work(connection: Connection) -> bool:
+            # The key's row first, so that its digest is looked at under its lock.
+            chosen = update(keys).where(*which).values({"id": id, **columns})
+            if connection.execute(chosen).rowcount == 0:
+                return False
             if limits:
                 account = {f"{name}_limit": limit for name, limit in limits.items()}
                 connection.execute(update(accounts).where(accounts.c.key_id == id).values(account))
-            connection.execute(update(keys).where(keys.c.id == id).values(dict(columns)))
+            return True
 
-        await self._database.write(work)
+        return await self._database.write(work)
 
     async def fact(self, name: str, value: str) -> str:
         """The value of this fact; who says it first sets it."""

@@ -31,15 +31,18 @@ app.server.create_app = build
 """
 
 
-@pytest.fixture
-def ledger(ledger_url, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(ENGINE)
-    more = {
+def environment(folder):
+    (folder / "sitecustomize.py").write_text(ENGINE)
+    return {
         "FARTHING_WORKERS": "3",
         "FARTHING_SHUTDOWN_GRACE_S": "1",
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()]),
+        "PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()]),
     }
-    return Ledger(ledger_url, tmp_path, more)
+
+
+@pytest.fixture
+def ledger(ledger_url, tmp_path):
+    return Ledger(ledger_url, tmp_path, environment(tmp_path))
 
 
 @pytest.fixture
@@ -108,6 +111,32 @@ def test_a_worker_that_dies_is_replaced(ledger, gateway):
     os.kill(before[0], signal.SIGKILL)
     until(lambda: len(children(gateway)) == 3 and before[0] not in children(gateway))
     assert {answer.status for answer in asked(gateway, token, 12)} == {200}
+
+
+@pytest.mark.postgres
+def test_a_worker_that_dies_in_an_outage_does_not_take_the_others_along(tmp_path, postgres):
+    ledger = Ledger(postgres.new_database(), tmp_path, environment(tmp_path))
+    gateway = Gateway(ledger, PROGRAM)
+    try:
+        gateway.ready()
+        key, token = ledger.new_key()
+        assert {answer.status for answer in asked(gateway, token, 6)} == {200}
+        postgres.stop("immediate")
+        os.kill(children(gateway)[0], signal.SIGKILL)
+        time.sleep(4.0)
+        assert gateway.process.poll() is None
+        postgres.start()
+        until(lambda: len(children(gateway)) == 3)
+        until(lambda: [a.status for a in asked(gateway, token, 6)] == [200] * 6)
+    finally:
+        postgres.restore()
+        gateway.kill()
+
+
+def test_two_signals_in_a_row_end_it_all_the_same(ledger, gateway):
+    for _ in range(2):
+        gateway.process.send_signal(signal.SIGINT)
+    assert gateway.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -102,7 +102,7 @@ async def test_a_database_that_hangs_is_away(ring, monkeypatch):
         await ring.authenticate(token)
     assert refusal.value.retry_after == 1
     assert time.monotonic() - began < 5
-    for task in ring._asking.values():
+    for task in ring._finding._asking.values():
         task.cancel()
 
 

@@ -63,6 +63,15 @@ async def test_a_settlement_cannot_be_changed(database, table, statement):
     assert await scalar(database, f"SELECT cost FROM {table}") == 5
 
 
+async def test_a_stopped_gateway_does_not_hold_its_locks_for_long(database):
+    if database.sqlite:
+        pytest.skip("SQLite's locks end with the process")
+    for work in (database.read, database.write):
+        for name, value in (("idle_in_transaction_session_timeout", "5s"), ("lock_timeout", "4s")):
+            shown = await work(lambda c, name=name: c.execute(text(f"SHOW {name}")).scalar())
+            assert shown == value
+
+
 async def test_a_ledger_of_a_newer_version_is_left_alone(database):
     await execute(database, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="newer Farthing"):
