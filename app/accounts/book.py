@@ -36,6 +36,7 @@ class _Owed:
 
     entry: Entry
     done: asyncio.Future[Any] | None = None  # resolved once it is kept, there or in the journal
+    tried: bool = False  # whether it may have been done already
     noted: bool = False  # whether it is in the journal
 
 
@@ -54,7 +55,6 @@ class Book:
     patience_s: float = 2.0  # for an answer of the database, from a request's point of view
     _asked: list[_Asked] = field(default_factory=list)
     _owed: list[_Owed] = field(default_factory=list)
-    _tried: bool = False  # whether some of it may have been done already
     _leased: dict[str, int] = field(default_factory=dict)  # our reservations' amounts, to renew
     _writer: asyncio.Task[None] | None = None
     _tenders: list[asyncio.Task[None]] = field(default_factory=list)
@@ -77,6 +77,7 @@ class Book:
         self._work.set()
         if self._writer is not None:
             await asyncio.gather(self._writer, *self._tenders, return_exceptions=True)
+        self._into_journal(self._owed)
         self.journal.close()
 
     @property
@@ -138,14 +139,12 @@ class Book:
                 self._give_up_all(asked)
             except Exception:  # whatever it was, others must go on being served
                 log.exception("the ledger's writer failed; it goes on")
-                self._tried = True
                 self._give_up_all(asked)
                 await asyncio.sleep(_BACKOFF_S[0])
             if self.away:
                 await self._note()
             if self._asked or (self._owed and not self.away):
                 self._work.set()
-        await self._note()
 
     def _idle(self) -> bool:
         return not self._asked and (self.away or not self._owed)
@@ -161,9 +160,12 @@ class Book:
 
     async def _settle_and_reserve(self, asked: list[_Asked]) -> None:
         owed = self._owed[:MOST]
+        again = any(one.tried for one in owed)
+        for entry in owed:
+            entry.tried = True
         ops: list[Op] = [*(one.entry for one in owed), *(one.op for one in asked)]
         try:
-            results = await self._apply(ops, again=self._tried)
+            results = await self._apply(ops, again=again)
         except LedgerUnavailable:
             raise
         except Exception:
@@ -283,14 +285,12 @@ class Book:
         if self.away:
             log.warning("the ledger is back; %d entries to settle", len(self._owed))
         self._failures, self._retry_at = 0, 0.0
-        self._tried = False
 
     def _failed(self) -> None:
         if not self.away:
             log.error("the ledger is away: only what it has reserved is served until it is back")
         self._retry_at = time.monotonic() + _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
-        self._tried = True
 
     async def _tend(self, step: Callable[[], Awaitable[None]]) -> None:
         """Do this every quarter of a lease."""

@@ -52,6 +52,7 @@ class Journal:
             return
         try:
             self._path.unlink(missing_ok=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         except OSError:  # settled again by whoever finds it, which changes nothing
             log.exception("the journal %s cannot be deleted", self._path)
         self.close()
