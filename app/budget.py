@@ -311,7 +311,9 @@ class Meter:
                 )
             room = max(abilities.context - prompt, 1)
             wanted = room if cap is None else cap
-            cap, capped = min(wanted, affordable), affordable < min(wanted, room)
+            # What is more than the context holds is for the engine to refuse, not for us to hide.
+            if self.scarce or wanted <= room:
+                cap, capped = min(wanted, affordable), affordable < min(wanted, room)
         return _Run(call.model, price, prompt, cap, abilities.overrun), capped
 
     def _settle(self, run: _Run) -> None:

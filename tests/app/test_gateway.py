@@ -223,3 +223,12 @@ async def test_the_observer_hears_that_the_client_left():
     await anext(answer)
     await answer.aclose()
     assert watcher.outcomes == ["closed"]
+
+
+async def test_max_tokens_beyond_the_context_reaches_the_engine_which_refuses_it():
+    """What is held for the answer must not hide it."""
+    fake = engine()
+    answer = ask(gateway(fake), Order(call("large", max_tokens=9000)))
+    await anext(answer)
+    assert fake.calls[0].max_tokens == 9000
+    await answer.aclose()
