@@ -77,6 +77,18 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_ledger_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests have a state of their own, whatever the settings of whoever runs them say."""
+    patched = pytest.MonkeyPatch()
+    for name in Settings.model_fields:
+        if name not in ("models_dir", "data"):
+            patched.delenv(f"FARTHING_{name.upper()}", raising=False)
+    patched.setenv("FARTHING_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    yield
+    patched.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Tests talk to this machine only."""
     patched = pytest.MonkeyPatch()

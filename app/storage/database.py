@@ -122,8 +122,9 @@ class _Sqlite:
         return await asyncio.get_running_loop().run_in_executor(thread, self._run, work, writes)
 
     def _run(self, work: Work[T], writes: bool) -> T:
-        if writes:
+        if writes and not self._file.exists():
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file.touch(mode=0o600)
         with (self._engine if writes else self._reading).begin() as connection:
             return work(connection)
 

@@ -95,6 +95,13 @@ async def test_one_that_is_not_there_is_told_without_its_password():
     await database.aclose()
 
 
+async def test_only_its_owner_may_read_the_file(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'ledger.db'}")
+    await database.migrate()
+    await database.aclose()
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
+
+
 async def test_a_file_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be opened"):
