@@ -130,6 +130,9 @@ class LedgerUnavailable(FarthingError):
     status = 503
     code = "ledger_unavailable"
 
+    def __init__(self, message: str = "The ledger does not answer; try again") -> None:
+        super().__init__(message, retry_after=1.0)
+
 
 class DeadlineExceeded(FarthingError):
     status = 504

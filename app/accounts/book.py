@@ -93,7 +93,7 @@ class Book:
     async def reserve(self, op: Reserve) -> Grant | Refusal:
         """What the ledger grants. Raises LedgerUnavailable."""
         if self.away or self._end.is_set():
-            raise _unavailable()
+            raise LedgerUnavailable
         asked = _Asked(op, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         self._work.set()
@@ -105,7 +105,7 @@ class Book:
             if asked.done.done() and not (asked.done.cancelled() or asked.done.exception()):
                 self._give_up(asked.done.result(), op.key)
             if isinstance(error, TimeoutError):
-                raise _unavailable() from error
+                raise LedgerUnavailable from error
             raise
         return result
 
@@ -278,7 +278,7 @@ class Book:
     def _refuse(self, asked: Sequence[_Asked]) -> None:
         for one in asked:
             if not one.done.done():
-                one.done.set_exception(_unavailable())
+                one.done.set_exception(LedgerUnavailable())
                 one.done.exception()  # perhaps nobody waits any more
 
     def _back(self) -> None:
@@ -355,7 +355,3 @@ class Book:
 def _resolve(done: asyncio.Future[Any] | None, result: object) -> None:
     if done is not None and not done.done():
         done.set_result(result)
-
-
-def _unavailable() -> LedgerUnavailable:
-    return LedgerUnavailable("The ledger does not answer; try again", retry_after=1)

@@ -152,15 +152,5 @@ class Headroom:
             self.book.keep(Release(part.grant.id, part.key))
         elif free:
             # Requests still hold the rest. A settlement of nothing, so that it is done once.
-            nothing = Settlement(
-                id=f"{part.grant.id}.free",
-                key=part.key,
-                policy="",
-                model="",
-                outcome="released",
-                prompt=0,
-                completion=0,
-                cost=0,
-                prices="",
-            )
+            nothing = Settlement(f"{part.grant.id}.free", part.key, outcome="released")
             self.book.keep(Settle(part.grant.id, free, part.grant.windows, nothing))

@@ -61,9 +61,7 @@ class _Shared(Generic[T]):
             async with asyncio.timeout(_PATIENCE_S):
                 return await asyncio.shield(task)
         except TimeoutError as error:
-            raise LedgerUnavailable(
-                "The ledger does not answer; try again", retry_after=1
-            ) from error
+            raise LedgerUnavailable from error
 
     def _asked(self, name: str, done: asyncio.Task[T]) -> None:
         self._asking.pop(name, None)

@@ -40,7 +40,6 @@ _SERVER_SETTINGS = {
     "lock_timeout": "4s",
     "tcp_user_timeout": "10s",
 }
-RETRY_AFTER = 1.0  # seconds
 _FAILURES = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,8 @@ class Database:
         except _FAILURES as error:
             if _is_mistake(error):
                 raise
-            raise unavailable(error) from error
+            log.warning("the ledger does not answer: %s", said(error))
+            raise LedgerUnavailable from error
 
     def _migrate(self, connection: Connection) -> None:
         if not self.sqlite:
@@ -167,11 +167,6 @@ def _is_mistake(error: BaseException) -> bool:
     if isinstance(error, DBAPIError):  # PostgreSQL's class 22: data exceptions
         return str(getattr(error.orig, "sqlstate", None) or "").startswith("22")
     return isinstance(error, StatementError)
-
-
-def unavailable(error: BaseException) -> LedgerUnavailable:
-    log.warning("the ledger does not answer: %s", said(error))
-    return LedgerUnavailable("The ledger does not answer; try again", retry_after=RETRY_AFTER)
 
 
 def said(error: BaseException) -> str:

@@ -266,8 +266,8 @@ class _Batch:
             # It expired and was settled in full. Now we know better: take that part back.
             balance.settle(windows, 0, cost - amount, ended=False)
             lost = self._settled[reservation]
-            refund = _unattributed(
-                _refund_id(by), key, "recovered", -amount, lost["policy"], lost["model"]
+            refund = Settlement(
+                _refund_id(by), key, lost["policy"], lost["model"], "recovered", cost=-amount
             )
             self._settled[refund.id] = {}
             self._new.append((refund, windows))
@@ -307,7 +307,7 @@ def _settle_lost(id: str, key: str, now: int, connection: Connection) -> bool:
     _write_balances(connection, balances.values())
     connection.execute(_END, {"ids": [id]})
     if amount:
-        lost = _unattributed(id, key, "expired", amount, row["policy"], row["model"])
+        lost = Settlement(id, key, row["policy"], row["model"], "expired", cost=amount)
         _write_settlements(connection, [(lost, windows)], now)
     return True
 
@@ -352,23 +352,6 @@ def _write_settlements(
     ]
     if decided:
         connection.execute(insert(decisions), decided)
-
-
-def _unattributed(
-    id: str, key: str, outcome: str, cost: int, policy: str, model: str
-) -> Settlement:
-    """Money that no answer accounts for."""
-    return Settlement(
-        id=id,
-        key=key,
-        policy=policy,
-        model=model,
-        outcome=outcome,
-        prompt=0,
-        completion=0,
-        cost=cost,
-        prices="",
-    )
 
 
 def _rows(found: CursorResult[Any]) -> list[dict[str, Any]]:

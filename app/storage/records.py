@@ -36,17 +36,17 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """One request that was paid for."""
+    """One request that was paid for; or money that no answer accounts for, without `prices`."""
 
     id: str
     key: str
-    policy: str
-    model: str
-    outcome: str
-    prompt: int
-    completion: int
-    cost: int  # 1e-12 USD
-    prices: str
+    policy: str = ""
+    model: str = ""
+    outcome: str = ""
+    prompt: int = 0
+    completion: int = 0
+    cost: int = 0  # 1e-12 USD
+    prices: str = ""
     tenant: str = ""
     lines: tuple[Line, ...] = ()
     decisions: tuple[Decided, ...] = ()
@@ -110,7 +110,7 @@ class Grant:
     id: str
     amount: int
     windows: Windows
-    good_until: int  # seconds; when the shortest window with a limit ends
+    good_until: int  # seconds; when its day ends, or its minute where that has a limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ async def test_while_the_database_is_away_an_unknown_key_is_503_and_not_401(hous
     assert (await house.ask(known)).status_code == 200
 
     async def away(*_):
-        raise LedgerUnavailable("The ledger does not answer; try again", retry_after=1)
+        raise LedgerUnavailable("The ledger does not answer; try again")
 
     monkeypatch.setattr(KeyStore, "find", away)
     for answer in (await house.ask(unknown), await house.get("/admin/keys", unknown)):
@@ -192,7 +192,7 @@ async def test_while_the_database_is_away_an_unknown_key_is_503_and_not_401(hous
 
 async def test_while_it_is_not_known_whether_there_are_keys_nobody_comes_in(serve, monkeypatch):
     async def away(*_):
-        raise LedgerUnavailable("The ledger does not answer; try again", retry_after=1)
+        raise LedgerUnavailable("The ledger does not answer; try again")
 
     house = await serve()
     monkeypatch.setattr(KeyStore, "count", away)

@@ -73,7 +73,7 @@ def away(monkeypatch):
     """Takes the database away."""
 
     async def unavailable(*_):
-        raise LedgerUnavailable("away", retry_after=1)
+        raise LedgerUnavailable("away")
 
     def go():
         monkeypatch.setattr(KeyStore, "find", unavailable)
