@@ -66,6 +66,11 @@ class Account(Protocol):
     """Whose money a request spends, and on what it may spend it."""
 
     @property
+    def id(self) -> str:
+        """Ours: not the key itself."""
+        ...
+
+    @property
     def default(self) -> int | None:
         """Budget of a request that names none, 1e-12 USD; None: no limit."""
         ...
@@ -97,6 +102,7 @@ class Purse:
     """An account without limits that nobody keeps: it ends with the process."""
 
     spent: int = 0  # 1e-12 USD
+    id: str = ""
     default: int | None = None
     ceiling: int | None = None
     rates: tuple[Rate, ...] = ()
@@ -147,9 +153,12 @@ class _Run:
     model: str
     price: Price
     prompt: int  # tokens it reads
-    cap: int | None  # tokens it may write; None: nothing limits it
+    cap: int | None  # tokens that each choice may write; None: nothing limits it
     overrun: int
+    choices: int = 1
+    blind: bool = False  # whether it says nothing of what it writes before it has ended
     usage: Usage = Usage()
+    begun: bool = False
     finished: bool = False
 
     @property
@@ -174,7 +183,7 @@ class _Run:
 
     @property
     def _left(self) -> int:
-        return (self.cap or 0) - self.usage.completion
+        return (self.cap or 0) * self.choices - self.usage.completion
 
     @property
     def _unread(self) -> int:
@@ -275,6 +284,7 @@ class Meter:
                     chunk = await self._next(stream)
                     if chunk is None:
                         break
+                    run.begun = True
                     run.usage += chunk.usage
                     if chunk.finish is not None:
                         run.finished = True
@@ -283,7 +293,7 @@ class Meter:
                     yield chunk
         except FarthingError:
             # Refused before its first chunk: nothing ran, so nothing is held back for it.
-            run.finished = run.finished or not run.usage.prompt
+            run.finished = run.finished or run.blind or not run.usage.prompt
             raise
         finally:
             self._settle(run)
@@ -302,11 +312,11 @@ class Meter:
         abilities = self.engine.capabilities(call.model)
         cap, capped = call.max_tokens, False
         if self.rest is not None:
-            affordable = _affordable(self.rest, prompt, price)
+            affordable = _affordable(self.rest, prompt, price) // call.choices
             if affordable < 1:
                 raise Unaffordable(
                     f"The budget does not pay for a prompt of {prompt} tokens"
-                    f" and one token of {call.model}",
+                    f" and {_tokens(call.choices)} of {call.model}",
                     param="X-Budget-Usd",
                 )
             room = max(abilities.context - prompt, 1)
@@ -314,10 +324,17 @@ class Meter:
             # What is more than the context holds is for the engine to refuse, not for us to hide.
             if self.scarce or wanted <= room:
                 cap, capped = min(wanted, affordable), affordable < min(wanted, room)
-        return _Run(call.model, price, prompt, cap, abilities.overrun), capped
+        blind = call.decoding.native and call.whole
+        run = _Run(call.model, price, prompt, cap, abilities.overrun, call.choices, blind)
+        return run, capped
 
     def _settle(self, run: _Run) -> None:
         self._runs.remove(run)
+        if run.blind and run.begun and not run.finished:
+            # Who leaves an answer in one piece before its end pays for all that it may be: else
+            # computing would be free for those who never wait for the end.
+            run.usage = Usage(prompt=run.prompt, completion=(run.cap or 0) * run.choices)
+            run.finished = True
         self._read = run.prompt + run.usage.completion
         self._held += run.unseen
         self.settled[run.model] = self.settled.get(run.model, Usage()) + run.usage
@@ -329,6 +346,10 @@ class Meter:
         if model not in self.prices:
             raise UnknownModel(f"The model {model!r} has no price", param="model")
         return self.prices[model]
+
+
+def _tokens(number: int) -> str:
+    return "one token" if number == 1 else f"{number} tokens"
 
 
 def _affordable(rest: int, prompt: int, price: Price) -> int:

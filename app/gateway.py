@@ -73,6 +73,7 @@ class Gateway:
         self._check_allowed(order, plan, account)
         prices, prices_version = self.prices
         meter = Meter(self.engine, prices)
+        order = replace(order, call=replace(order.call, account=account.id))
         return Answer(_bounded(order, account), plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
@@ -164,7 +165,8 @@ class Answer:
         self._reservation: Reservation | None = None
         self._observer = observer
         self._prompt = 0
-        self._cached: int | None = None
+        self._cached = 0
+        self._calls = 0  # that have said what they read
         self._visible: dict[str, int] = {}
         self._prices = prices
         self._busy = 0.0
@@ -199,7 +201,7 @@ class Answer:
         lines = [self._line(line) for line in self._meter.lines()]
         return Bill(
             prompt=self._prompt,
-            cached=self._cached or 0,
+            cached=self._cached,
             completion=sum(self._visible.values()),
             lines=tuple(lines),
             cost=sum(line.cost for line in lines),
@@ -251,7 +253,7 @@ class Answer:
                     if chunk is None:
                         return
                     self._note(chunk)
-                    shows = bool(chunk.tokens or chunk.text or chunk.finish)
+                    shows = bool(chunk.tokens or chunk.text or chunk.raw or chunk.finish)
                     begun = begun or shows
                     if shows or chunk.decision:
                         early.append(chunk)
@@ -272,7 +274,8 @@ class Answer:
         prompt = await self._meter.count(call.to(first))
         # At least one token: a prompt that is too long is for the engine to refuse.
         room = max(self._meter.capabilities(first).context - prompt, 1)
-        completion = room if call.max_tokens is None else min(call.max_tokens, room)
+        each = room if call.max_tokens is None else min(call.max_tokens, room)
+        completion = each * call.choices
         worst = self._plan.policy.worst_case(self._plan.model, prompt, completion)
         cost = sum(prices[model].of(usage) for model, usage in worst.items())
         self._prompt = prompt
@@ -284,8 +287,9 @@ class Answer:
                 " X-Budget-Fallback be `cheapest`",
                 param="X-Budget-Usd",
             )
-        least = min(prices[m].of(Usage(prompt=prompt, completion=1)) for m in worst)
-        await self._reserve(least, prompt + min(call.max_tokens or 0, room))
+        shortest = Usage(prompt=prompt, completion=call.choices)
+        least = min(prices[m].of(shortest) for m in worst)
+        await self._reserve(least, prompt + min(call.max_tokens or 0, room) * call.choices)
 
     async def _reserve(self, least: int, tokens: int) -> None:
         """Hold the estimate on the account; less, where it has no more, is the budget then."""
@@ -309,10 +313,13 @@ class Answer:
         return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
     def _note(self, chunk: Chunk) -> None:
-        if chunk.tokens:
-            self._visible[chunk.model] = self._visible.get(chunk.model, 0) + len(chunk.tokens)
-        if self._cached is None and chunk.usage.prompt:
-            self._cached = chunk.usage.cached
+        # Of an engine's own bytes we know how many tokens they are, not which.
+        shown = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
+        if shown:
+            self._visible[chunk.model] = self._visible.get(chunk.model, 0) + shown
+        self._calls += bool(chunk.usage.prompt)
+        if self._calls == 1:
+            self._cached += chunk.usage.cached
 
     def _stamped(self, chunk: Chunk) -> Chunk:
         if chunk.decision is None:

@@ -38,7 +38,8 @@ class Sampling:
 class EntropyStop:
     """Stop by yourself when the rolling mean of the entropy crosses a level.
 
-    The token at which it crosses is still reported, then the call finishes with `entropy`.
+    Then the call finishes with `entropy`. The token at which it crosses is reported before, by an
+    engine that has drawn it; one that stops sooner says the `mean` with its finish chunk.
     """
 
     level: float  # bits
@@ -53,6 +54,7 @@ class Decoding:
 
     entropy: bool = False  # report the entropy of each token's distribution
     stop: EntropyStop | None = None
+    native: bool = False  # answer in the engine's own words: chunks are `raw`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,12 @@ class Call:
     decoding: Decoding = Decoding()
     goals: Goals = Goals()
     written: tuple[int, ...] = ()  # token ids of the answer so far
+    said: str = ""  # text of the answer before `written`, by models of another family
+    choices: int = 1  # answers to write side by side, each of `max_tokens`
+    whole: bool = False  # native: in one piece, not as a stream
     extra: Mapping[str, Any] = field(default_factory=dict)  # body fields that we do not know
+    body: Mapping[str, Any] = field(default_factory=dict)  # as the client sent it, for `native`
+    account: str = ""  # whose request it is, for fairness
     id: str = ""
 
     def to(self, model: str) -> Self:
@@ -123,14 +130,16 @@ class Token:
     piece: bytes = b""  # its bytes, perhaps part of a character only
     logprob: float | None = None
     top: tuple[Candidate, ...] = ()
-    entropy: tuple[float, float] | None = None  # bits, [low, high]; equal where it is exact
+    entropy: tuple[float, float] | None = None
+    """Bits, `[low, high]`; equal where it is exact. Where only the top k are seen, `low` is the
+    tail estimate: the missing mass spread over tokens that are each as likely as the k-th."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a policy decided in mid-answer, and why."""
 
-    kind: Literal["switch", "steer"]
+    kind: Literal["switch", "steer", "failover"]  # by entropy, for want of money, of an engine
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits
@@ -146,7 +155,12 @@ class Chunk:
     become a stop string are held back, as a function of all token ids of the answer alone, so it
     stays right when another model takes over. What was held back comes with the finish chunk,
     which carries no tokens; who hands the answer on drops that text, as the next call shows it.
-    A call's first chunk may carry nothing but the prompt's usage.
+    A call's first chunk may carry nothing but the prompt's usage, and how much of the prompt was
+    cached may become known with the finish chunk only.
+
+    A native call's chunks hold `raw` instead of text and tokens: whole server-sent events, or with
+    the finish chunk the body of an answer in one piece. The finish chunk of a stream has the last
+    choice's last event and, after it, the event with the usage.
     """
 
     text: str = ""
@@ -157,7 +171,9 @@ class Chunk:
     finish: Finish | None = None
     reason: Literal["budget", "deadline"] | None = None  # why, beyond `finish`
     stopped_by: str | int | None = None  # the stop string or id; None: the model's own end
+    mean: float | None = None  # with finish `entropy`: where it crossed, in bits
     decision: Decision | None = None
+    raw: bytes | None = None  # native: the engine's bytes, its events or its whole body
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +184,8 @@ class Capabilities:
     context: int  # tokens, prompt and answer together
     entropy: Literal["exact", "bounds"] | None = None
     stop_on_entropy: bool = False
+    native: bool = False  # relays the engine's own bytes
+    ids: bool = True  # continues from token ids, as token-level policies need
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from app.catalog import Catalog
 from app.errors import BadRequest
-from app.types import Call, Chunk, Fidelity, MeteredEngine, Usage
+from app.types import Call, Chunk, Decoding, Fidelity, MeteredEngine, Usage
 from policies.base import Policy
 
 
@@ -23,4 +23,5 @@ class Direct(Policy):
         return {model: Usage(prompt=prompt, completion=completion)}
 
     def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        return engine.generate(call)
+        native = engine.capabilities(call.model).native
+        return engine.generate(call.decoded(Decoding(native=native)))

@@ -52,11 +52,12 @@ class Pace:
         self._begun = False
 
     def note(self, chunk: Chunk) -> None:
-        if not chunk.tokens:
-            return
+        tokens = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
+        if not tokens or (chunk.finish and not self._begun):
+            return  # an answer that comes in one piece does not say when it began
         now = time.monotonic()
         if self._begun:
-            self._telemetry.next_tokens(self._policy, now - self._last, len(chunk.tokens))
+            self._telemetry.next_tokens(self._policy, now - self._last, tokens)
         else:
             self._telemetry.first_token(self._policy, now - self._last)
         self._begun, self._last = True, now
@@ -122,20 +123,21 @@ class Streamed(Response):
         async with aclosing(self._answer):
             async for chunk in self._answer:
                 if not self._started:
-                    await self._start(send)
+                    await self._start(send, opened=chunk.raw is not None)
                 self._pace.note(chunk)
                 if chunk.finish is not None:
                     # Kept back until the bill is final.
                     finish = chunk
                     continue
-                frame = self._scribe.content(chunk)
+                frame = self._scribe.content(chunk) if chunk.raw is None else chunk.raw
                 if frame:
                     await _send(send, frame)
         if finish is None:
             raise EngineError("The answer broke off")
         await _send(send, self._scribe.closing(finish), more=False)
 
-    async def _start(self, send: Send) -> None:
+    async def _start(self, send: Send, *, opened: bool) -> None:
+        """`opened`: the engine's own bytes bring their opening along."""
         self.init_headers(
             {
                 "Cache-Control": "no-cache",
@@ -147,13 +149,14 @@ class Streamed(Response):
         start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
         self._started = True
         await send(start)
-        opening = self._scribe.opening()
+        opening = "" if opened else self._scribe.opening()
         if opening:
             await _send(send, opening)
 
 
-async def _send(send: Send, text: str, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+async def _send(send: Send, text: str | bytes, *, more: bool = True) -> None:
+    body = text.encode() if isinstance(text, str) else text
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _break_off(send: Send, error: FarthingError) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from app.catalog import PICO, usd
 from app.gateway import Answer
 from app.types import Candidate, Chunk, Decision, Token
+from routers import relayed
 from routers.edge import rate_headers
 from routers.wire import Asked
 
@@ -63,8 +64,10 @@ class Scribe(ABC):
         self.debug = asked.debug
         self.include_usage = asked.include_usage
         self.logprobs = asked.order.call.sampling.logprobs is not None
+        self._choices = asked.order.call.choices
+        self.id = asked.order.call.id
         self.envelope = {
-            "id": asked.order.call.id,
+            "id": self.id,
             "object": self.chunk_object if asked.stream else self.whole_object,
             "created": int(time.time()),
             "model": answer.model,
@@ -103,16 +106,27 @@ class Scribe(ABC):
 
     def closing(self, finish: Chunk) -> str:
         """The last events, when the bill is final."""
+        if finish.raw is not None:
+            documents = relayed.documents(finish.raw, self.id)
+            relayed.complete(documents, finish, self._summary(), self._cost(), self.include_usage)
+            return "".join(map(event, documents)) + DONE
         held = self.content(finish) if finish.text else ""
-        choice = f'{{"index":{finish.index},{self._delta("")},"logprobs":null,'
-        choice += _encode(_ending(finish))[1:]
-        frames = held + self._chunk(choice, self._summary())
+        ending = _encode(_ending(finish))[1:]
+        choices = [
+            f'{{"index":{index},{self._delta("")},"logprobs":null,{ending}'
+            for index in range(finish.index, self._choices)
+        ]
+        frames = held + self._chunk(",".join(choices), self._summary())
         if self.include_usage:
             frames += event({**self.envelope, "choices": [], "usage": self._usage()})
         return frames + DONE
 
     def whole(self, text: str, tokens: list[Token], finish: Chunk) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
+        if finish.raw is not None:
+            document = relayed.document(finish.raw, self.id)
+            relayed.complete([document], finish, self._summary(), self._cost(), True)
+            return document
         choice = {
             "index": finish.index,
             **self._whole(text),
@@ -128,6 +142,16 @@ class Scribe(ABC):
 
     def _usage(self) -> dict[str, Any]:
         bill = self.answer.bill
+        return {
+            "prompt_tokens": bill.prompt,
+            "completion_tokens": bill.completion,
+            "total_tokens": bill.prompt + bill.completion,
+            "prompt_tokens_details": {"cached_tokens": bill.cached},
+            **self._cost(),
+        }
+
+    def _cost(self) -> dict[str, Any]:
+        bill = self.answer.bill
         models = {
             line.model: {
                 "prompt_tokens": line.usage.prompt,
@@ -139,10 +163,6 @@ class Scribe(ABC):
             for line in bill.lines
         }
         return {
-            "prompt_tokens": bill.prompt,
-            "completion_tokens": bill.completion,
-            "total_tokens": bill.prompt + bill.completion,
-            "prompt_tokens_details": {"cached_tokens": bill.cached},
             "cost": bill.cost / PICO,
             "cost_details": {"models": models, "currency": "USD", "price_version": bill.prices},
         }

@@ -24,6 +24,8 @@ from routers import body
 from routers.terms import BudgetField, Terms, terms
 
 MOST_TOKENS = 2**31 - 1
+MOST_CHOICES = 128
+_OURS = ("budget", "policy")  # members of a body that no engine gets to see
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
@@ -79,14 +81,12 @@ class Generation(BaseModel):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     budget: BudgetField | None = None
     policy: str | dict[str, Any] | None = None
 
     def refuse(self) -> None:
         """Raises BadRequest for what is well-formed but not served."""
-        if self.n not in (None, 1):
-            raise BadRequest("n: only 1 is supported", param="n")
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options: needs stream: true", param="stream_options")
 
@@ -107,6 +107,15 @@ class Generation(BaseModel):
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
         )
+
+    def shared(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a Call that say the same of chat and text."""
+        return {
+            "choices": self.n or 1,
+            "whole": not self.stream,
+            "extra": self.model_extra or {},
+            "body": {key: value for key, value in document.items() if key not in _OURS},
+        }
 
 
 class TextPart(BaseModel):
@@ -146,7 +155,7 @@ class ChatRequest(Generation):
             messages=tuple(_with_content(message) for message in document["messages"]),
             max_tokens=min(limits, default=None),
             sampling=self.sampling(self.top_logprobs or 0 if self.logprobs else None),
-            extra=self.model_extra or {},
+            **self.shared(document),
         )
 
 
@@ -180,7 +189,7 @@ class CompletionRequest(Generation):
             prompt=self._one_prompt(),
             max_tokens=self.max_tokens,
             sampling=self.sampling(self.logprobs),
-            extra=self.model_extra or {},
+            **self.shared(document),
         )
 
     def _one_prompt(self) -> str | tuple[int, ...]:

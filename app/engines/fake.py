@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.engines import fields
 from app.errors import BadRequest, ContextOverflow, EngineError, EngineUnsupported, UnknownModel
 from app.types import Call, Candidate, Capabilities, Chunk, EntropyStop, Load, Token, Usage
 
@@ -61,6 +62,7 @@ class Fake:
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         script = self._script(call.model)
+        fields.check(call)
         prompt = self._prompt(call) + list(call.written)
         if len(prompt) >= script.context:
             raise ContextOverflow(

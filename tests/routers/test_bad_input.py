@@ -47,7 +47,7 @@ async def test_a_body_that_is_no_json_object(client, url, body):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": "5"}, "max_tokens"),
-        ({"n": 2}, "n"),
+        ({"n": 129}, "n"),
         ({"policy": {"name": "nope"}}, "policy"),
         ({"policy": {"name": "entropy_switch", "raise_at": "x"}}, "policy"),
         ({"policy": {"name": "entropy_switch", "__class__": 1}}, "policy"),

@@ -173,7 +173,7 @@ BAD_CHAT = [
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-    ({"n": 2}, "n"),
+    ({"n": 129}, "n"),
     ({"n": 0}, "n"),
     ({"n": "1"}, "n"),
     ({"logprobs": 3}, "logprobs"),

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from app.catalog import ModelCard
 from app.engines.embedded import limits
 from app.engines.embedded.gguf_file import GGUFFile
+from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
@@ -186,7 +188,8 @@ class EmbeddedEngine:
                     _log.info("reading %s", path)
                     read[path] = _read(path)
                 config, weights, tokenizer, prompts = read[path]
-                decoder = Decoder(config, weights, card.precision, _device())
+                precision = cast(Precision, card.precision)  # the catalog has no other for us
+                decoder = Decoder(config, weights, precision, _device())
             except (OSError, ValueError) as error:
                 raise ConfigError(f"[models.{card.name}]: weights: {error}") from error
             context = min(config.context, card.context or config.context)

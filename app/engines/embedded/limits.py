@@ -3,59 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.errors import BadRequest, ContextOverflow, EngineUnsupported
+from app.engines import fields
+from app.errors import BadRequest, ContextOverflow
 from app.types import Call, Sampling
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value is False or value == [] or value == {}
-
-
-def _one(value: Any) -> bool:
-    return value is None or value == 1
-
-
-def _text_format(value: Any) -> bool:
-    return value is None or (isinstance(value, Mapping) and value.get("type") == "text")
-
-
-def _text_only(value: Any) -> bool:
-    return value is None or value == ["text"]
-
-
-# Body fields that would change the answer, and when they would not. To ignore one of them would
-# be to give another answer than was asked for; what is not named here is harmless.
-_HARMLESS: Mapping[str, Callable[[Any], bool]] = {
-    "tools": _empty,
-    "tool_choice": lambda value: value in (None, "none", "auto"),
-    "functions": _empty,
-    "function_call": lambda value: value in (None, "none", "auto"),
-    "response_format": _text_format,
-    "modalities": _text_only,
-    "audio": _empty,
-    "web_search_options": lambda value: value is None,
-    "n": _one,
-    "best_of": _one,
-    "echo": _empty,
-    "suffix": lambda value: value in (None, ""),
-    "min_tokens": lambda value: value in (None, 0),
-    "use_beam_search": _empty,
-    "prompt_logprobs": lambda value: value is None,
-    "structured_outputs": _empty,
-    "guided_json": _empty,
-    "guided_regex": _empty,
-    "guided_choice": _empty,
-    "guided_grammar": _empty,
-    "bad_words": _empty,
-    "chat_template": _empty,
-    "chat_template_kwargs": _empty,
-    "continue_final_message": _empty,
-    "add_generation_prompt": lambda value: value in (None, True),
-    "documents": _empty,
-}
 
 
 def check(call: Call, vocabulary: int) -> None:
@@ -63,9 +15,7 @@ def check(call: Call, vocabulary: int) -> None:
 
     Raises EngineUnsupported or BadRequest, whose `param` names the field.
     """
-    for field, harmless in _HARMLESS.items():
-        if field in call.extra and not harmless(call.extra[field]):
-            raise EngineUnsupported(f"this engine does not do {field}", param=field)
+    fields.check(call)
     if call.max_tokens is not None and call.max_tokens < 1:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
     stop = call.decoding.stop

@@ -56,7 +56,7 @@ LONG: tuple[Message, ...] = ({"role": "user", "content": "x" * CONTEXT},)
         (asking(tool_choice="required"), EngineUnsupported, "tool_choice"),
         (asking(functions=[{}]), EngineUnsupported, "functions"),
         (asking(response_format={"type": "json_object"}), EngineUnsupported, "response_format"),
-        (asking(n=2), EngineUnsupported, "n"),
+        (replace(CALL, choices=2), EngineUnsupported, "n"),
         (asking(echo=True), EngineUnsupported, "echo"),
         (asking(guided_json={"type": "object"}), EngineUnsupported, "guided_json"),
     ],
