@@ -1,4 +1,4 @@
-"""The command line: farthing serve, chat, models, keys, usage, bench, map."""
+"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, bench, map."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperCommand
 
 from app import till
-from app.errors import FarthingError
+from app.errors import ConfigError, FarthingError
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -100,6 +101,22 @@ def serve(
     )
 
 
+class _Verbatim(TyperCommand):
+    """A command that is handed its words as they are, `--` and all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = args
+        return []
+
+
+@cli.command("serve-vllm", cls=_Verbatim)
+def serve_vllm(context: typer.Context) -> None:
+    """Start a vLLM server for the gateway; `--help` says more."""
+    from app.vllm_plugins.launch import main
+
+    main(context.args)
+
+
 @cli.command()
 def chat(
     url: Annotated[str | None, typer.Option(help="Default: the gateway on this machine.")] = None,
@@ -159,6 +176,7 @@ def list_models(config: Config = None) -> None:
     for card in catalog.models.values():
         price = [f"{amount / 10**6:g}" for amount in (card.price.input, card.price.output)]
         weights = "here" if here(card, settings.models_dir) else "to be pulled"
+        weights = f"{card.engine} x {len(card.urls)}" if card.urls else weights
         table.add_row(card.name, card.precision, card.family, *price, weights)
     for preset in catalog.presets.values():
         table.add_row(preset.name, preset.policy)
@@ -179,7 +197,38 @@ def pull(
     settings = _settings(config=config)
     catalog = read(settings.config_file())
     cards = [catalog.model(name) for name in names or catalog.models]
+    cards = [card for card in cards if card.weights]  # servers have theirs already
     pull(cards, settings.models_dir, Console())
+
+
+@cli.command("export-model")
+def export_model(
+    name: Annotated[str, typer.Argument(help="An embedded model of the fleet.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the new folder goes.")],
+    precision: Annotated[
+        Literal["fp32", "bf16", "int8"],
+        typer.Option(help="int8 is W8A8, as vLLM reads it from compressed-tensors."),
+    ] = "fp32",
+    config: Config = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model in DIR.")] = False,
+) -> None:
+    """Write a model as a Hugging Face folder, which vLLM and transformers load."""
+    import shlex
+
+    from rich.console import Console
+
+    from app.catalog import read
+    from app.downloads import local_path
+    from app.engines.embedded.export import export
+
+    settings = _settings(config=config)
+    card = read(settings.config_file()).model(name)
+    if card.engine != "embedded":
+        raise ConfigError(f"model {name}: its engine is {card.engine}; only embedded is exported")
+    weights = local_path(card, settings.models_dir)
+    written = export(name, weights, folder, precision, force=force, console=Console())
+    command = ["farthing", "serve-vllm", str(written), "--served-model-name", name]
+    print("next:", shlex.join(command))
 
 
 @bench.command()

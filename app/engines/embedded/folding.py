@@ -87,7 +87,7 @@ def fold(
 
     Raises ValueError, naming file and tensor, where one is missing, misshapen or left over.
     """
-    tensors = _Tensors(source)
+    tensors = CheckedTensors(source)
     table = (config.vocabulary, config.hidden)
     embedding = tensors.take(layout.names["embedding"], table)
     weights = Weights(
@@ -101,7 +101,7 @@ def fold(
     return weights
 
 
-class _Tensors:
+class CheckedTensors:
     """A source's tensors, each taken once and checked; one left at the end is an error."""
 
     def __init__(self, source: TensorSource) -> None:
@@ -133,7 +133,9 @@ class _Tensors:
 _ANGLES = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
 
-def _layer(config: ModelConfig, tensors: _Tensors, layout: Layout, index: int) -> LayerWeights:
+def _layer(
+    config: ModelConfig, tensors: CheckedTensors, layout: Layout, index: int
+) -> LayerWeights:
     names = {part: name.format(index) for part, name in layout.names.items()}
     hidden, intermediate = config.hidden, config.intermediate
     attention_norm = tensors.take(names["attention_norm"], (hidden,)) * math.sqrt(hidden)
@@ -151,7 +153,7 @@ def _layer(config: ModelConfig, tensors: _Tensors, layout: Layout, index: int) -
 
 
 def _qkv(
-    config: ModelConfig, tensors: _Tensors, names: Mapping[str, str], interleaved: bool
+    config: ModelConfig, tensors: CheckedTensors, names: Mapping[str, str], interleaved: bool
 ) -> tuple[Tensor, Tensor | None]:
     weights, biases = [], []
     for part, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
@@ -168,6 +170,12 @@ def _qkv(
     if len(biases) not in (0, 3):
         raise ValueError(f"{tensors.path}: not supported: a bias on some of {names['q']}, k, v")
     return torch.cat(weights), torch.cat(biases) if biases else None
+
+
+def separated(rows: Tensor, heads: int) -> Tensor:
+    """Undo `_interleave`: each head's pairs lie half a head apart again."""
+    half = len(rows) // heads // 2
+    return rows.view(heads, half, 2, -1).transpose(1, 2).reshape(rows.shape)
 
 
 def _interleave(rows: Tensor, heads: int) -> Tensor:

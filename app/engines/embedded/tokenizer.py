@@ -109,6 +109,15 @@ class Tokenizer:
             piece = self._pieces[id] = self._read_piece(id)
         return piece
 
+    def special_ids(self) -> dict[str, int | list[int] | None]:
+        """Where a text begins and ends, under the names that generation_config.json has for it."""
+        bos, pad = self._fast.bos_token_id, self._fast.pad_token_id
+        return {"bos_token_id": bos, "eos_token_id": sorted(self.eos_ids), "pad_token_id": pad}
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the chat template into this folder."""
+        self._fast.save_pretrained(folder)
+
     def _read_piece(self, id: int) -> bytes:
         if id in self._special:
             return b""

@@ -2,17 +2,47 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from app.engines.embedded.folding import Architecture, Layout, ModelConfig, Weights, fold
+from app.engines.embedded.folding import (
+    Architecture,
+    Layout,
+    ModelConfig,
+    TensorSource,
+    Weights,
+    fold,
+)
 from app.engines.embedded.gguf_file import GGUFFile, read_gguf_metadata
 from app.engines.embedded.safetensors_folder import SafetensorsFolder
 
-__all__ = ["GGUFFile", "ModelConfig", "Weights", "load", "read_gguf_metadata"]
+__all__ = [
+    "FOLDER_NAMES",
+    "Checkpoint",
+    "GGUFFile",
+    "ModelConfig",
+    "Weights",
+    "inverse_frequencies",
+    "load",
+    "open_checkpoint",
+    "read_gguf_metadata",
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk: what its configuration says, with every tensor yet to be read."""
+
+    config: ModelConfig
+    source: TensorSource
+    layout: Layout
+    rope_theta: float
+    rope_scaling: Mapping[str, Any]  # as a Hugging Face configuration has it
+    inverse_frequencies: Tensor  # [head_dim / 2], what the two come to
 
 
 def load(source: str | Path | GGUFFile) -> tuple[ModelConfig, Weights]:
@@ -21,11 +51,17 @@ def load(source: str | Path | GGUFFile) -> tuple[ModelConfig, Weights]:
     Raises FileNotFoundError, and ValueError naming the file and whatever in it is missing,
     misshapen or not supported.
     """
+    found = open_checkpoint(source)
+    return found.config, fold(found.config, found.source, found.layout, found.inverse_frequencies)
+
+
+def open_checkpoint(source: str | Path | GGUFFile) -> Checkpoint:
+    """Read the configuration alone; raises as `load`."""
     if isinstance(source, GGUFFile):
-        return _load_gguf(source)
+        return _open_gguf(source)
     if Path(source).is_dir():
-        return _load_folder(SafetensorsFolder(source))
-    return _load_gguf(GGUFFile(source))
+        return _open_folder(SafetensorsFolder(source))
+    return _open_gguf(GGUFFile(source))
 
 
 _GGUF_NAMES = {
@@ -42,7 +78,7 @@ _GGUF_NAMES = {
     "up": "blk.{}.ffn_up.weight",
     "down": "blk.{}.ffn_down.weight",
 }
-_FOLDER_NAMES = {
+FOLDER_NAMES = {
     "embedding": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
@@ -58,7 +94,7 @@ _FOLDER_NAMES = {
 }
 
 
-def _load_gguf(file: GGUFFile) -> tuple[ModelConfig, Weights]:
+def _open_gguf(file: GGUFFile) -> Checkpoint:
     keys = _Keys(file.path, file.metadata)
     architecture = _architecture(keys, "general.architecture")
     at = f"{architecture}."
@@ -86,7 +122,7 @@ def _load_gguf(file: GGUFFile) -> tuple[ModelConfig, Weights]:
         "factor": keys.get(at + "rope.scaling.factor"),
     }
     theta = float(keys.get(at + "rope.freq_base", 10000.0))
-    frequencies = _inverse_frequencies(head_dim, theta, _Keys(file.path, scaling))
+    frequencies = inverse_frequencies(file.path, head_dim, theta, scaling)
     if "rope_freqs.weight" in file.names:  # GGUF's form of llama3's scaling, worked out already
         frequencies = frequencies / file.tensor("rope_freqs.weight")
     layout = Layout(
@@ -95,10 +131,10 @@ def _load_gguf(file: GGUFFile) -> tuple[ModelConfig, Weights]:
         # llama.cpp's converter makes RoPE's pairs neighbours for llama, and only for llama.
         interleaved=architecture == "llama",
     )
-    return config, fold(config, file, layout, frequencies)
+    return Checkpoint(config, file, layout, theta, scaling, frequencies)
 
 
-def _load_folder(folder: SafetensorsFolder) -> tuple[ModelConfig, Weights]:
+def _open_folder(folder: SafetensorsFolder) -> Checkpoint:
     keys = _Keys(folder.path / "config.json", folder.config)
     architecture = _architecture(keys, "model_type")
     # Qwen2's configurations name a window even where they do not use it.
@@ -124,13 +160,13 @@ def _load_folder(folder: SafetensorsFolder) -> tuple[ModelConfig, Weights]:
     rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     keys.refuse("partial rotation", rope.get("partial_rotary_factor", 1.0) != 1.0)
     theta = float(rope.get("rope_theta", keys.get("rope_theta", 10000.0)))
-    frequencies = _inverse_frequencies(config.head_dim, theta, _Keys(keys.path, rope))
+    frequencies = inverse_frequencies(keys.path, config.head_dim, theta, rope)
     layout = Layout(
-        names=_FOLDER_NAMES,
-        tied=keys.get("tie_word_embeddings", _FOLDER_NAMES["head"] not in folder.names),
+        names=FOLDER_NAMES,
+        tied=keys.get("tie_word_embeddings", FOLDER_NAMES["head"] not in folder.names),
         interleaved=False,
     )
-    return config, fold(config, folder, layout, frequencies)
+    return Checkpoint(config, folder, layout, theta, rope, frequencies)
 
 
 class _Keys:
@@ -169,11 +205,15 @@ def _architecture(keys: _Keys, key: str) -> Architecture:
     raise ValueError(f"{keys.path}: architecture {name!r} is not supported, only llama and qwen2")
 
 
-def _inverse_frequencies(head_dim: int, theta: float, rope: _Keys) -> Tensor:
+def inverse_frequencies(
+    path: Path, head_dim: int, theta: float, scaling: Mapping[str, Any]
+) -> Tensor:
     """RoPE's angular step per position for each pair, `[head_dim / 2]`.
 
-    Computed as `transformers` does, operation for operation, so that the angles agree.
+    Computed as `transformers` does, operation for operation, so that the angles agree. Raises
+    ValueError, naming `path`, for a scaling that is not supported.
     """
+    rope = _Keys(path, scaling)
     plain = 1.0 / (theta ** (torch.arange(0, head_dim, 2).float() / head_dim))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", "none"):

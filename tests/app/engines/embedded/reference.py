@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,17 @@ def logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def write_gguf(model: PreTrainedModel, path: Path, **changes: Any) -> Path:
+def write_gguf(
+    model: PreTrainedModel,
+    path: Path,
+    tokenizer: Mapping[str, Any] | None = None,
+    rope_freqs: torch.Tensor | None = None,
+    **changes: Any,
+) -> Path:
     """As llama.cpp's converter writes it: other names, and for llama q and k with pairs adjacent.
 
     `changes` replace metadata, or drop it where None; keys begin behind the architecture's name.
+    `tokenizer` is metadata with whole names.
     """
     config = model.config
     kind = config.model_type
@@ -73,14 +81,20 @@ def write_gguf(model: PreTrainedModel, path: Path, **changes: Any) -> Path:
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_parameters["rope_theta"],
     }
-    for key, value in {**metadata, **changes}.items():
-        if isinstance(value, int):
-            writer.add_uint32(f"{kind}.{key}", value)
-        elif isinstance(value, float):
-            writer.add_float32(f"{kind}.{key}", value)
-        elif value is not None:
-            writer.add_string(f"{kind}.{key}", value)
-    writer.add_token_list([f"<{i}>" for i in range(config.vocab_size)])
+    entries = {f"{kind}.{key}": value for key, value in {**metadata, **changes}.items()}
+    numbers = {"tokenizer.ggml.tokens": [f"<{i}>" for i in range(config.vocab_size)]}
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in {**entries, **(tokenizer or numbers)}.items():
+        if value is not None:
+            add[type(value)](key, value)
+    if rope_freqs is not None:
+        writer.add_tensor("rope_freqs.weight", rope_freqs.numpy())
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
