@@ -181,6 +181,17 @@ class _Run:
             return self.cost
         return self.cost + self._unread * self.price.input + self._left * self.price.output
 
+    def bounded(self, news: Usage) -> Usage:
+        """The news as far as they can be true: what an engine says may not break the budget."""
+        prompt = min(news.prompt, self.prompt - self.usage.prompt)
+        read = self.usage.prompt + prompt
+        room = news.completion if self.cap is None else self._left
+        return Usage(
+            prompt=prompt,
+            cached=min(news.cached, read - self.usage.cached),
+            completion=min(news.completion, room),
+        )
+
     @property
     def _left(self) -> int:
         return (self.cap or 0) * self.choices - self.usage.completion
@@ -285,6 +296,7 @@ class Meter:
                     if chunk is None:
                         break
                     run.begun = True
+                    chunk = replace(chunk, usage=run.bounded(chunk.usage))
                     run.usage += chunk.usage
                     if chunk.finish is not None:
                         run.finished = True
@@ -335,6 +347,8 @@ class Meter:
             # computing would be free for those who never wait for the end.
             run.usage = Usage(prompt=run.prompt, completion=(run.cap or 0) * run.choices)
             run.finished = True
+        elif run.begun and not run.finished and not run.usage.prompt:
+            run.usage += Usage(prompt=run.prompt)  # who says what it read only at its end has read
         self._read = run.prompt + run.usage.completion
         self._held += run.unseen
         self.settled[run.model] = self.settled.get(run.model, Usage()) + run.usage

@@ -6,18 +6,15 @@ import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from importlib import import_module
-from pathlib import Path
-from typing import Protocol, cast
 
 from fastapi import FastAPI
 
 import policies
 from app.accounts.accounts import Accounts, Terms
-from app.catalog import Catalog, Preset, read
-from app.downloads import local_path
-from app.errors import BadRequest, ConfigError, UnknownModel
+from app.catalog import Catalog, read
+from app.errors import ConfigError
 from app.gateway import Gateway
+from app.serving import Serving, check_presets
 from app.settings import Settings
 from app.telemetry import Telemetry
 from app.types import Engine
@@ -37,14 +34,6 @@ from routers.deps import Front
 from routers.doors import Door
 
 
-class ManagedEngine(Engine, Protocol):
-    """An engine with something to load first and to give back at the end."""
-
-    async def start(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
 def create_app(
     settings: Settings, *, catalog: Catalog | None = None, engine: Engine | None = None
 ) -> FastAPI:
@@ -53,22 +42,24 @@ def create_app(
     Without an `engine` the fleet's own is loaded once the app has started, in the background:
     `app.state.loading` is the task, and until it is done /health/ready and requests get 503.
     The ledger is opened in the lifespan too, before the first request.
-    `app.state.end_answers()` ends the answers under way, for a shutdown.
+    `app.state.end_answers()` ends the answers under way, for a shutdown, and
+    `await app.state.reload()` serves the configuration file as it is now.
     """
     fleet = catalog or read(settings.config_file())
     check_presets(fleet)
-    labels = {*policies.names(), *fleet.presets}
     accounts = open_accounts(settings)
     door = Door(accounts, settings.no_auth, not is_loopback(settings.host), settings.peers())
-    front = Front(fleet, Telemetry(fleet.models, labels), settings.max_body_bytes, door)
-    build = None
+    front = Front(fleet, Telemetry(), settings.max_body_bytes, door)
+    front.telemetry.know(fleet.models, (*policies.names(), *fleet.presets))
+    serving = None
     if engine is None:
-        build = _embedded(settings, fleet)
+        serving = Serving(settings, fleet)
+        front.servers = serving.servers
     else:
         front.gateway = Gateway(engine, fleet, front.telemetry)
-    lifespan = _lifespan(front, build)
-    app = FastAPI(title="Farthing", redirect_slashes=False, lifespan=lifespan)
+    app = FastAPI(title="Farthing", redirect_slashes=False, lifespan=_lifespan(front, serving))
     app.state.end_answers = front.running.end
+    app.state.reload = lambda: _reload(front, serving)
     deps.install(app, front)
     edge.install(app, front.telemetry)
     schema.install(app)
@@ -104,57 +95,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_presets(catalog: Catalog) -> None:
-    """Raises ConfigError naming file, table and key for a preset that no request could use."""
-    for preset in catalog.presets.values():
-        place = f"{catalog.source}: [presets.{preset.name}]"
-        if preset.policy not in policies.names():
-            known = ", ".join(policies.names())
-            raise ConfigError(f"{place}: policy: no policy {preset.policy!r}; there are: {known}")
-        try:
-            policies.load(preset.policy, preset.options).fit(catalog, None)
-        except UnknownModel as error:
-            raise ConfigError(f"{place}: {_key_at_fault(preset, error)}: {error}") from error
-        except BadRequest as error:
-            message = error.message.removeprefix(f"policy {preset.policy}: ")
-            raise ConfigError(f"{place}: {message}") from error
-
-
-def _key_at_fault(preset: Preset, error: UnknownModel) -> str:
-    named = (key for key, value in preset.options.items() if repr(value) in error.message)
-    return next(named, "policy")
-
-
-def _embedded(settings: Settings, catalog: Catalog) -> Callable[[], ManagedEngine]:
-    """How to build the engine. Raises ConfigError at once where weights are missing."""
-    cards = list(catalog.models.values())
-    paths: dict[str, Path] = {c.name: local_path(c, settings.models_dir) for c in cards}
-
-    def build() -> ManagedEngine:
-        # Only now: it brings in torch, which a gateway without this engine does not need.
-        engine = import_module("app.engines.embedded.engine").EmbeddedEngine(
-            cards,
-            paths,
-            kv_memory=int(settings.kv_memory_gib * 2**30),
-            prefix_memory=int(settings.prefix_memory_gib * 2**30),
-            max_running=settings.max_running,
-            max_waiting=settings.max_waiting,
-            prefill_chunk=settings.prefill_chunk,
-            threads=settings.threads,
-        )
-        return cast(ManagedEngine, engine)
-
-    return build
-
-
 def _lifespan(
-    front: Front, build: Callable[[], ManagedEngine] | None
+    front: Front, serving: Serving | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    async def load(build: Callable[[], ManagedEngine]) -> ManagedEngine:
-        engine = await asyncio.to_thread(build)
-        await engine.start()
-        front.gateway = Gateway(engine, front.catalog, front.telemetry)
-        return engine
+    async def load(serving: Serving) -> None:
+        _serve(front, serving.catalog, await serving.start())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -163,16 +108,28 @@ def _lifespan(
             if front.door.accounts is not None:
                 stack.push_async_callback(front.door.accounts.aclose)
                 await front.door.accounts.start()
-            if build is not None:
-                app.state.loading = asyncio.create_task(load(build))
-                stack.push_async_callback(_unload, app.state.loading)
+            if serving is not None:
+                app.state.loading = asyncio.create_task(load(serving))
+                stack.push_async_callback(_unload, app.state.loading, serving)
             yield
 
     return lifespan
 
 
-async def _unload(loading: asyncio.Task[ManagedEngine]) -> None:
+async def _unload(loading: asyncio.Task[None], serving: Serving) -> None:
     loading.cancel()
-    (engine,) = await asyncio.gather(loading, return_exceptions=True)
-    if not isinstance(engine, BaseException):
-        await engine.aclose()
+    await asyncio.gather(loading, return_exceptions=True)
+    await serving.aclose()
+
+
+async def _reload(front: Front, serving: Serving | None) -> None:
+    if serving is None:
+        raise ConfigError("this gateway was made with its engine, and reads no file")
+    fleet = await serving.reload()
+    _serve(front, serving.catalog, fleet)
+
+
+def _serve(front: Front, catalog: Catalog, engine: Engine) -> None:
+    """From now on, requests are for this catalog."""
+    front.telemetry.know(catalog.models, (*policies.names(), *catalog.presets))
+    front.catalog, front.gateway = catalog, Gateway(engine, catalog, front.telemetry)

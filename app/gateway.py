@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
@@ -13,7 +13,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 import policies
 from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
 from app.catalog import PICO, Catalog, Price
-from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, Forbidden, RateLimited
+from app.errors import (
+    BadRequest,
+    BudgetExceeded,
+    DeadlineExceeded,
+    EngineError,
+    Forbidden,
+    RateLimited,
+)
 from app.types import Call, Chunk, Decision, Engine, Fidelity, Usage
 from policies.base import Policy
 
@@ -270,8 +277,7 @@ class Answer:
     async def _admit(self) -> None:
         """Count the prompt, estimate the worst case, refuse what `strict` refuses, and reserve."""
         call, prices = self.order.call, self._meter.prices
-        first = next(iter(self._plan.policy.worst_case(self._plan.model, 0, 0)))
-        prompt = await self._meter.count(call.to(first))
+        first, prompt = await self._counted()
         # At least one token: a prompt that is too long is for the engine to refuse.
         room = max(self._meter.capabilities(first).context - prompt, 1)
         each = room if call.max_tokens is None else min(call.max_tokens, room)
@@ -290,6 +296,17 @@ class Answer:
         shortest = Usage(prompt=prompt, completion=call.choices)
         least = min(prices[m].of(shortest) for m in worst)
         await self._reserve(least, prompt + min(call.max_tokens or 0, room) * call.choices)
+
+    async def _counted(self) -> tuple[str, int]:
+        """The first model that can be asked, and the prompt's tokens as it reads them."""
+        first, *others = self._plan.policy.worst_case(self._plan.model, 0, 0)
+        try:
+            return first, await self._meter.count(self.order.call.to(first))
+        except EngineError:
+            for other in others:  # the policy will find the same, and may go on without the first
+                with suppress(EngineError):
+                    return other, await self._meter.count(self.order.call.to(other))
+            raise
 
     async def _reserve(self, least: int, tokens: int) -> None:
         """Hold the estimate on the account; less, where it has no more, is the budget then."""

@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -23,6 +24,7 @@ from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings
 from app.workers import CANNOT_START, Ready, supervise
 
+log = logging.getLogger(__name__)
 _BACKSTOP_S = 5  # for what does not end when it is told to
 
 
@@ -122,10 +124,14 @@ class Server(uvicorn.Server):
         self.may_greet: Callable[[], bool] = lambda: True
         self.failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reloads: set[asyncio.Future[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        # As uvicorn does: in another thread there are no signals to be had.
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         loading: asyncio.Task[object] | None = getattr(self.app.state, "loading", None)
         if loading is None:
             self._loaded(None)
@@ -140,6 +146,23 @@ class Server(uvicorn.Server):
             self.should_exit = True
         elif self.greeting and self.may_greet():
             Console().print(self.greeting, markup=False, highlight=False, soft_wrap=True)
+
+    def _reload(self) -> None:
+        task = asyncio.ensure_future(self.app.state.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloaded)
+
+    def _reloaded(self, task: asyncio.Task[None]) -> None:
+        self._reloads.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            log.info("the configuration was read anew")
+        elif isinstance(error, FarthingError):
+            log.error("the configuration stays as it was: %s", error.message)
+        else:
+            log.error("the configuration stays as it was", exc_info=error)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         late = asyncio.get_running_loop().call_later(self.grace, self.app.state.end_answers)

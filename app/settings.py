@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -41,6 +42,10 @@ class Settings(BaseSettings):
     max_waiting: PositiveInt = Field(256, description="calls queued per model before 429")
     prefill_chunk: PositiveInt = Field(64, description="prompt tokens computed between two steps")
     shutdown_grace_s: float = Field(10.0, ge=0, description="for running answers at shutdown")
+    connect_timeout_s: float = Field(5.0, gt=0, description="for a connection to a server")
+    silence_timeout_s: float = Field(
+        300.0, gt=0, description="a server that sends nothing for so long has failed"
+    )
     workers: PositiveInt = Field(1, description="gateway processes; each loads embedded models")
     no_auth: bool = Field(False, description="no API keys: whoever reaches the port may use it")
     first_key: bool = Field(False, description="make an admin key at the first start, print it")
@@ -76,6 +81,11 @@ class Settings(BaseSettings):
     def peers(self) -> tuple[Network, ...]:
         """The networks that are trusted to say on whose behalf they ask."""
         return _networks(self.trusted_peers)
+
+    def credential(self, variable: str) -> SecretStr | None:
+        """A secret that farthing.toml only names: the environment variable of this name."""
+        value = os.environ.get(variable)
+        return SecretStr(value) if value else None
 
     def ledger_url(self) -> str | None:
         """The database of keys and spending; None: there is none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -73,9 +73,9 @@ class Answered(Protocol):
 class Telemetry:
     """Counts and times. Label values are the catalog's names, or `other`."""
 
-    def __init__(self, models: Collection[str] = (), policies: Collection[str] = ()) -> None:
-        self._models = frozenset(models)
-        self._policies = frozenset((NONE, *policies))
+    def __init__(self) -> None:
+        self._models: set[str] = set()
+        self._policies = {NONE}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._define_requests()
@@ -167,6 +167,11 @@ class Telemetry:
             name: Gauge(f"farthing_engine_{name}", text, ["model"], registry=self.registry)
             for name, text in gauges.items()
         }
+
+    def know(self, models: Iterable[str], policies: Iterable[str]) -> None:
+        """Count under these names too: those of a catalog, which may be exchanged."""
+        self._models.update(models)
+        self._policies.update(policies)
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:

@@ -69,6 +69,7 @@ class _Team:
             os.set_blocking(end, False)
         numbers = (signal.SIGTERM, signal.SIGINT)
         self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._pass_on)
 
     def watch(self, ready: Ready) -> bool:
         """Until a signal comes, or it is clear that no worker can start: then False."""
@@ -115,6 +116,11 @@ class _Team:
         with suppress(BlockingIOError):
             os.write(self._woken, b"!")
 
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        for worker in self._workers:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, number)
+
     def _wait(self, seconds: float | None, *, only_signals: bool = False) -> None:
         """Until a signal comes, a worker ends, or this time is over."""
         sentinels = [] if only_signals else [w.process.sentinel for w in self._workers]
@@ -138,6 +144,7 @@ class _Worker:
 def _run(work: Callable[..., None], args: tuple[Any, ...]) -> None:
     # A session of its own: Ctrl-C reaches the parent alone, which hands it on.
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read anew
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from app.catalog import Catalog
-from app.errors import BadRequest, ContextOverflow, Unaffordable
+from app.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineError,
+    FarthingError,
+    Overloaded,
+    Unaffordable,
+)
 from app.types import (
     Call,
     Chunk,
@@ -31,7 +39,8 @@ def _split(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
-Bits = Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)]
+Above = Annotated[float, Field(ge=0)]  # infinity: never
+Below = Annotated[float, Field(le=64)]  # minus infinity: never
 Indexes = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split)]
 
 
@@ -42,6 +51,9 @@ class EntropySwitch(Policy):
     `window` tokens decides who writes. The token at which it crosses is discarded and written
     anew by the model that takes over. Unlike the paper's single threshold, `raise_at` is of the
     small model's entropy and `lower_at` of the large one's, which is sharper.
+
+    Where an engine knows only bounds of the entropy, the lower one counts. Models of two families
+    hand over between two words, as text. When one of the two fails, the other one ends the answer.
     """
 
     fidelity: ClassVar[Fidelity] = "approximate"
@@ -49,8 +61,8 @@ class EntropySwitch(Policy):
     small: str = Field("", description="model that writes the easy part; default: the cheapest kin")
     large: str = Field("", description="model that writes the hard part; default: the one named")
     start: Literal["small", "large"] = "small"
-    raise_at: Bits = Field(2.5, description="bits: to the large model at this mean or above")
-    lower_at: Bits = Field(1.0, description="bits: back to the small one at this mean or below")
+    raise_at: Above = Field(2.5, description="bits: to the large model at this mean or above")
+    lower_at: Below = Field(1.0, description="bits: back to the small one at this mean or below")
     window: PositiveInt = Field(5, le=1024, description="tokens in the rolling mean")
     d_min: PositiveInt = Field(10, le=1024, description="tokens between two switches, at least")
     expected_tokens: PositiveInt = Field(256, description="length of an answer, for pacing")
@@ -83,9 +95,12 @@ class EntropySwitch(Policy):
                 " exchange `small` and `large`",
                 param="policy",
             )
-        if catalog.model(small).family != catalog.model(large).family:
+        foreign = catalog.model(small).family != catalog.model(large).family
+        if foreign and self.switch_at:
             raise BadRequest(
-                f"policy entropy_switch: {small} and {large} are not of one family", param="policy"
+                f"policy entropy_switch: switch_at: {small} and {large} are not of one family,"
+                " so they can hand over between two words only",
+                param="policy",
             )
         return self.model_copy(update={"small": small, "large": large})
 
@@ -120,6 +135,9 @@ class EntropySwitch(Policy):
                 if answer.writer == self.small and not answer.written:
                     raise
                 answer.end, answer.crossed = "budget", None
+            except (EngineError, Overloaded) as error:
+                if not answer.may_fail_over(error):
+                    raise
             step = answer.next_step()
             yield step
             if step.finish is not None:
@@ -138,14 +156,21 @@ class _Answer:
     by_large: int = 0
     began: int = 0  # index of the first token since the last switch
     recent: deque[float] = field(default_factory=deque)  # bits, of the current writer
-    end: Literal["crossed", "steered", "cut", "budget", "over"] = "over"  # of the last segment
+    text: str = ""
+    end: Literal["crossed", "steered", "cut", "budget", "failed", "over"] = "over"  # last segment's
     last: Chunk = Chunk()  # the finish chunk of the last segment
     crossed: tuple[float, float] | None = None  # mean and threshold, where it ended by them
     stops: bool = False  # whether the engine was asked to stop by itself where it crosses
     left: int = 0  # what was left for the small model at the large one's last token
+    alone: bool = False  # whether the other model has failed
+    foreign: bool = False  # whether the two have no tokenizer in common
+    said: int = 0  # foreign: characters of `text` that were there when the writer took over
+    due: tuple[float, float] | None = None  # foreign: it crossed, but amid a word
 
     def __post_init__(self) -> None:
         policy = self.policy
+        able = self.engine.capabilities
+        self.foreign = able(policy.small).family != able(policy.large).family
         self.writer = policy.small if policy.start == "small" else policy.large
         self.recent = deque(maxlen=policy.window)
 
@@ -157,7 +182,12 @@ class _Answer:
     def segment(self) -> Call:
         """The call that lets the current writer go on."""
         call = self.call.to(self.writer).after(tuple(self.written))
+        if self.foreign:
+            own = tuple(self.written[self.began :])
+            call = replace(call, said=self.text[: self.said], written=own)
         self.stops = False
+        if self.alone:
+            return call.decoded(Decoding(entropy=True))
         if self.policy.switch_at:
             ahead = [at - len(self.written) for at in self.policy.switch_at]
             ahead = [tokens for tokens in ahead if tokens > 0]
@@ -167,7 +197,8 @@ class _Answer:
         stop, rising = None, self.writer == self.policy.small
         able = self.engine.capabilities(self.writer).stop_on_entropy
         # Where the small model must go on anyhow, a stop would only make it read all again.
-        self.stops = able and (self._can_rise() or not rising)
+        self.stops = able and (self._can_rise() or not rising) and not self.foreign
+        self.stops = self.stops and math.isfinite(self._threshold())
         if self.stops:
             since = len(self.written) - self.began
             stop = EntropyStop(
@@ -188,7 +219,9 @@ class _Answer:
                 return
             if self.end != "over":
                 return  # the engine went on after the token that crossed: close its stream
-            self.crossed = self._crosses(chunk.tokens)
+            self.crossed = self._crosses(chunk.tokens) or self.due
+            if self.crossed and not self._between_words(chunk.text):
+                self.crossed, self.due = None, self.crossed
             if self.crossed:
                 self.end = "crossed"
                 if not self.stops:
@@ -212,15 +245,19 @@ class _Answer:
                 return replace(self.last, finish="length")
             return self.last
         if self.end == "budget":
-            if self.writer == policy.small or self.engine.allowance(policy.small) < 1:
+            stuck = self.alone or self.writer == policy.small or not self._between_words(" ")
+            if stuck or self.engine.allowance(policy.small) < 1:
                 return replace(self.last, finish="length", reason="budget")
             self.end = "steered"
         self.writer = policy.large if self.writer == policy.small else policy.small
-        self.began = len(self.written)
+        self.began, self.said = len(self.written), len(self.text)
         self.recent.clear()
         mean, threshold = self.crossed or (None, None)
+        self.due = None
+        kinds: dict[str, Literal["steer", "failover"]]
+        kinds = {"steered": "steer", "failed": "failover"}
         decided = Decision(
-            kind="steer" if self.end == "steered" else "switch",
+            kind=kinds.get(self.end, "switch"),
             model=self.writer,
             token=self.began,
             entropy=mean,
@@ -228,10 +265,24 @@ class _Answer:
         )
         return Chunk(model=self.writer, decision=decided)
 
+    def may_fail_over(self, error: FarthingError) -> bool:
+        """Whether the other model can take over from the one that has just failed."""
+        busy = isinstance(error, Overloaded) and not self.written
+        if self.alone or busy:  # who has nothing to lose had better come back later
+            return False
+        self.alone, self.end, self.crossed = True, "failed", None
+        return True
+
     def _finished(self, chunk: Chunk) -> None:
         if self.end == "crossed":
             return
         self.last = chunk
+        if chunk.finish == "entropy" and chunk.mean is not None:
+            # The engine stopped before it drew the token: what it says must do.
+            threshold = self._threshold()
+            if self._is_across(chunk.mean, threshold):
+                self.end, self.crossed = "crossed", (chunk.mean, threshold)
+            return
         if chunk.reason == "budget":
             self.end = "budget"
         elif chunk.finish == "length" and len(self.written) in self.policy.switch_at:
@@ -240,6 +291,7 @@ class _Answer:
 
     def _keep(self, chunk: Chunk) -> None:
         self.written += [token.id for token in chunk.tokens]
+        self.text += chunk.text if self.foreign else ""
         if self.writer == self.policy.large:
             self.by_large += len(chunk.tokens)
 
@@ -250,15 +302,26 @@ class _Answer:
         """
         for token in tokens:
             if token.entropy is not None:
-                self.recent.append((token.entropy[0] + token.entropy[1]) / 2)
+                self.recent.append(token.entropy[0])
         since = len(self.written) - self.began + len(tokens)
         mean = self.mean
         if not tokens or self.policy.switch_at or mean is None or since <= self.policy.d_min:
             return None
         threshold = self._threshold()
+        return (mean, threshold) if self._is_across(mean, threshold) else None
+
+    def _is_across(self, mean: float, threshold: float) -> bool:
+        if self.alone:
+            return False
         if self.writer == self.policy.large:
-            return (mean, threshold) if mean <= threshold else None
-        return (mean, threshold) if mean >= threshold and self._can_rise() else None
+            return mean <= threshold
+        return mean >= threshold and self._can_rise()
+
+    def _between_words(self, next_text: str) -> bool:
+        """Whether the answer may be handed on as text before this one."""
+        if not self.foreign or not self.text:
+            return True
+        return self.text[-1].isspace() or next_text[:1].isspace()
 
     def _can_rise(self) -> bool:
         """Whether a run of the large model leaves enough for the small one to end the answer."""
@@ -270,7 +333,7 @@ class _Answer:
 
     def _must_steer(self) -> bool:
         """Whether the large model must stop now, so that the small one can end the answer."""
-        if self.writer == self.policy.small or self.policy.switch_at:
+        if self.writer == self.policy.small or self.policy.switch_at or self.alone:
             return False
         before, self.left = self.left, self.engine.allowance(self.policy.small)
         # One more token takes as much again: stop while what is left then still suffices.

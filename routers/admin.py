@@ -1,4 +1,4 @@
-"""/admin: keys and everybody's usage, for those who have an administrator's key."""
+"""/admin: keys, servers and everybody's usage, for those who have an administrator's key."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ async def keys(request: Request) -> Response:
     accounts, _ = await admin_of(request)
     held = await accounts.keyring.all()
     return json_response({"object": "list", "data": [shown(one) for one in held]})
+
+
+@router.get("/servers")
+async def servers(request: Request) -> Response:
+    """Every server behind the gateway, how it does, and why it is not used where it is not."""
+    await admin_of(request)
+    listed = [
+        {
+            "model": server.model,
+            "url": server.url,
+            "state": server.state,
+            "reason": server.reason or None,
+            "running": server.running,
+            "waiting": server.waiting,
+        }
+        for server in front_of(request).servers()
+    ]
+    return json_response({"object": "list", "data": listed})
 
 
 @router.post("/keys", status_code=201, openapi_extra=has_body(KeySpec))

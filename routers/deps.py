@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.types import Receive
@@ -67,6 +67,23 @@ class Running:
             await asyncio.gather(task, gone, return_exceptions=True)
 
 
+class Server(Protocol):
+    """One server of a model, for whoever operates it."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
 @dataclass
 class Front:
     """One per app; the factory fills it."""
@@ -77,6 +94,7 @@ class Front:
     door: Door = field(default_factory=Door)
     running: Running = field(default_factory=Running)
     gateway: Gateway | None = None  # None until the engine has loaded
+    servers: Callable[[], Sequence[Server]] = tuple
     created: int = field(default_factory=lambda: int(time.time()))
 
     def loads(self) -> dict[str, Load]:

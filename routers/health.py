@@ -33,10 +33,14 @@ async def health(request: Request) -> Response:
     """
     front = front_of(request)
     status = _status(front)
-    models = {
+    models: dict[str, dict[str, Any]] = {
         name: {"healthy": load.healthy, "running": load.running, "waiting": load.waiting}
         for name, load in front.loads().items()
     }
+    for server in front.servers():
+        if server.model in models and server.state != "draining":
+            states = models[server.model].setdefault("servers", {})
+            states[server.state] = states.get(server.state, 0) + 1
     body: dict[str, Any] = {"status": status, "models": models}
     if front.door.accounts is not None:
         book = front.door.accounts.book

