@@ -1,4 +1,6 @@
-"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, bench, map."""
+"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, bench
+and map.
+"""
 
 from __future__ import annotations
 
@@ -266,6 +268,30 @@ def accounts(
     from app.bench.accounts import run
 
     run(postgres=postgres, quick=quick, json_file=json_file)
+
+
+@bench.command()
+def servers(
+    small: Annotated[str, typer.Option(metavar="URL", help="A vLLM server.")],
+    large: Annotated[str, typer.Option(metavar="URL", help="Another, with the same tokenizer.")],
+    small_name: Annotated[str, typer.Option(help="What its model is called there.")],
+    large_name: Annotated[str, typer.Option(help="What its model is called there.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file too.")
+    ] = None,
+) -> None:
+    """Measure hand-overs between two vLLM servers, and what logprobs cost."""
+    from app.bench.servers import run
+
+    run(
+        small,
+        large,
+        small_name=small_name,
+        large_name=large_name,
+        quick=quick,
+        json_file=json_file,
+    )
 
 
 @cli.command("map")

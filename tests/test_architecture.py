@@ -62,7 +62,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
         "policies",
     ),
     "app.training": (*WORDS, "app.nets", "app.engines.embedded", "app.training"),
-    "app.bench": (*WORDS, "app.catalog", "app.engines.embedded", "app.bench"),
+    "app.bench": (*WORDS, "app.catalog", "app.engines", "app.bench"),
     "app.factory": EVERYTHING,
     "app.cli": EVERYTHING,
     "app.till": EVERYTHING,

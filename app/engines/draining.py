@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from app.engines.pool import Pool
 from app.engines.replica import Replica, ReplicaStatus
@@ -24,12 +23,13 @@ class Drains:
         return [replica.status(draining=True) for replica in self._replicas]
 
     def drop(self, pool: Pool, replicas: Sequence[Replica]) -> None:
-        """Close these, which the pool uses no more, once they are idle."""
-        self._begin(replicas, pool.quiet(replicas))
-
-    def retire(self, pool: Pool) -> None:
-        """Close this pool's replicas once those that wait in it were served too."""
-        self._begin(pool.replicas, pool.quiet())
+        """Close these once they are idle: the pool uses them no more, or is itself not used."""
+        for replica in replicas:
+            log.info("model %s: %s is draining", replica.model, replica.url)
+        self._replicas += replicas
+        task = asyncio.create_task(self._drain(pool, replicas), name="drain")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
     async def aclose(self) -> None:
         """Close all that is left at once."""
@@ -40,16 +40,8 @@ class Drains:
         left, self._replicas = self._replicas, []
         await asyncio.gather(*(replica.close() for replica in left))
 
-    def _begin(self, replicas: Sequence[Replica], quiet: Coroutine[Any, Any, None]) -> None:
-        for replica in replicas:
-            log.info("model %s: %s is draining", replica.model, replica.url)
-        self._replicas += replicas
-        task = asyncio.create_task(self._drain(replicas, quiet), name="drain")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    async def _drain(self, replicas: Sequence[Replica], quiet: Coroutine[Any, Any, None]) -> None:
-        await quiet
+    async def _drain(self, pool: Pool, replicas: Sequence[Replica]) -> None:
+        await pool.quiet(replicas)
         for replica in replicas:
             await replica.close()
             self._replicas.remove(replica)

@@ -87,8 +87,8 @@ class Fleet:
         """A fleet that is not started. Changes nothing of `previous`.
 
         `engines`: by model name, those that are no servers. Raises ConfigError for a card that
-        nothing serves, and what `make_backend` raises. `clock` is in seconds, and that of
-        `Goals.deadline`.
+        nothing serves, and what `make_backend` raises. `upkeep` and `sharing` are for what is not
+        taken over. `clock` is in seconds, and that of `Goals.deadline`.
         """
         engines, random = engines or {}, random or Random()
         upkeep, sharing = upkeep or Upkeep(), sharing or Sharing()
@@ -123,19 +123,19 @@ class Fleet:
 
         Takes `Upkeep.probe_limit` seconds at most, and does not fail because a server is down:
         those that did not answer are asked again in the background. A fleet without a `previous`
-        serves meanwhile by those that did. Raises RuntimeError where `previous` is closed or has
-        a successor already; then nothing has changed.
+        serves meanwhile by those that did. Raises RuntimeError where this fleet or `previous` is
+        closed, or `previous` has a successor already; then nothing has changed.
         """
         first = self._previous is None
         try:
             if first:
                 self._take_over()
-            self._check_previous()
+            self._check()
             for replica in self._fresh:
                 replica.objection = self._objection
                 replica.watch()
             await asyncio.gather(*(replica.asked() for replica in self._fresh))
-            self._check_previous()
+            self._check()
         except BaseException:
             await self.aclose()
             raise
@@ -198,7 +198,9 @@ class Fleet:
         same = post.card.model_dump(exclude=_OURS) == card.model_dump(exclude=_OURS)
         return post.pool if same else None
 
-    def _check_previous(self) -> None:
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError("the fleet was closed before it had started")
         previous = self._previous
         if previous is not None and (previous._closed or previous._successor is not None):
             raise RuntimeError("the previous fleet is closed, or replaced by another")
@@ -217,7 +219,7 @@ class Fleet:
         if previous is not None:
             for post in previous._posts.values():
                 if post.pool not in mine:
-                    self._drains.retire(post.pool)
+                    self._drains.drop(post.pool, post.pool.replicas)
             previous._successor = self
 
     def _objection(self, candidate: Replica) -> str | None:

@@ -72,16 +72,11 @@ class Pool:
         self._closed = True
         self._queue.pump()
 
-    async def quiet(self, replicas: Sequence[Replica] | None = None) -> None:
-        """Wait until these run nothing of ours; None: until none does, and nobody waits."""
-        while self._works(replicas):
+    async def quiet(self, replicas: Sequence[Replica]) -> None:
+        """Wait until these run nothing of ours. Who waits for a place is served before that."""
+        while any(replica.used for replica in replicas):
             self._left.clear()
             await self._left.wait()
-
-    def _works(self, replicas: Sequence[Replica] | None) -> bool:
-        if replicas is None:
-            return self._queue.waiting > 0 or any(replica.used for replica in self.replicas)
-        return any(replica.used for replica in replicas)
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         """Answer a call, as `Engine` says, on one replica or, before anything was said, another.
@@ -190,8 +185,6 @@ class Pool:
             raise self._overloaded() from None
         except TimeoutError:
             raise self._late() from None
-        finally:
-            self._left.set()
 
     def _enter(self, call: Call, chain: Sequence[bytes], free: Sequence[Replica]) -> Replica:
         replica = self._choose(call, chain, free)

@@ -21,6 +21,7 @@ from app.vllm_plugins import asks
 
 _OVERRUN = 4  # tokens: one on the way to us, one in the step under way, and as many again
 _DRAFTED = 16  # further ones where the server speculates
+_WATCHED = 20  # likeliest tokens that entropy is told from: five times as many tell little more
 _COUNTS = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)", re.M)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Fields that say how to render, or what we ask for ourselves: they do not go along with ids.
@@ -55,8 +56,8 @@ class VllmServer:
         self.abilities: Abilities | None = None
         self._card = card
         self._served = card.served or card.name
-        self._origin = Origin(url, card.name, key, patience or Patience())
-        self._renderer = Renderer(self._origin, self._served, renderings)
+        self.origin = Origin(url, card.name, key, patience or Patience())
+        self._renderer = Renderer(self.origin, self._served, renderings)
         self._load = Load(healthy=False)
 
     @property
@@ -65,12 +66,12 @@ class VllmServer:
 
     async def probe(self) -> None:
         """Find out what the server can do. Raises EngineError."""
-        self.abilities = await probing.probe(self._origin, self._served, self._renderer)
+        self.abilities = await probing.probe(self.origin, self._served, self._renderer)
         log.info("model %s at %s: %s", self._card.name, self.url, self.abilities)
 
     async def pulse(self) -> Load:
         """How busy the server is, by its own metrics. Raises EngineError."""
-        text = await self._origin.text("/metrics")
+        text = await self.origin.text("/metrics")
         counts = {"running": 0, "waiting": 0}
         for kind, number in _COUNTS.findall(text):
             counts[kind] += int(float(number))
@@ -78,7 +79,7 @@ class VllmServer:
         return self._load
 
     async def aclose(self) -> None:
-        await self._origin.aclose()
+        await self.origin.aclose()
 
     def load(self, model: str) -> Load:
         return self._load
@@ -104,11 +105,11 @@ class VllmServer:
         """Answer a call, as `Engine` says."""
         able = self._able()
         check_foreign(call)
-        prompt = await self._renderer.prompt(call)
         if call.decoding.native:
+            prompt = await self._renderer.prompt(call)
             chunks = self._native(call, len(prompt), able)
         else:
-            chunks = await self._by_ids(call, prompt, able)
+            chunks = await self._by_ids(call, able)
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
@@ -133,23 +134,35 @@ class VllmServer:
         answer = relay.whole if call.whole else relay.stream
         # vLLM makes its answer's id of this one, so that it is ours from the first byte.
         headers = {"X-Request-Id": _bare(call.id)} if call.id else {}
-        return answer(self._origin, path, body, call, headers)
+        return answer(self.origin, path, body, call, headers)
 
-    async def _by_ids(
-        self, call: Call, prompt: list[int], able: Abilities
-    ) -> AsyncGenerator[Chunk]:
+    async def _by_ids(self, call: Call, able: Abilities) -> AsyncGenerator[Chunk]:
+        body, headers = await self.request(call)
+        reading = tokens.Reading(
+            vocabulary=able.vocabulary,
+            decode=self._renderer.decode,
+            names=self._renderer.names,
+            top=body.get("logprobs") or 0,
+            sentinel=able.sentinel if call.decoding.stop else None,
+        )
+        return tokens.stream(self.origin, body, call, headers, reading)
+
+    async def request(self, call: Call) -> tuple[dict[str, Any], dict[str, str]]:
+        """Body and headers of a call by ids. Raises BadRequest, EngineUnsupported, EngineError."""
+        able = self._able()
+        prompt = await self._renderer.prompt(call)
         fields.check(call, renders=True)
         self._check(call, able)
         ids = [*prompt, *call.written]
         limit = self._limit(call, len(ids), able)
         reported = able.reports and not call.sampling.logit_bias
-        top = self._top(call, able, reported)
         body = {
             **{key: value for key, value in call.extra.items() if key not in _OURS},
             **probing.completion_fields(self._served, ids),
             **_sampling(call),
             "max_tokens": limit,
         }
+        top = self._top(call, able, reported)
         if top is not None:
             body["logprobs"] = top
         headers, xargs = self._asks(call, able, reported)
@@ -157,14 +170,7 @@ class VllmServer:
             body["vllm_xargs"] = xargs
         if call.decoding.stop:
             body["stop_token_ids"] = [*body["stop_token_ids"], able.sentinel]
-        reading = tokens.Reading(
-            vocabulary=able.vocabulary,
-            decode=self._renderer.decode,
-            names=self._renderer.names,
-            top=top or 0,
-            sentinel=able.sentinel if call.decoding.stop else None,
-        )
-        return tokens.stream(self._origin, body, call, headers, reading)
+        return body, headers
 
     def _check(self, call: Call, able: Abilities) -> None:
         """Refuse what this server cannot do faithfully. Raises EngineUnsupported."""
@@ -187,7 +193,7 @@ class VllmServer:
                 f"logprobs: this server gives {able.top} at most", param="logprobs"
             )
         if call.decoding.entropy and not reported:
-            return able.top
+            return max(min(able.top, _WATCHED), wanted or 0)
         return wanted
 
     def _asks(

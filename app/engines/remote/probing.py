@@ -19,7 +19,7 @@ from app.engines.remote.rendering import Renderer
 from app.errors import BadRequest, EngineError, EngineUnavailable, FarthingError
 from app.vllm_plugins import asks
 
-_TOPS = (20, 5, 1, 0)  # numbers of likeliest tokens to try, most first
+_TOPS = (100, 20, 5, 1, 0)  # numbers of likeliest tokens to try, most first
 _LONG = 160  # tokens of a prompt that fills a block of any usual prefix cache
 _RESERVED = ("<|im_start|>", "<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>")
 _VOCABULARY = re.compile(r"[Vv]ocabulary size: (\d+)")
