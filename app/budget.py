@@ -179,17 +179,19 @@ class _Run:
         """The most it can cost when it runs to its cap."""
         if self.finished or self.cap is None:
             return self.cost
-        return self.cost + self._unread * self.price.input + self._left * self.price.output
+        # An engine may say at first that it read less than was counted, and more later.
+        unread = self.prompt - self.usage.prompt
+        return self.cost + unread * self.price.input + self._left * self.price.output
 
     def bounded(self, news: Usage) -> Usage:
         """The news as far as they can be true: what an engine says may not break the budget."""
-        prompt = min(news.prompt, self.prompt - self.usage.prompt)
+        prompt = min(max(news.prompt, 0), self.prompt - self.usage.prompt)
         read = self.usage.prompt + prompt
-        room = news.completion if self.cap is None else self._left
+        written = max(news.completion, 0)
         return Usage(
             prompt=prompt,
-            cached=min(news.cached, read - self.usage.cached),
-            completion=min(news.completion, room),
+            cached=min(max(news.cached, 0), read - self.usage.cached),
+            completion=written if self.cap is None else min(written, self._left),
         )
 
     @property
@@ -305,7 +307,7 @@ class Meter:
                     yield chunk
         except FarthingError:
             # Refused before its first chunk: nothing ran, so nothing is held back for it.
-            run.finished = run.finished or run.blind or not run.usage.prompt
+            run.finished = run.finished or run.blind or not run.begun
             raise
         finally:
             self._settle(run)

@@ -51,12 +51,13 @@ class Serving:
 
         Raises ConfigError for weights that cannot be read.
         """
-        if self._paths:
-            self._embedded = await asyncio.to_thread(self._load)
-            await self._embedded.start()
-        self.fleet = self._built(self.catalog, None)
-        await self.fleet.start()
-        return self.fleet
+        async with self._exchanging:  # who reloads meanwhile comes after us
+            if self._paths:
+                self._embedded = await asyncio.to_thread(self._load)
+                await self._embedded.start()
+            self.fleet = self._built(self.catalog, None)
+            await self.fleet.start()
+            return self.fleet
 
     async def reload(self) -> Fleet:
         """The fleet of the configuration file as it is now, in place of the one that runs.
@@ -116,7 +117,7 @@ class Serving:
                 f"[models.{card.name}]: api_key_env: there is no environment variable"
                 f" {card.api_key_env}"
             )
-        return secret.get_secret_value()
+        return secret.get_secret_value().strip()  # of a file's last line end, most often
 
     def _load(self) -> ManagedEngine:
         settings = self._settings

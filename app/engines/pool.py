@@ -95,9 +95,9 @@ class Pool:
                 async with aclosing(replica.backend.generate(call)) as stream:
                     async for chunk in stream:
                         spoke = spoke or replica.spoke(chunk)
-                        if not begun and _says_nothing(chunk):
-                            continue  # whoever gets it could not be moved to another replica
-                        begun = True
+                        # What says nothing binds nobody to this replica; that it came tells who
+                        # pays that a server has been set to work.
+                        begun = begun or not _says_nothing(chunk)
                         yield chunk
                 return
             except FarthingError as error:

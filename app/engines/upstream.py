@@ -7,17 +7,22 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 from app.catalog import Kind, ModelCard
 from app.engines.remote import relay
 from app.engines.remote.origin import Origin, Patience
+from app.engines.remote.rendering import check_foreign
 from app.errors import BadRequest, EngineError, EngineUnavailable, EngineUnsupported
 from app.types import Call, Capabilities, Chunk, Load
 
 _FRAME = 64  # tokens that a chat template may add of itself, a default system prompt included
 _MESSAGE = 16  # tokens that it may add around each message
 _PART = 4096  # tokens that an image or a sound may be
+_TEXTS = ("text", "refusal")  # types of parts that are text, and where it is
+_FORMS: tuple[Literal["NFKC", "NFD", "NFKD"], ...] = ("NFKC", "NFD", "NFKD")
+_PREFIX = 2  # tokens before any text: the one that begins a prompt, and a space
 _OVERRUN = 64  # tokens that a server of one's own may write before it sees that nobody listens
 log = logging.getLogger(__name__)
 
@@ -98,17 +103,27 @@ class Upstream:
         )
 
     async def count(self, call: Call) -> int:
-        """Prompt tokens of this call: exact where the server counts, else an upper bound."""
+        """Prompt tokens of this call: exact where the server counts, else an upper bound.
+
+        Raises BadRequest, EngineError.
+        """
+        check_foreign(call)
         if call.prompt is not None:
-            return _text(call.prompt) + 1
+            return _text(call.prompt) + _PREFIX
         if self.abilities.counts and not call.extra.get("tools"):
             plain = {"messages": list(call.messages)}
-            text = (await self._origin.json("/apply-template", plain))["prompt"]
+            text = await self._told("/apply-template", plain, "prompt")
             asked = {"content": text, "add_special": True, "parse_special": True}
-            return len((await self._origin.json("/tokenize", asked))["tokens"])
+            return len(await self._told("/tokenize", asked, "tokens"))
         read = sum(_size(message) + _MESSAGE for message in call.messages)
         offered = {key: call.extra[key] for key in ("tools", "functions") if key in call.extra}
         return _FRAME + read + (2 * _text(json.dumps(offered)) if offered else 0)
+
+    async def _told(self, path: str, body: Mapping[str, Any], field: str) -> Any:
+        answer = await self._origin.json(path, body)
+        if not isinstance(answer, dict) or not isinstance(answer.get(field), str | list):
+            raise EngineError(f"The engine of {self._card.name} does not count")
+        return answer[field]
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         """Answer a call, as `Engine` says."""
@@ -118,6 +133,7 @@ class Upstream:
                 " work token by token; name a vLLM or embedded model",
                 param="policy",
             )
+        check_foreign(call)
         body = self._body(call)
         path = "/v1/completions" if call.prompt is not None else "/v1/chat/completions"
         answer = relay.whole if call.whole else relay.stream
@@ -143,8 +159,15 @@ class Upstream:
 
 
 def _text(text: str | tuple[int, ...]) -> int:
-    """The most tokens that a text can be: no tokenizer makes more than one of a byte."""
-    return len(text) if isinstance(text, tuple) else len(text.encode())
+    """The most tokens that a text can be: no tokenizer makes more than one of a byte.
+
+    But some normalize it first, and that may make a text several times as long.
+    """
+    if isinstance(text, tuple):
+        return len(text)
+    if text.isascii():
+        return len(text)
+    return max(len(form.encode()) for form in (text, *(normalize(f, text) for f in _FORMS)))
 
 
 def _size(message: Mapping[str, Any]) -> int:
@@ -154,6 +177,7 @@ def _size(message: Mapping[str, Any]) -> int:
     if isinstance(content, str):
         return size + _text(content)
     for part in content or ():
-        text = part.get("text") if isinstance(part, Mapping) else None
-        size += _text(text) + 4 if isinstance(text, str) else _PART
+        said = [part[key] for key in _TEXTS if isinstance(part.get(key), str)]
+        size += sum(map(_text, said)) + 4
+        size += 0 if said and part.get("type") in _TEXTS else _PART
     return size

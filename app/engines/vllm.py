@@ -123,6 +123,8 @@ class VllmServer:
         if call.max_tokens is not None and (named or call.max_tokens < room):
             body |= dict.fromkeys(named or ["max_tokens"], call.max_tokens)
         body.pop("stream_options", None)
+        if body.get("vllm_xargs") is not None:
+            body["vllm_xargs"] = _theirs(body["vllm_xargs"])
         if not call.whole:
             asked = call.body.get("stream_options") or {}
             body["stream_options"] = {
@@ -201,9 +203,7 @@ class VllmServer:
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """Headers and extra arguments for our plugin; none where it is not needed."""
         stop = call.decoding.stop
-        theirs = call.extra.get("vllm_xargs")
-        xargs = dict(theirs) if isinstance(theirs, dict) else {}
-        xargs = {key: value for key, value in xargs.items() if not key.startswith("farthing_")}
+        xargs = _theirs(call.extra.get("vllm_xargs"))
         name = f"{_bare(call.id) or 'call'}-{next(_numbers)}"
         headers = {asks.REQUEST_HEADER: name}
         if able.sentinel is None or not (stop or (call.decoding.entropy and reported)):
@@ -240,6 +240,12 @@ class VllmServer:
         return self.abilities
 
 
+def _theirs(xargs: Any) -> dict[str, Any]:
+    """A client's extra arguments, but for those by which it could pass for us."""
+    found = xargs if isinstance(xargs, dict) else {}
+    return {key: value for key, value in found.items() if not key.startswith("farthing_")}
+
+
 def _sampling(call: Call) -> dict[str, Any]:
     """The sampling in vLLM's words. Stop strings stay with us: they may span a hand-over."""
     sampling = call.sampling
@@ -258,7 +264,8 @@ def _sampling(call: Call) -> dict[str, Any]:
         found["logit_bias"] = {str(id): bias for id, bias in sampling.logit_bias.items()}
     if sampling.seed is not None:
         # A call draws from its seed on: the next one of the same answer must not draw the same.
-        found["seed"] = (sampling.seed + 1_000_003 * len(call.written)) % 2**63
+        before = len(call.written) + len(call.said)
+        found["seed"] = (sampling.seed + 1_000_003 * before) % 2**63
     return found
 
 

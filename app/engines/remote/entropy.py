@@ -16,11 +16,12 @@ def interval(logprobs: Iterable[float], vocabulary: int) -> tuple[float, float]:
     H_k + m log2(1/p_k) <= H <= H_k + m log2((vocabulary - k)/m).
     The low end is the tail estimate too: m spread over m/p_k tokens as likely as the k-th.
     """
-    likeliest = sorted((math.exp(logprob) for logprob in logprobs), reverse=True)
+    # Above 0 are the rounded ones, and lies.
+    likeliest = sorted((math.exp(min(logprob, 0.0)) for logprob in logprobs), reverse=True)
     likeliest = [p for p in likeliest if p > 0.0]
     if not likeliest:
         return 0.0, math.log2(vocabulary)
-    known = -sum(p * math.log2(p) for p in likeliest)
+    known = math.fsum(-p * math.log2(p) for p in likeliest) + 0.0  # not -0.0
     rest = max(1.0 - math.fsum(likeliest), 0.0)
     others = vocabulary - len(likeliest)
     if rest <= 0.0 or others <= 0:

@@ -35,7 +35,7 @@ class Events:
 
 def payload(event: bytes) -> bytes | None:
     """The data of an event; None for one that is a comment, or has none."""
-    if event.startswith(b"data:") and b"\n" not in event:
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:
         return event[5:].strip()
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -18,7 +18,7 @@ _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,10})')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,10})')
 _CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,10})')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]+)"')
-_SAYS = re.compile(rb'"(?:content|text|reasoning_content|arguments)"\s*:\s*"[^"]')
+_SAYS = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"[^"]')
 _INDEX = re.compile(rb'"index"\s*:\s*(\d{1,4})')
 _EMPTY = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _ID = re.compile(rb'(?:^\{|(?="id"\s*:\s*"(?:chat)?cmpl-))"id"\s*:\s*"[^"\\]{1,256}"')
@@ -84,6 +84,7 @@ class Scan:
         self._reasons: list[bytes] = []
         self._held: list[bytes] = []  # from the last choice's last event on
         self._total: Usage | None = None
+        self._late: bytes | None = None  # the usage that came with the last choice's last event
         self._id: tuple[bytes, bytes] | None = None
 
     def read(self, data: bytes) -> Chunk | None:
@@ -98,8 +99,10 @@ class Scan:
         """The finish chunk. Raises EngineError where the answer was not whole."""
         if not self.over:
             self._events.end()
-        if len(self._reasons) < self._call.choices or not self._held:
+        if not self._ended:
             raise EngineError(f"The engine of {self._call.model} broke off in mid-answer")
+        if self._total is None and self._late is not None:
+            self._held.append(self._usage_event(self._late))
         if self._total is None and not self._prompt:
             log.warning("model %s: a stream without usage", self._call.model)
             self._total = _unknown(self._call)
@@ -123,20 +126,33 @@ class Scan:
             data.decode()
         except UnicodeDecodeError as error:
             raise self._malformed() from error
-        data = self._renamed(self._without_usage(data))
+        if not self._ended:
+            self._reasons += _FINISHED.findall(data)
+        # One event is one line, also where the engine spread it over several.
+        data = self._renamed(self._without_usage(data)).replace(b"\n", b" ")
         line = b"data: " + data + b"\n\n"
-        if self._held:
+        if self._ended:
             self._held.append(line)
             return b""
         if not self._prompt and _SAYS.search(data):
             self._unsaid += 1
-        reason = _FINISHED.search(data)
-        if reason is not None:
-            self._reasons.append(reason[1])
-            if len(self._reasons) == self._call.choices:
-                self._held.append(line)
-                return b""
         return line
+
+    @property
+    def _ended(self) -> bool:
+        """Whether every choice has had its last event."""
+        return len(self._reasons) >= self._call.choices
+
+    def _usage_event(self, usage: bytes) -> bytes:
+        """An event with this usage alone, for engines that send it with a choice."""
+        try:
+            last = json.loads(self._held[-1].removeprefix(b"data: "))
+            found = json.loads(usage)
+        except ValueError as error:
+            raise self._malformed() from error
+        self._total = _usage(found)
+        content = {**last, "choices": [], "usage": found}
+        return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
 
     def _without_usage(self, data: bytes) -> bytes:
         """Note the running usage; cut it out where the client did not ask for it."""
@@ -147,12 +163,13 @@ class Scan:
         prompt, completion = _PROMPT.search(found[1]), _COMPLETION.search(found[1])
         if prompt is not None and completion is not None:
             self._prompt = int(prompt[1])
-            if len(self._reasons) == self._call.choices and _EMPTY.search(data):
+            if self._ended and _EMPTY.search(data):
                 cached = _CACHED.search(found[1])
                 self._total = Usage(
                     self._prompt, int(cached[1]) if cached else 0, int(completion[1])
                 )
                 return data
+            self._late = found[1] if self._ended else None
             index = _INDEX.search(data)
             self._written[b"" if index is None else index[1]] = int(completion[1])
         return data if self._keeps_usage else data[: found.start()] + data[found.end() :]

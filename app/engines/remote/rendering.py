@@ -14,7 +14,12 @@ from app.types import Call
 _KEPT = 256  # renderings: a call's count, its hand-overs and its retries come close together
 _TEMPLATE = ("tools", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs")
 _LAST = ("add_generation_prompt", "continue_final_message")
-_FOREIGN = ("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id")
+_FOREIGN = (
+    *("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id"),
+    # SGLang's: code to run, others' requests and sessions, machines to fetch a cache from
+    *("custom_logit_processor", "rid", "session_params", "input_embeds"),
+    *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+)
 
 
 class Renderings:
@@ -82,7 +87,8 @@ class Renderer:
     async def decode(self, ids: list[int]) -> str:
         """The text of these ids; bytes that are no whole character come as U+FFFD."""
         body = {"model": self._served, "tokens": ids}
-        text = (await self._origin.json("/detokenize", body)).get("prompt")
+        found = await self._origin.json("/detokenize", body)
+        text = found.get("prompt") if isinstance(found, dict) else None
         if not isinstance(text, str):
             raise EngineError(f"The engine of {self._origin.model} does not detokenize")
         return text
@@ -117,8 +123,11 @@ class Renderer:
 
 def check_foreign(call: Call) -> None:
     """Refuse fields by which a client could reach into a server's memory. Raises BadRequest."""
+    # vLLM reads some of them out of its extra arguments too.
+    inner = (call.body.get("vllm_xargs"), call.extra.get("vllm_xargs"))
+    places = [call.body, call.extra, *(given for given in inner if isinstance(given, Mapping))]
     for field in _FOREIGN:
-        if call.body.get(field) is not None or call.extra.get(field) is not None:
+        if any(place.get(field) is not None for place in places):
             raise BadRequest(f"{field}: is not for clients to set", param=field)
 
 

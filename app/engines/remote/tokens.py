@@ -95,14 +95,24 @@ class Text:
         return self._stops.push(text)
 
     async def split(self, ids: Sequence[int], text: str) -> list[str]:
-        """What each of these ids adds, where the server gave the text of all of them."""
+        """What each of these ids adds, where the server gave the text of all of them.
+
+        Fewer than there are ids where a stop string ends the answer before.
+        """
         if len(ids) == 1:
             return [await self.push(ids, text)]
-        shown = []
+        amid, parts = bool(self._open), list[str]()
         for id in ids:
             self._written.append(id)
-            part = await self._ask([id]) if self._open else await self._alone(id)
+            parts.append(await self._ask([id]) if self._open else await self._alone(id))
+        if not amid and "".join(parts) != text:
+            # Some tokenizers space words otherwise where they see a few of them only.
+            parts = [*[""] * (len(ids) - 1), text]
+        shown = list[str]()
+        for part in parts:
             shown.append(self._stops.push(part))
+            if self.stopped_by is not None:
+                break
         return shown
 
     def flush(self) -> str:
@@ -155,8 +165,8 @@ class _Reader:
                 async with aclosing(self._choice(choice)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                        if self.text.stopped_by is not None:
-                            return
+                if self.text.stopped_by is not None:
+                    return
 
     def finish(self) -> Chunk:
         """The finish chunk. Raises EngineError where the answer was not whole."""
@@ -183,11 +193,9 @@ class _Reader:
         return sentinel is not None and self.stop == sentinel
 
     def _parse(self, event: bytes) -> dict[str, Any] | None:
-        if event.startswith(b":"):
-            self._report(event)
-            return None
         data = payload(event)
         if data is None:
+            self._report(event)  # a comment, if anything
             return None
         if data == b"[DONE]":
             self.over = True
@@ -234,13 +242,13 @@ class _Reader:
 
     async def _choice(self, choice: Any) -> AsyncGenerator[Chunk]:
         try:
-            ids, text = list(choice["token_ids"] or ()), choice["text"]
+            ids, text = list(choice["token_ids"] or ()), str(choice["text"] or "")
             self.reason = choice["finish_reason"] or self.reason
             self.stop = choice.get("stop_reason", self.stop)
             tokens = self._tokens(ids, choice.get("logprobs"))
             if self.call.sampling.logprobs is not None:
                 tokens = await self._named(tokens)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise self._malformed() from error
         if self._fired and ids:
             ids, tokens = ids[:-1], tokens[:-1]  # what the plugin wrote is no token of the answer
@@ -248,7 +256,7 @@ class _Reader:
             return
         model = self.call.model
         if self.call.decoding.entropy and len(ids) > 1:
-            for token, part in zip(tokens, await self.text.split(ids, text), strict=True):
+            for token, part in zip(tokens, await self.text.split(ids, text), strict=False):
                 yield Chunk(part, (token,), model, usage=self._news())
             return
         yield Chunk(await self.text.push(ids, text), tokens, model, usage=self._news())

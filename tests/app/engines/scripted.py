@@ -85,6 +85,7 @@ class Server:
     load_: Load = Load()
     abilities: Capabilities = Capabilities("f", 1000, "exact", True, True, True, 1)
     counts: int | Exception = 7
+    counting: asyncio.Event | None = None  # what a count waits for
     plays: deque[Sequence[Any]] = field(default_factory=deque)  # of the next calls
     always: Sequence[Step] = (token("a"), token("b"), END)  # of all others
     asked: list[Call] = field(default_factory=list)
@@ -124,6 +125,10 @@ class Server:
     async def count(self, call: Call) -> int:
         self.counted.append(call)
         await self._check(None)
+        if self.counting is not None:
+            self.running += 1
+            await self.counting.wait()
+            self.running -= 1
         if isinstance(self.counts, Exception):
             raise self.counts
         return self.counts

@@ -91,6 +91,13 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes_first() -> None:
     assert not list(affinity.of_prompt((b"1",)))
 
 
+def test_what_was_just_read_again_is_not_the_oldest() -> None:
+    affinity = Affinity(3)
+    for text in (b"1", b"2", b"3", b"1", b"4"):
+        affinity.read((text,), "a", ["a"])
+    assert [bool(list(affinity.of_prompt((text,)))) for text in (b"1", b"2")] == [True, False]
+
+
 def test_an_answer_without_an_id_is_not_remembered() -> None:
     affinity = Affinity()
     affinity.wrote("", "a")

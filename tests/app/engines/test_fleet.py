@@ -145,6 +145,23 @@ def test_a_family_has_one_tokenizer(caplog: pytest.LogCaptureFixture) -> None:
     run(test)
 
 
+def test_a_server_that_was_taken_over_must_fit_its_new_family() -> None:
+    async def test() -> None:
+        many = servers("a", "b", fingerprint="x")
+        before = many.fleet(card("m", A))
+        await before.start()
+        after = many.fleet(card("m", A), card("n", B), previous=before)
+        await after.start()
+        many[A].up = False
+        await asyncio.sleep(20)
+        many[A].up, many[A].fingerprint = True, "y"
+        await asyncio.sleep(60)
+        assert states(after) == [("m", A, "open"), ("n", B, "ready")]
+        await after.aclose()
+
+    run(test)
+
+
 def test_a_reload_keeps_what_is_as_it_was_and_drains_the_rest() -> None:
     async def test() -> None:
         block = asyncio.Event()

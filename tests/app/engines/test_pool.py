@@ -341,38 +341,6 @@ def test_whatever_happens_no_place_is_lost(seed: int) -> None:
     run(test)
 
 
-def test_count_is_tried_elsewhere_and_needs_no_place() -> None:
-    async def test() -> None:
-        many = servers("a", "b", idempotent=False, always=(token("x"), asyncio.Event()))
-        async with many.started(card("m", A, B, max_running=1)) as fleet:
-            streams = [await opened(fleet, call(str(at))) for at in range(2)]
-            for error in (EngineLost("x"), EngineUnavailable("x"), Overloaded("x")):
-                many[A].counts = error
-                assert await fleet.count(call()) == 7
-            many[B].counts = BadRequest("x")
-            many[A].counts = 7
-            results = [await _outcome(fleet, at) for at in range(20)]
-            assert set(results) == {7, "x"}
-            many[A].up = many[B].up = False
-            with pytest.raises(EngineUnavailable):
-                for _ in range(7):
-                    await _outcome(fleet, 0)
-                await fleet.count(call())
-            for stream in streams:
-                await stream.aclose()
-
-    run(test)
-
-
-async def _outcome(fleet: Fleet, at: int) -> int | str:
-    try:
-        return await fleet.count(call(f"number {at}"))
-    except BadRequest as error:
-        return error.message
-    except EngineError:
-        return -1
-
-
 def test_capabilities_are_what_all_ready_replicas_can_do() -> None:
     async def test() -> None:
         many = servers("a", "b", up=False)

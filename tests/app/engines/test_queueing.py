@@ -161,6 +161,21 @@ def test_a_place_for_who_is_being_cancelled_goes_to_the_next(granted_first: bool
     run(test)
 
 
+def test_who_leaves_does_not_use_up_its_account_s_turn() -> None:
+    async def test() -> None:
+        places = Places(1)
+        mine = await places.wait("x")
+        names = ["a1", "a2", "b1"]
+        tasks = [asyncio.create_task(places.visit(name[0], name)) for name in names]
+        await settle()
+        tasks[0].cancel()
+        places.give(mine)
+        await asyncio.wait(tasks)
+        assert places.order[1:] == ["a2", "b1"]
+
+    run(test)
+
+
 def test_everybody_is_told_when_there_will_be_no_place() -> None:
     async def test() -> None:
         places = Places(1)

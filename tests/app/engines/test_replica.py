@@ -59,7 +59,11 @@ def test_a_server_that_comes_up_late_is_asked_ever_more_rarely_until_it_does() -
                 assert whole / 2 <= gap <= whole
             with pytest.raises(EngineUnavailable) as caught:
                 await said(fleet, call())
-            assert 1.0 <= (caught.value.retry_after or 0) <= 30
+            assert 1.0 < (caught.value.retry_after or 0) <= 30
+            probes = len(server.probes)
+            await asyncio.sleep(caught.value.retry_after or 0)
+            await settle()
+            assert len(server.probes) == probes + 1
             assert not server.asked
             server.up = True
             await asyncio.sleep(30)
@@ -97,6 +101,19 @@ def test_meanwhile_those_that_did_answer_serve() -> None:
     run(test)
 
 
+def test_who_starts_a_fleet_that_is_closed_meanwhile_is_told() -> None:
+    async def test() -> None:
+        many = servers("a", probing=1e6)
+        fleet = many.fleet()
+        starting = asyncio.create_task(fleet.start())
+        await settle()
+        await fleet.aclose()
+        with pytest.raises(RuntimeError):
+            await starting
+
+    run(test)
+
+
 def test_faults_in_a_row_open_it_and_only_a_probe_closes_it() -> None:
     async def test() -> None:
         many = servers("a")
@@ -109,7 +126,9 @@ def test_faults_in_a_row_open_it_and_only_a_probe_closes_it() -> None:
             assert status(fleet).state == "open"
             assert status(fleet).reason == "3 calls in a row failed: z"
             asked, probes = len(server.asked), len(server.probes)
-            await asyncio.sleep(10)
+            await asyncio.sleep(1)  # not only when the next pulse would have come
+            assert len(server.probes) == probes + 1
+            await asyncio.sleep(9)
             with pytest.raises(EngineUnavailable):
                 await said(fleet, call())
             assert len(server.asked) == asked  # no client's call was its guinea pig
@@ -201,10 +220,28 @@ def test_pulses_tell_the_load_and_failing_ones_come_sooner_then_open_it(
             assert status(fleet).state == "ready"
             await asyncio.sleep(2 + 5)
             assert status(fleet).state == "open"
+            assert fleet.load("m") == Load(False, 0, 0)
             assert "3 health checks in a row failed: no answer within 5 s" in caplog.text
             server.pulsing = server.probing = None
             await asyncio.sleep(60)
             assert status(fleet).state == "ready"
+
+    run(test)
+
+
+def test_pulses_that_fail_now_and_then_do_not_open_it() -> None:
+    async def test() -> None:
+        many = servers("a")
+        async with many.started() as fleet:
+            await asyncio.sleep(1)
+            for _ in range(5):
+                pulses = len(many[A].pulses)
+                many[A].pulsing = EngineError("x")
+                while len(many[A].pulses) < pulses + 2:
+                    await asyncio.sleep(0.1)
+                many[A].pulsing = None
+                await asyncio.sleep(5)
+                assert status(fleet).state == "ready"
 
     run(test)
 
@@ -225,7 +262,10 @@ def test_a_server_that_answers_pulses_but_breaks_off_calls_is_opened(
     run(test)
 
 
-def test_one_that_is_probed_well_and_fails_again_is_probed_ever_more_rarely() -> None:
+@pytest.mark.parametrize(("every", "probes"), [(0.5, 14), (2.0, 35)])
+def test_one_that_is_probed_well_and_fails_again_is_probed_ever_more_rarely(
+    every: float, probes: int
+) -> None:
     async def test() -> None:
         many = servers("a", always=(EngineError("x"),))
         async with many.started() as fleet:
@@ -233,8 +273,8 @@ def test_one_that_is_probed_well_and_fails_again_is_probed_ever_more_rarely() ->
                 if status(fleet).state == "ready":
                     with pytest.raises(FarthingError):
                         await said(fleet, call())
-                await asyncio.sleep(0.5)
-            assert len(many[A].probes) < 14
+                await asyncio.sleep(every)
+            assert len(many[A].probes) < probes
             many[A].always = (token("a"), END)
             await asyncio.sleep(60)
             assert await said(fleet, call()) == "a"
