@@ -159,8 +159,8 @@ class Chunk:
     cached may become known with the finish chunk only.
 
     A native call's chunks hold `raw` instead of text and tokens: whole server-sent events, or with
-    the finish chunk the body of an answer in one piece. The finish chunk of a stream has the last
-    choice's last event and, after it, the event with the usage.
+    the finish chunk the body of an answer in one piece. The finish chunk of a stream has every
+    choice's last event and, after them, the event with the usage.
     """
 
     text: str = ""

@@ -20,6 +20,7 @@ from app.errors import (
     FarthingError,
     Overloaded,
     Unaffordable,
+    UnknownModel,
 )
 from app.types import (
     Call,
@@ -119,10 +120,9 @@ class EntropySwitch(Policy):
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         answer = _Answer(self, call, engine)
         while True:
-            segment = answer.segment()
             try:
                 async with (
-                    aclosing(engine.generate(segment)) as stream,
+                    aclosing(engine.generate(answer.segment())) as stream,
                     aclosing(answer.read(stream)) as kept,
                 ):
                     async for chunk in kept:
@@ -132,10 +132,10 @@ class EntropySwitch(Policy):
                     raise
                 answer.end, answer.last = "over", Chunk(model=answer.writer, finish="length")
             except Unaffordable:
-                if answer.writer == self.small and not answer.written:
+                if not answer.written and (answer.alone or answer.writer == self.small):
                     raise
                 answer.end, answer.crossed = "budget", None
-            except (EngineError, Overloaded) as error:
+            except (EngineError, Overloaded, UnknownModel) as error:
                 if not answer.may_fail_over(error):
                     raise
             step = answer.next_step()
@@ -245,7 +245,7 @@ class _Answer:
                 return replace(self.last, finish="length")
             return self.last
         if self.end == "budget":
-            stuck = self.alone or self.writer == policy.small or not self._between_words(" ")
+            stuck = self.alone or self.writer == policy.small
             if stuck or self.engine.allowance(policy.small) < 1:
                 return replace(self.last, finish="length", reason="budget")
             self.end = "steered"
@@ -267,8 +267,10 @@ class _Answer:
 
     def may_fail_over(self, error: FarthingError) -> bool:
         """Whether the other model can take over from the one that has just failed."""
-        busy = isinstance(error, Overloaded) and not self.written
-        if self.alone or busy:  # who has nothing to lose had better come back later
+        # Who has nothing to lose had better come back later. A model that is unknown in
+        # mid-answer was known before: the catalog has been exchanged meanwhile.
+        early = isinstance(error, Overloaded | UnknownModel) and not self.written
+        if self.alone or early:
             return False
         self.alone, self.end, self.crossed = True, "failed", None
         return True

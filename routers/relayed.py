@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from app.errors import EngineError
 from app.types import Chunk
 
 
@@ -16,8 +17,11 @@ def documents(raw: bytes, id: str) -> list[dict[str, Any]]:
 
 
 def document(raw: bytes, id: str) -> dict[str, Any]:
-    """A body or an event as JSON, under our id."""
-    content: dict[str, Any] = json.loads(raw)
+    """A body or an event as JSON, under our id. Raises EngineError."""
+    try:
+        content: dict[str, Any] = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise EngineError("The engine's last words are no JSON") from error
     return {**content, "id": id}
 
 
@@ -28,22 +32,21 @@ def complete(
     cost: Mapping[str, Any],
     include_usage: bool,
 ) -> None:
-    """Put in, in place: `farthing` beside the choices, the cost into the usage.
+    """Put in, in place: `farthing` beside the last choice, the cost into the usage.
 
     The event with the usage goes where the client did not ask for it.
     """
+    ends = [content for content in found if content.get("choices")] or found
+    ends[-1]["farthing"] = dict(summary)
+    for choice in (choice for content in ends for choice in content.get("choices") or ()):
+        if finish.reason is not None and choice.get("finish_reason") == "length":
+            choice["finish_details"] = {"reason": finish.reason}
     for content in list(found):
-        choices = content.get("choices") or []
-        if choices or len(found) == 1:
-            content["farthing"] = dict(summary)
-        for choice in choices:
-            if finish.reason is not None and choice.get("finish_reason") == "length":
-                choice["finish_details"] = {"reason": finish.reason}
         if isinstance(content.get("usage"), dict):
             content["usage"] |= cost
-        if not choices and not include_usage and len(found) > 1:
+        if content not in ends and not include_usage:
             found.remove(content)
-            # An engine that is not asked for usage names its fingerprint with the last choice.
-            for key in content.keys() - found[0].keys():
-                if key == "system_fingerprint":
-                    found[0][key] = content[key]
+            # An engine that is not asked for usage names its fingerprint with each choice's end.
+            for end in ends:
+                if "system_fingerprint" in content:
+                    end.setdefault("system_fingerprint", content["system_fingerprint"])

@@ -88,7 +88,8 @@ class Fake:
         usage = Usage(prompt=len(prompt), cached=self._cached(call.model, prompt))
         room = script.context - len(prompt)
         limit = room if call.max_tokens is None else min(room, call.max_tokens)
-        start, written, entropies = len(call.written), 0, list[float]()
+        start = len(call.said.split()) + len(call.written)
+        written, entropies = 0, list[float]()
         for position in range(start, len(script.words)):
             if written == limit:
                 break
@@ -132,9 +133,12 @@ class Fake:
         return self.scripts[model]
 
     def _prompt(self, call: Call) -> list[object]:
-        if call.prompt is not None:
-            return list(call.prompt.split() if isinstance(call.prompt, str) else call.prompt)
-        return [word for m in call.messages for word in str(m["content"] or "").split()]
+        """The words before `written`: the prompt's, and what another family said."""
+        if isinstance(call.prompt, tuple):
+            return [*call.prompt, *call.said.split()]
+        texts = [str(m["content"] or "") for m in call.messages]
+        texts = texts if call.prompt is None else [call.prompt]
+        return [word for text in (*texts, call.said) for word in text.split()]
 
     def _cached(self, model: str, prompt: list[object]) -> int:
         seen = self._read.setdefault(model, [])

@@ -15,10 +15,14 @@ class Detokenizer:
     began), so a fresh instance that is primed with what was written continues exactly.
     """
 
-    def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, piece: Callable[[int], bytes], stops: Sequence[str] = (), said: str = ""
+    ) -> None:
+        """`said`: the answer's text before the first id, which was shown already."""
         self._piece = piece
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(stops)
+        self._stops.push(said)
 
     @property
     def stopped_by(self) -> str | None:

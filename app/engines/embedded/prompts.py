@@ -16,6 +16,8 @@ _KEPT = 32  # renderings: a call's count and its hand-overs come close together
 class Encoder(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
+    def continued(self, text: str) -> list[int]: ...
+
     def chat(self, messages: Sequence[Message]) -> list[int]: ...
 
 
@@ -32,6 +34,10 @@ class Prompts:
 
     async def ids(self, call: Call) -> Sequence[int]:
         """The prompt's ids, `written` not included. Raises BadRequest as the tokenizer does."""
+        ids = await self._prompt(call)
+        return [*ids, *self._encoder.continued(call.said)] if call.said else ids
+
+    async def _prompt(self, call: Call) -> Sequence[int]:
         if isinstance(call.prompt, tuple):
             return call.prompt
         source: object = call.messages if call.prompt is None else call.prompt

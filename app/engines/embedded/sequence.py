@@ -58,7 +58,7 @@ class RunningSequence:
         self.on_news = on_news
         self._outbox_size = outbox_size
         self._vocabulary = vocabulary
-        self._text = Detokenizer(vocabulary.piece, sampling.stop)
+        self._text = Detokenizer(vocabulary.piece, sampling.stop, call.said)
         self._text.prime(call.written)
         self._ends = frozenset() if sampling.ignore_eos else vocabulary.eos_ids
         self._stop_ids = frozenset(sampling.stop_token_ids)

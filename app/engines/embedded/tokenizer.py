@@ -79,6 +79,10 @@ class Tokenizer:
         """
         return self._ids(text, True, "prompt")
 
+    def continued(self, text: str) -> list[int]:
+        """The ids of a text that goes on where another one ended."""
+        return self._ids(text, False, "said")
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a chat, ready for the assistant's answer.
 

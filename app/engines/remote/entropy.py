@@ -21,7 +21,7 @@ def interval(logprobs: Iterable[float], vocabulary: int) -> tuple[float, float]:
     likeliest = [p for p in likeliest if p > 0.0]
     if not likeliest:
         return 0.0, math.log2(vocabulary)
-    known = math.fsum(-p * math.log2(p) for p in likeliest) + 0.0  # not -0.0
+    known = math.fsum(-p * math.log2(p) for p in likeliest)
     rest = max(1.0 - math.fsum(likeliest), 0.0)
     others = vocabulary - len(likeliest)
     if rest <= 0.0 or others <= 0:

@@ -82,7 +82,7 @@ class Scan:
         self._written: dict[bytes, int] = {}  # tokens by choice
         self._unsaid = 0  # events with text of an engine that tells its usage at the end only
         self._reasons: list[bytes] = []
-        self._held: list[bytes] = []  # from the last choice's last event on
+        self._held: list[bytes] = []  # each choice's last event, and what follows them all
         self._total: Usage | None = None
         self._late: bytes | None = None  # the usage that came with the last choice's last event
         self._id: tuple[bytes, bytes] | None = None
@@ -126,16 +126,16 @@ class Scan:
             data.decode()
         except UnicodeDecodeError as error:
             raise self._malformed() from error
-        if not self._ended:
-            self._reasons += _FINISHED.findall(data)
+        ends = [] if self._ended else _FINISHED.findall(data)
+        self._reasons += ends
         # One event is one line, also where the engine spread it over several.
         data = self._renamed(self._without_usage(data)).replace(b"\n", b" ")
         line = b"data: " + data + b"\n\n"
-        if self._ended:
-            self._held.append(line)
-            return b""
         if not self._prompt and _SAYS.search(data):
             self._unsaid += 1
+        if ends or self._ended:
+            self._held.append(line)
+            return b""
         return line
 
     @property

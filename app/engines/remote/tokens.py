@@ -57,8 +57,9 @@ async def stream(
 class Text:
     """What may be shown of an answer, as a function of all of its ids.
 
-    A server's own text is right from a character's beginning on: where an answer is handed on in
-    the midst of one, the first tokens are asked for by their ids until the character is whole.
+    A server's own text is right between two characters. Amid one it says nothing, not even what
+    the same token shows before it; and where an answer was handed on there, it begins with what
+    was shown already. So until the character is whole the tokens are asked for by their ids.
     """
 
     def __init__(self, decode: Decode, call: Call) -> None:
@@ -87,29 +88,36 @@ class Text:
         if text.endswith(_REPLACEMENT):
             self._open, self._shown = tail, text.rstrip(_REPLACEMENT)
 
-    async def push(self, ids: Sequence[int], text: str) -> str:
-        """What may be shown after these ids, which the server says show `text`."""
+    async def push(self, ids: Sequence[int], text: str, ended: bool = False) -> str:
+        """What may be shown after these ids, which the server says show `text`.
+
+        `ended`: the last of them is the model's end, which shows nothing.
+        """
         self._written += ids
         if self._open:
-            text = await self._ask(ids)
+            text = await self._ask(ids[:-1] if ended else ids)
+        elif not text and not ended:
+            new = await self._alone(ids)
+            text = new if self._open else ""  # else it is none that shows anything
         return self._stops.push(text)
 
-    async def split(self, ids: Sequence[int], text: str) -> list[str]:
+    async def split(self, ids: Sequence[int], text: str, ended: bool = False) -> list[str]:
         """What each of these ids adds, where the server gave the text of all of them.
 
         Fewer than there are ids where a stop string ends the answer before.
         """
         if len(ids) == 1:
-            return [await self.push(ids, text)]
+            return [await self.push(ids, text, ended)]
         amid, parts = bool(self._open), list[str]()
-        for id in ids:
+        for id in ids[:-1] if ended else ids:
             self._written.append(id)
-            parts.append(await self._ask([id]) if self._open else await self._alone(id))
-        if not amid and "".join(parts) != text:
+            parts.append(await (self._ask([id]) if self._open else self._alone([id])))
+        said = "".join(parts)
+        if not amid and said != text and not (self._open and said.startswith(text)):
             # Some tokenizers space words otherwise where they see a few of them only.
-            parts = [*[""] * (len(ids) - 1), text]
+            parts = [*[""] * (len(parts) - 1), text]
         shown = list[str]()
-        for part in parts:
+        for part in [*parts, *[""] * ended]:
             shown.append(self._stops.push(part))
             if self.stopped_by is not None:
                 break
@@ -118,14 +126,17 @@ class Text:
     def flush(self) -> str:
         return self._stops.flush()
 
-    async def _alone(self, id: int) -> str:
-        tail = self._written[-_TAIL:-1]
+    async def _alone(self, ids: Sequence[int]) -> str:
+        """The text that these last ids add, where none before them is amid a character."""
+        tail = self._written[-_TAIL - len(ids) : -len(ids)]
         before = await self._decode(tail) if tail else ""
-        self._open, self._shown = tail, before
-        return await self._ask([id])
+        self._open, self._shown = tail, before.rstrip(_REPLACEMENT)
+        return await self._ask(ids)
 
-    async def _ask(self, ids: Iterable[int]) -> str:
+    async def _ask(self, ids: Sequence[int]) -> str:
         """The text that these ids complete, by all ids since the last whole character."""
+        if not ids:
+            return ""
         self._open = [*self._open, *ids]
         text = await self._decode(self._open)
         whole = text.rstrip(_REPLACEMENT)
@@ -255,11 +266,12 @@ class _Reader:
         if not ids:
             return
         model = self.call.model
+        ended = choice["finish_reason"] == "stop" and not self._fired
         if self.call.decoding.entropy and len(ids) > 1:
-            for token, part in zip(tokens, await self.text.split(ids, text), strict=False):
+            for token, part in zip(tokens, await self.text.split(ids, text, ended), strict=False):
                 yield Chunk(part, (token,), model, usage=self._news())
             return
-        yield Chunk(await self.text.push(ids, text), tokens, model, usage=self._news())
+        yield Chunk(await self.text.push(ids, text, ended), tokens, model, usage=self._news())
 
     def _tokens(self, ids: list[int], logprobs: Any) -> tuple[Token, ...]:
         first = self.written

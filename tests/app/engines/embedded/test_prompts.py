@@ -29,6 +29,9 @@ class Letters:
         self.threads.append(threading.current_thread())
         return list(map(ord, text))
 
+    def continued(self, text: str) -> list[int]:
+        return list(map(ord, text.upper()))
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         return self.encode(str(messages[0]["content"]))
 
@@ -38,6 +41,15 @@ async def test_count_and_hand_overs_render_no_second_time() -> None:
     prompts = Prompts(letters, longest=100)
     for call in (CALL, CALL.to("other"), CALL.after((65,))):
         assert await prompts.ids(call) == list(map(ord, "hello"))
+    assert letters.rendered == ["hello"]
+
+
+async def test_what_another_family_said_is_read_after_the_prompt() -> None:
+    letters = Letters()
+    prompts = Prompts(letters, longest=100)
+    for said in ("a", "ab"):
+        call = replace(CALL, said=said, written=(1,))
+        assert await prompts.ids(call) == list(map(ord, "hello" + said.upper()))
     assert letters.rendered == ["hello"]
 
 

@@ -1,0 +1,49 @@
+"""Two models that pass for two families hand an answer over as text, on real weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.budget import Purse
+from app.catalog import Catalog, read
+from app.engines.embedded.engine import EmbeddedEngine
+from app.gateway import Gateway, Order
+from app.settings import DEFAULT_CONFIG
+from app.types import Call, Sampling
+from tests.prompts import OWN
+
+pytestmark = pytest.mark.model
+SMALL, LARGE = "smollm2-135m-int8", "smollm2-135m"
+
+
+async def test_they_change_places_between_two_words_only(smollm2_gguf: Path) -> None:
+    fleet = read(DEFAULT_CONFIG)
+    cards = {
+        name: card.model_copy(update={"family": name}) for name, card in fleet.models.items()
+    }
+    engine = EmbeddedEngine(list(cards.values()), dict.fromkeys(cards, smollm2_gguf))
+    await engine.start()
+    switches = 0
+    try:
+        gateway = Gateway(engine, Catalog(cards, fleet.presets))
+        for prompt in OWN[:6]:
+            messages = ({"role": "user", "content": prompt},)
+            call = Call(
+                "economy", messages=messages, max_tokens=64, sampling=Sampling(temperature=0)
+            )
+            text, boundaries = "", list[tuple[str, str]]()
+            async for chunk in gateway.answer(Order(call), Purse()):
+                if chunk.decision is not None:
+                    boundaries.append((chunk.decision.kind, text))
+                    switched = True
+                elif chunk.text and boundaries and boundaries[-1][1] == text and switched:
+                    before, switched = text, False
+                    assert before[-1:].isspace() or chunk.text[:1].isspace(), (before, chunk.text)
+                text += chunk.text
+            assert "\ufffd" not in text
+            switches += len(boundaries)
+    finally:
+        await engine.aclose()
+    assert switches > 0
