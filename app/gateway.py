@@ -166,6 +166,7 @@ class Answer:
         self.budget = order.usd
         self.estimate = 0  # worst case, 1e-12 USD
         self.decisions: list[Decision] = []
+        self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
         self._plan = plan
         self._meter = meter
         self._account = account
@@ -334,6 +335,8 @@ class Answer:
         shown = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
         if shown:
             self._visible[chunk.model] = self._visible.get(chunk.model, 0) + shown
+        for low, high in (token.entropy for token in chunk.tokens if token.entropy is not None):
+            self.entropy = "bounds" if low != high else self.entropy or "exact"
         self._calls += bool(chunk.usage.prompt)
         if self._calls == 1:
             self._cached += chunk.usage.cached

@@ -174,6 +174,8 @@ class Scribe(ABC):
             "fidelity": answer.fidelity,
             "models": {line.model: line.visible for line in answer.bill.lines},
         }
+        if answer.entropy is not None:
+            summary["entropy"] = answer.entropy
         failed = next((d for d in answer.decisions if d.kind == "failover"), None)
         if failed is not None:
             summary["failover"] = {"token": failed.token, "model": failed.model}

@@ -232,3 +232,54 @@ async def test_max_tokens_beyond_the_context_reaches_the_engine_which_refuses_it
     await anext(answer)
     assert fake.calls[0].max_tokens == 9000
     await answer.aclose()
+
+
+class Bounding(Fake):
+    """The large model's entropies are known within bounds only."""
+
+    async def generate(self, call):
+        async for chunk in super().generate(call):
+            if call.model == "large":
+                tokens = [replace(t, entropy=(t.entropy[0], 9.0)) for t in chunk.tokens]
+                chunk = replace(chunk, tokens=tuple(tokens))
+            yield chunk
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "small", "known"),
+    [
+        (Fake, "large", [], None),
+        (Fake, "economy", [9.0] * 20, "exact"),
+        (Bounding, "economy", [], "exact"),  # the large one never wrote
+        (Bounding, "economy", [9.0] * 20, "bounds"),
+    ],
+)
+async def test_an_answer_says_whether_its_entropies_were_exact(kind, model, small, known):
+    answer = ask(gateway(kind(engine(small=small).scripts)), Order(call(model)))
+    await read(answer)
+    assert answer.entropy == known
+
+
+async def test_an_answer_is_asked_for_in_its_accounts_name():
+    fake = engine()
+    answer = gateway(fake).answer(Order(call("small")), Purse(id="key-1"))
+    await read(answer)
+    assert [made.account for made in fake.calls] == ["key-1"]
+
+
+@pytest.mark.parametrize("up", ["large", None])
+async def test_a_prompt_is_counted_by_whichever_model_can(up):
+    class Half(Fake):
+        async def count(self, call):
+            if call.model != up:
+                raise EngineError("down")
+            return await super().count(call)
+
+    answer = ask(gateway(Half(engine().scripts)), Order(call("economy")))
+    if up is None:
+        with pytest.raises(EngineError, match="down"):
+            await read(answer)
+        return
+    chunks = await read(answer)
+    assert {chunk.model for chunk in chunks if chunk.tokens} == {"large"}
+    assert [decision.kind for decision in answer.decisions] == ["failover"]

@@ -159,6 +159,7 @@ def exact(rows: torch.Tensor) -> list[float]:
     return bits
 
 
+@pytest.mark.smoke
 def test_a_hello_finds_the_plugin(client: Client) -> None:
     assert client.refused({asks.HELLO: 1}).startswith(f"{asks.MARKER} vllm=0.32.")
 
@@ -216,6 +217,7 @@ def test_entropies_are_exact(
     assert worst < 1e-3
 
 
+@pytest.mark.smoke
 def test_entropies_are_those_of_the_server_s_own_logprobs(client: Client) -> None:
     prompt = client.prompt(OWN[0])
     asked = client.ask(prompt, max_tokens=3)
@@ -335,6 +337,7 @@ def test_a_chat_is_reported_too(client: Client) -> None:
     assert sorted(answer.bits) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.smoke
 def test_a_call_whose_client_has_gone_is_forgotten(client: Client) -> None:
     prompt = client.prompt(OWN[3])
     body = client.body(prompt, {asks.CALL: "gone"}, max_tokens=1000)
