@@ -34,8 +34,11 @@ def complete(
 ) -> None:
     """Put in, in place: `farthing` beside the last choice, the cost into the usage.
 
-    The event with the usage goes where the client did not ask for it.
+    The event with the usage goes where the client did not ask for it; an engine that tells none
+    is billed for the most that it may have used, and the client is told that.
     """
+    if include_usage and not any(isinstance(content.get("usage"), dict) for content in found):
+        found[-1]["usage"] = _billed(cost)
     ends = [content for content in found if content.get("choices")] or found
     ends[-1]["farthing"] = dict(summary)
     for choice in (choice for content in ends for choice in content.get("choices") or ()):
@@ -50,3 +53,11 @@ def complete(
             for end in ends:
                 if "system_fingerprint" in content:
                     end.setdefault("system_fingerprint", content["system_fingerprint"])
+
+
+def _billed(cost: Mapping[str, Any]) -> dict[str, int]:
+    used = cost["cost_details"]["models"].values()
+    prompt = sum(each["prompt_tokens"] for each in used)
+    completion = sum(each["completion_tokens"] for each in used)
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}

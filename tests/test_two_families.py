@@ -20,9 +20,7 @@ SMALL, LARGE = "smollm2-135m-int8", "smollm2-135m"
 
 async def test_they_change_places_between_two_words_only(smollm2_gguf: Path) -> None:
     fleet = read(DEFAULT_CONFIG)
-    cards = {
-        name: card.model_copy(update={"family": name}) for name, card in fleet.models.items()
-    }
+    cards = {name: card.model_copy(update={"family": name}) for name, card in fleet.models.items()}
     engine = EmbeddedEngine(list(cards.values()), dict.fromkeys(cards, smollm2_gguf))
     await engine.start()
     switches = 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from app.engines.fake import Fake, Script
-from app.errors import BadRequest
+from app.errors import BadRequest, EngineError
 from app.gateway import Gateway, Order
 from app.types import Call
 from tests.policies.scripts import LENGTH, ask, call, card, engine, fleet, price, read, text, usd
@@ -98,7 +98,7 @@ async def test_large_named_and_small_filled_in_with_the_cheapest_kin(stops_by_it
         ({"window": 11}, "window must not exceed d_min"),
         ({"switch_at": "7,3"}, "switch_at must rise"),
         ({"small": "large"}, "nothing to switch to"),
-        ({"small": "stranger"}, "not of one family"),
+        ({"small": "stranger", "switch_at": "7"}, "not of one family"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, complaint, stops_by_itself):
@@ -163,15 +163,17 @@ async def test_raise_at_rises_as_the_money_runs_short(stops_by_itself):
     assert len([word for word in poor if word[0] == "l"]) < LENGTH - 10
 
 
-async def test_an_error_of_the_engine_reaches_the_client_and_closes_both(stops_by_itself):
+async def test_an_error_of_both_engines_reaches_the_client_and_closes_both(stops_by_itself):
     scripts = {
-        "small": Script(["s"] * 20, [3.0] * 20, stop_on_entropy=stops_by_itself),
+        "small": Script(["s"] * 20, [3.0] * 20, fails_after=12, stop_on_entropy=stops_by_itself),
         "large": Script(["l"] * 40, fails_after=3, stop_on_entropy=stops_by_itself),
     }
     fake = Fake(scripts)
-    with pytest.raises(Exception, match="the script says: fail"):
-        await answered(fake, Order(call()))
+    with pytest.raises(EngineError, match="the script says: fail"):
+        answer = ask(Gateway(fake, fleet()), Order(call(), options={"raise_at": "inf"}))
+        await read(answer)
     assert fake.open == 0
+    assert [(d.kind, d.model, d.token) for d in answer.decisions] == [("failover", "large", 12)]
 
 
 @pytest.mark.parametrize(

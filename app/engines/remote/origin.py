@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,14 @@ from app.errors import (
     EngineError,
     EngineLost,
     EngineUnavailable,
+    EngineUnsupported,
     FarthingError,
     Overloaded,
 )
 
+UNTOLD = 2**31  # tokens of a prompt, by a server that does not tell: the Meter knows how many
 _KEEPALIVE_S = 4.0  # below vLLM's 5: a connection that the server is about to drop is not reused
+_LAST_S = 0.2  # for a server to end a response whose last word it has said
 _MOST_ERROR = 64 * 1024  # bytes of an error's body that are read
 _CONTEXT_WORDS = ("context length", "context_length", "maximum model length", "max_model_len")
 log = logging.getLogger(__name__)
@@ -156,6 +160,19 @@ class Origin:
         return refusal(self.model, status, message, param, _retry_after(response))
 
 
+async def arrived(response: aiohttp.ClientResponse, limit: float) -> bytes:
+    """All that has come since it was last asked; empty at the end.
+
+    Raises TimeoutError after `limit` seconds of silence, and ClientError.
+    """
+    try:
+        # aiohttp's own limit ends with a connection whose framing is broken, and nobody is told.
+        async with asyncio.timeout(limit):
+            return await response.content.readany()
+    except RuntimeError as error:  # it was closed for such a reason before it was read
+        raise aiohttp.ClientPayloadError(str(error)) from error
+
+
 def refusal(
     model: str, status: int, message: str, param: str | None, retry_after: float = 1.0
 ) -> FarthingError:
@@ -169,8 +186,10 @@ def refusal(
         return (ContextOverflow if too_long else BadRequest)(message, param=param)
     if status in (401, 403):
         return EngineUnavailable(f"The engine of {model} refuses our credentials")
-    if status in (404, 405):
-        return EngineUnavailable(f"The engine of {model} does not serve this")
+    if status == 404 and param == "model":  # vLLM's, started anew with another one
+        return EngineUnavailable(f"The engine of {model} has another model now")
+    if status in (404, 405, 501):
+        return EngineUnsupported(f"The engine of {model} does not serve this", param="model")
     return EngineLost(f"The engine of {model} failed (status {status})")
 
 
@@ -183,6 +202,14 @@ def refusal_in_stream(model: str, data: bytes, *, begun: bool) -> FarthingError:
     return refusal(model, code, message, param)
 
 
+async def drained(response: aiohttp.ClientResponse) -> None:
+    """Read what follows an answer's last word, so that its connection can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(_LAST_S):
+            while await response.content.readany():
+                pass
+
+
 def _encoded(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -190,12 +217,14 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 def _decoded(body: bytes, model: str) -> Any:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"The engine of {model} answered in no JSON") from error
 
 
 def _headers(key: str | None, has_body: bool) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"} if has_body else {}
+    headers = {"Accept-Encoding": "identity"}  # a packed stream may wait until it is worth packing
+    if has_body:
+        headers["Content-Type"] = "application/json"
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     return headers
@@ -205,7 +234,7 @@ def error_of(body: bytes) -> tuple[str, str | None, int | None]:
     """What an error's JSON says, of which field, and its status."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.decode(errors="replace"), None, None
     error = content.get("error", content) if isinstance(content, dict) else content
     if not isinstance(error, dict):

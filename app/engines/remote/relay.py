@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import Origin, refusal_in_stream
+from app.engines.remote.origin import UNTOLD, Origin, arrived, drained, refusal_in_stream
 from app.errors import EngineError
 from app.types import Call, Chunk, Finish, Usage
 
@@ -38,11 +39,12 @@ async def stream(
         if response.content_type != "text/event-stream":
             raise EngineError(f"The engine of {call.model} does not stream")
         # All that has arrived, not one event at a time: usage is then as new as can be.
-        while data := await response.content.readany():
+        while data := await arrived(response, origin.patience.silence):
             chunk = scan.read(data)
             if chunk is not None:
                 yield chunk
             if scan.over:
+                await drained(response)
                 break
         yield scan.finish()
 
@@ -53,17 +55,20 @@ async def whole(
     """An answer in one piece. Its first chunk says only that the engine has been asked."""
     yield Chunk(model=call.model)
     async with origin.stream(path, body, headers, silence=origin.patience.whole) as response:
-        raw = await response.read()
+        async with asyncio.timeout(origin.patience.whole):
+            raw = await response.read()
     try:
         content = json.loads(raw)
         reasons = [choice["finish_reason"] for choice in content["choices"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(f"The engine of {call.model} answered in no JSON of ours") from error
+    if len(reasons) < call.choices:
+        raise EngineError(f"The engine of {call.model} answered without choices")
     usage = content.get("usage")
     yield Chunk(
         model=call.model,
         raw=raw,
-        usage=_usage(usage) if isinstance(usage, dict) else _unknown(call),
+        usage=_usage(usage, call),
         finish="length" if "length" in reasons else "stop",
     )
 
@@ -75,9 +80,13 @@ class Scan:
         self.over = False  # the engine has said that nothing follows
         options = call.body.get("stream_options") or {}
         self._call = call
-        self._keeps_usage = bool(options.get("continuous_usage_stats"))
+        # As vLLM has it: running usage is for those who ask for usage at all.
+        self._keeps_usage = bool(
+            options.get("include_usage") and options.get("continuous_usage_stats")
+        )
         self._events = Events(call.model)
         self._told = Usage()
+        self._begun = False
         self._prompt = 0
         self._written: dict[bytes, int] = {}  # tokens by choice
         self._unsaid = 0  # events with text of an engine that tells its usage at the end only
@@ -121,7 +130,8 @@ class Scan:
         if not (data.startswith(b"{") and data.endswith(b"}")):
             raise self._malformed()
         if b'"choices"' not in data:
-            raise refusal_in_stream(self._call.model, data, begun=self._told != Usage())
+            raise refusal_in_stream(self._call.model, data, begun=self._begun)
+        self._begun = True
         try:
             data.decode()
         except UnicodeDecodeError as error:
@@ -150,7 +160,7 @@ class Scan:
             found = json.loads(usage)
         except ValueError as error:
             raise self._malformed() from error
-        self._total = _usage(found)
+        self._total = _usage(found, self._call)
         content = {**last, "choices": [], "usage": found}
         return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
 
@@ -163,15 +173,17 @@ class Scan:
         prompt, completion = _PROMPT.search(found[1]), _COMPLETION.search(found[1])
         if prompt is not None and completion is not None:
             self._prompt = int(prompt[1])
-            if self._ended and _EMPTY.search(data):
+            if _EMPTY.search(data):
                 cached = _CACHED.search(found[1])
                 self._total = Usage(
-                    self._prompt, int(cached[1]) if cached else 0, int(completion[1])
+                    self._prompt or UNTOLD, int(cached[1]) if cached else 0, int(completion[1])
                 )
-                return data
-            self._late = found[1] if self._ended else None
-            index = _INDEX.search(data)
-            self._written[b"" if index is None else index[1]] = int(completion[1])
+                if self._ended:
+                    return data
+            else:
+                self._late = found[1] if self._ended else None
+                index = _INDEX.search(data)
+                self._written[b"" if index is None else index[1]] = int(completion[1])
         return data if self._keeps_usage else data[: found.start()] + data[found.end() :]
 
     def _renamed(self, data: bytes) -> bytes:
@@ -199,17 +211,21 @@ class Scan:
         return EngineError(f"The engine of {self._call.model} sent a malformed event")
 
 
-def _usage(found: Mapping[str, Any]) -> Usage:
-    details = found.get("prompt_tokens_details") or {}
-    counts = (
-        found.get("prompt_tokens"),
-        details.get("cached_tokens") if isinstance(details, dict) else 0,
-        found.get("completion_tokens"),
-    )
-    prompt, cached, completion = (n if isinstance(n, int) and n > 0 else 0 for n in counts)
-    return Usage(prompt, min(cached, prompt), completion)
+def _usage(found: Any, call: Call) -> Usage:
+    """What an answer says of its usage, where it says it in numbers."""
+    usage = found if isinstance(found, Mapping) else {}
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (_is_count(prompt) and _is_count(completion)):
+        return _unknown(call)
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
+    return Usage(prompt or UNTOLD, min(cached, prompt) if _is_count(cached) else 0, completion)
+
+
+def _is_count(number: Any) -> TypeGuard[int]:
+    return isinstance(number, int) and number >= 0
 
 
 def _unknown(call: Call) -> Usage:
     """What an engine that does not tell may have used: as much as it was allowed."""
-    return Usage(prompt=2**31, completion=(call.max_tokens or 0) * call.choices)
+    return Usage(prompt=UNTOLD, completion=(call.max_tokens or 0) * call.choices)

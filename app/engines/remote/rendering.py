@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +12,7 @@ from app.errors import BadRequest, EngineError, EngineUnsupported
 from app.types import Call
 
 _KEPT = 256  # renderings: a call's count, its hand-overs and its retries come close together
+_KEPT_TOKENS = 2_000_000  # of them all: some 70 MB
 _TEMPLATE = ("tools", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs")
 _LAST = ("add_generation_prompt", "continue_final_message")
 _FOREIGN = (
@@ -30,6 +31,7 @@ class Renderings:
         # object, so its identity is not given to another meanwhile.
         self._kept: OrderedDict[tuple[int, str], tuple[object, asyncio.Future[list[int]]]]
         self._kept = OrderedDict()
+        self._waiting: Counter[asyncio.Future[list[int]]] = Counter()
         self.names: dict[int, bytes] = {}  # by id; as large as the vocabulary at most
 
     async def get(
@@ -38,19 +40,36 @@ class Renderings:
         """The ids for this object, rendered now or by whoever asked first."""
         key = (id(source), what)
         kept = self._kept.get(key)
-        if kept is not None and not (kept[1].done() and _failed(kept[1])):
+        future: asyncio.Future[list[int]]
+        if kept is None or (kept[1].done() and _failed(kept[1])):
+            future = asyncio.ensure_future(render())
+            self._kept[key] = (source, future)
+            future.add_done_callback(self._rendered)
+            future.add_done_callback(_failed)  # perhaps nobody is there to be told of its failure
+        else:
+            future = kept[1]
             self._kept.move_to_end(key)
-            # Shielded: who gives up waiting must not take it from the others.
-            return await asyncio.shield(kept[1])
-        future: asyncio.Future[list[int]] = asyncio.ensure_future(render())
-        self._kept[key] = (source, future)
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+        self._waiting[future] += 1
         try:
+            # Shielded: who gives up waiting must not take it from the others.
             return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(_failed)  # nobody is there to be told of its failure
-            raise
+        finally:
+            self._waiting[future] -= 1
+            if not self._waiting[future]:
+                del self._waiting[future]
+                if not future.done():  # nobody wants it any more
+                    future.cancel()
+                    if self._kept.get(key) == (source, future):
+                        del self._kept[key]
+
+    def _rendered(self, future: asyncio.Future[list[int]]) -> None:
+        """Let go of the oldest, as many and as long as they are."""
+        kept = [each for _, each in self._kept.values() if each.done() and not _failed(each)]
+        tokens = sum(len(each.result()) for each in kept)
+        while len(self._kept) > 1 and (len(self._kept) > _KEPT or tokens > _KEPT_TOKENS):
+            _, (_, oldest) = self._kept.popitem(last=False)
+            if oldest.done() and not _failed(oldest):
+                tokens -= len(oldest.result())
 
 
 class Renderer:
@@ -69,7 +88,8 @@ class Renderer:
             ids = list(call.prompt)
         elif call.prompt is not None:
             text = call.prompt
-            ids = await self._renderings.get(text, "prompt", lambda: self.encode(text, True))
+            special = call.extra.get("add_special_tokens") is not False
+            ids = await self._renderings.get(text, "prompt", lambda: self.encode(text, special))
         else:
             ids = await self._renderings.get(call.messages, "chat", lambda: self._chat(call))
         if not ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from app.engines.remote.entropy import interval
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import Origin, refusal_in_stream
+from app.engines.remote.origin import UNTOLD, Origin, arrived, drained, refusal_in_stream
 from app.engines.stops import StopStrings
 from app.errors import EngineError
 from app.types import Call, Candidate, Chunk, Finish, Token, Usage
@@ -45,11 +46,14 @@ async def stream(
         text = Text(reading.decode, call)
         await text.begin()
         reader = _Reader(call, reading, text)
-        while data := await response.content.readany():
+        while data := await arrived(response, origin.patience.silence):
             async with aclosing(reader.read(data)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-            if text.stopped_by is not None or reader.over:
+            if text.stopped_by is not None:
+                break  # the server has not ended yet: closing the connection ends it
+            if reader.over:
+                await drained(response)
                 break
         yield reader.finish()
 
@@ -156,6 +160,7 @@ class _Reader:
     reading: Reading
     text: Text
     over: bool = False
+    begun: bool = False
     told: Usage = Usage()
     total: Usage = Usage()
     written: int = 0  # tokens of this call
@@ -181,6 +186,8 @@ class _Reader:
 
     def finish(self) -> Chunk:
         """The finish chunk. Raises EngineError where the answer was not whole."""
+        if not self.total.prompt:
+            self.total = replace(self.total, prompt=UNTOLD)
         usage = self._news()
         by = self.text.stopped_by
         if by is not None:
@@ -213,12 +220,13 @@ class _Reader:
             return None
         try:
             content = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._malformed() from error
         if not isinstance(content, dict):
             raise self._malformed()
         if "choices" not in content:
-            raise refusal_in_stream(self.call.model, data, begun=self.told != Usage())
+            raise refusal_in_stream(self.call.model, data, begun=self.begun)
+        self.begun = True
         return content
 
     def _report(self, event: bytes) -> None:
@@ -253,7 +261,12 @@ class _Reader:
 
     async def _choice(self, choice: Any) -> AsyncGenerator[Chunk]:
         try:
-            ids, text = list(choice["token_ids"] or ()), str(choice["text"] or "")
+            ids, text = (
+                [operator.index(id) for id in choice["token_ids"] or ()],
+                str(choice["text"] or ""),
+            )
+            if text and not ids:
+                raise ValueError("text of no tokens")
             self.reason = choice["finish_reason"] or self.reason
             self.stop = choice.get("stop_reason", self.stop)
             tokens = self._tokens(ids, choice.get("logprobs"))

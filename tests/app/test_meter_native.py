@@ -1,0 +1,214 @@
+"""Money for answers in an engine's own words: several choices, unseen work, and lies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.budget import Meter
+from app.errors import BadRequest, EngineError, Unaffordable
+from app.types import Call, Capabilities, Chunk, Decoding, Load, Usage
+from tests.policies.scripts import call, fleet, usd
+
+PROMPT = 5
+NATIVE, WHOLE = Decoding(native=True), {"decoding": Decoding(native=True), "whole": True}
+SAYS = Chunk(raw=b"data: {}\n\n")
+END = Chunk(finish="stop", raw=b"data: {}\n\n")
+Step = Chunk | Exception | None  # say, fail, wait for ever
+
+
+@dataclass
+class Played:
+    """An engine that says what it is told to; it has read `PROMPT` tokens at most."""
+
+    steps: Sequence[Step] = ()
+    overrun: int = 0
+    context: int = 1000
+    calls: list[Call] = field(default_factory=list)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
+        self.calls.append(call)
+        for step in self.steps:
+            if isinstance(step, Exception):
+                raise step
+            if step is None:
+                await asyncio.Event().wait()
+            else:
+                yield replace(step, model=call.model)
+
+    async def count(self, call: Call) -> int:
+        return PROMPT
+
+    def capabilities(self, model: str) -> Capabilities:
+        return Capabilities("fake", self.context, native=True, overrun=self.overrun)
+
+    def load(self, model: str) -> Load:
+        return Load()
+
+
+def meter(engine: Played, limit: int | None) -> Meter:
+    return Meter(engine, fleet().prices(), limit)
+
+
+def used(prompt: int = 0, completion: int = 0, cached: int = 0) -> Chunk:
+    return replace(SAYS, usage=Usage(prompt, cached, completion))
+
+
+def asked(**fields: Any) -> Call:
+    return call("small", **{"decoding": NATIVE, **fields})
+
+
+async def run(paid: Meter, asked: Call) -> list[Chunk]:
+    return [chunk async for chunk in paid.generate(asked)]
+
+
+# `small`: a token of prompt costs 1 micro-dollar, one of answer 2, a cached one 0.1.
+
+
+async def test_the_cap_is_of_each_choice_and_all_of_them_fit_the_budget() -> None:
+    engine = Played([END])
+    async with meter(engine, usd(5 + 2 * 31)) as paid:
+        await run(paid, asked(choices=3))
+    assert engine.calls[0].max_tokens == 10  # 3 * 10 tokens; the 31st is for nobody
+
+
+async def test_all_choices_are_reserved_for() -> None:
+    async with meter(Played([used(5, 1), None]), usd(1000)) as paid:
+        await anext(paid.generate(asked(choices=3, max_tokens=10)))
+        assert paid.rest == usd(1000 - 5 - 2 * 30)
+        assert paid.cost == usd(5 + 2)
+
+
+async def test_a_budget_below_one_token_for_each_choice_buys_none() -> None:
+    async with meter(Played([END]), usd(5 + 2 * 3) - 1) as paid:
+        with pytest.raises(Unaffordable, match="3 tokens"):
+            await run(paid, asked(choices=3))
+        assert paid.cost == 0
+
+
+async def test_choices_that_the_budget_cut_say_so() -> None:
+    cut = [used(5, 30), Chunk(finish="length", raw=b"")]
+    async with meter(Played(cut), usd(5 + 2 * 30)) as paid:
+        chunks = await run(paid, asked(choices=3, max_tokens=11))
+        assert chunks[-1].reason == "budget" and paid.rest == 0
+
+
+async def test_in_one_piece_who_leaves_pays_for_all_that_it_may_be() -> None:
+    async with meter(Played([Chunk(), None]), usd(1000)) as paid:
+        async with aclosing(paid.generate(asked(**WHOLE, max_tokens=10, choices=2))) as stream:
+            await anext(stream)
+        assert paid.cost == usd(5 + 2 * 20)
+        assert paid.rest == usd(1000) - paid.cost
+
+
+async def test_in_one_piece_who_is_refused_pays_nothing() -> None:
+    for first in ([], [Chunk()]):
+        for error in (BadRequest("no"), EngineError("down")):
+            async with meter(Played([*first, error]), usd(1000)) as paid:
+                with pytest.raises(type(error)):
+                    await run(paid, asked(**WHOLE, max_tokens=10))
+                assert (paid.cost, paid.rest) == (0, usd(1000))
+
+
+async def test_in_one_piece_who_leaves_before_it_was_begun_pays_nothing() -> None:
+    async with meter(Played([None]), usd(1000)) as paid:
+        task = asyncio.ensure_future(run(paid, asked(**WHOLE, max_tokens=10)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert paid.cost == 0
+
+
+async def test_in_one_piece_a_whole_answer_costs_what_it_used() -> None:
+    end = replace(END, usage=Usage(5, 4, 3))
+    async with meter(Played([Chunk(), end]), usd(1000)) as paid:
+        await run(paid, asked(**WHOLE, max_tokens=10))
+        assert paid.cost == usd(1 + 0.4 + 6)
+
+
+async def test_a_stream_that_is_closed_before_it_told_what_it_read_pays_the_prompt() -> None:
+    """Hosted servers tell their usage at the end; what they may have written more is held."""
+    async with meter(Played([used(0, 1), used(0, 1), None], overrun=8), usd(100)) as paid:
+        async with aclosing(paid.generate(asked(max_tokens=6))) as stream:
+            for _ in range(2):
+                await anext(stream)
+        assert paid.cost == usd(5 + 2 * 2)
+        assert paid.rest == usd(100) - paid.cost - usd(2 * 4)
+
+
+async def test_a_stream_that_breaks_off_before_it_told_what_it_read_pays_the_prompt_too() -> None:
+    async with meter(Played([used(0, 1), EngineError("gone")], overrun=8), usd(100)) as paid:
+        with pytest.raises(EngineError):
+            await run(paid, asked(max_tokens=6))
+        assert paid.cost == usd(5 + 2)
+        assert paid.rest == usd(100) - paid.cost - usd(2 * 5)
+
+
+async def test_an_engine_that_says_little_first_and_more_later_breaks_no_budget() -> None:
+    """What was counted stays reserved until it has ended, or two calls would share the money."""
+    engine = Played([used(1), used(PROMPT - 1), END])
+    async with meter(engine, usd(2 * (5 + 2))) as paid:
+        first = paid.generate(asked(max_tokens=1))
+        await anext(first)
+        assert paid.rest == usd(5 + 2)
+        await run(paid, asked(max_tokens=1))
+        async for _ in first:
+            pass
+        assert paid.cost <= usd(2 * (5 + 2))
+
+
+numbers = st.integers(-(2**40), 2**40) | st.integers(-3, 30)
+lies = st.lists(st.builds(Usage, numbers, numbers, numbers), max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lies=lies,
+    limit=st.none() | st.integers(0, usd(200)),
+    choices=st.integers(1, 4),
+    max_tokens=st.none() | st.integers(1, 50),
+    overrun=st.integers(0, 100),
+    whole=st.booleans(),
+    leaves_after=st.none() | st.integers(0, 8),
+    ends=st.booleans(),
+)
+def test_no_lie_breaks_the_budget(
+    lies: list[Usage], limit: int | None, choices: int, max_tokens: int | None, overrun: int,
+    whole: bool, leaves_after: int | None, ends: bool,
+) -> None:  # fmt: skip
+    steps: list[Step] = [replace(SAYS, usage=usage) for usage in lies]
+    steps.append(END if ends else EngineError("gone"))
+
+    async def play() -> None:
+        async with meter(Played(steps, overrun=overrun), limit) as paid:
+            fields = {"choices": choices, "max_tokens": max_tokens, "whole": whole}
+            told = list[Usage]()
+            try:
+                async with aclosing(paid.generate(asked(**fields))) as stream:
+                    async for chunk in stream:
+                        told.append(chunk.usage)
+                        assert paid.cost >= 0
+                        if len(told) == leaves_after:
+                            break
+            except (Unaffordable, EngineError):
+                pass
+            total = sum(told, Usage())
+            assert all(min(u.prompt, u.cached, u.completion) >= 0 for u in told)
+            assert total.prompt <= PROMPT and total.cached <= total.prompt
+            if max_tokens is not None:
+                assert total.completion <= max_tokens * choices
+            assert paid.cost >= 0
+            if limit is not None:
+                assert paid.cost <= limit
+                assert paid.rest is not None and paid.rest >= 0
+            assert all(line.usage.prompt <= PROMPT for line in paid.lines())
+
+    asyncio.run(play())
