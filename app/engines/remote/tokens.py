@@ -43,7 +43,7 @@ async def stream(
     Raises as Origin.stream, and EngineError where the answer breaks off.
     """
     async with origin.stream("/v1/completions", body, headers) as response:
-        text = Text(reading.decode, call)
+        text = Text(reading, call)
         await text.begin()
         reader = _Reader(call, reading, text)
         while data := await arrived(response, origin.patience.silence):
@@ -66,8 +66,9 @@ class Text:
     was shown already. So until the character is whole the tokens are asked for by their ids.
     """
 
-    def __init__(self, decode: Decode, call: Call) -> None:
-        self._decode = decode
+    def __init__(self, reading: Reading, call: Call) -> None:
+        self._decode = reading.decode
+        self._names = reading.names
         self._written = list(call.written)
         self._said = call.said
         self._stops = StopStrings(call.sampling.stop)
@@ -87,6 +88,8 @@ class Text:
         if self._watched:
             before = await self._decode(self._written)
             self._stops.push(self._said + before.rstrip(_REPLACEMENT))
+        if (await self._name(self._written[-1]))[-1:] not in ("", _REPLACEMENT):
+            return  # as nearly always, and known without asking
         tail = self._written[-_TAIL:]
         text = await self._decode(tail)
         if text.endswith(_REPLACEMENT):
@@ -100,7 +103,7 @@ class Text:
         self._written += ids
         if self._open:
             text = await self._ask(ids[:-1] if ended else ids)
-        elif not text and not ended:
+        elif not text and not ended and not await self._hides(ids):
             new = await self._alone(ids)
             text = new if self._open else ""  # else it is none that shows anything
         return self._stops.push(text)
@@ -129,6 +132,14 @@ class Text:
 
     def flush(self) -> str:
         return self._stops.flush()
+
+    async def _name(self, id: int) -> str:
+        """What this id says by itself: asked once for all answers."""
+        return (await self._names([id]))[id].decode()
+
+    async def _hides(self, ids: Sequence[int]) -> bool:
+        """Whether this is one token that is nothing but a part of a character."""
+        return len(ids) == 1 and not (await self._name(ids[0])).strip(_REPLACEMENT)
 
     async def _alone(self, ids: Sequence[int]) -> str:
         """The text that these last ids add, where none before them is amid a character."""
