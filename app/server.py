@@ -35,6 +35,8 @@ def serve(settings: Settings) -> None:
     address that cannot be bound, and for one beyond this machine where nobody needs a key.
     """
     _log_to_stderr(settings.log_level)
+    if _hears_hangups():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read anew
     catalog = read(settings.config_file())
     needs_key = asyncio.run(prepare(settings))
     app = create_app(settings, catalog=catalog)
@@ -129,8 +131,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
-        # As uvicorn does: in another thread there are no signals to be had.
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        if _hears_hangups():
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         loading: asyncio.Task[object] | None = getattr(self.app.state, "loading", None)
         if loading is None:
@@ -176,6 +177,11 @@ class Server(uvicorn.Server):
         if self.should_exit and self._loop is not None and sig == signal.SIGINT:
             self._loop.call_soon_threadsafe(self.app.state.end_answers)  # asked twice: at once
         self.should_exit = True
+
+
+def _hears_hangups() -> bool:
+    """In another thread there are no signals to be had, and on Windows no such signal."""
+    return hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
 
 
 def greeting(catalog: Catalog, host: str, port: int, needs_key: bool = False) -> str:

@@ -119,7 +119,8 @@ class _Team:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         for worker in self._workers:
             if worker.process.pid is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, number)
+                with suppress(ProcessLookupError):  # it has died just now
+                    os.kill(worker.process.pid, number)
 
     def _wait(self, seconds: float | None, *, only_signals: bool = False) -> None:
         """Until a signal comes, a worker ends, or this time is over."""

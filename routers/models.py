@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -86,5 +87,8 @@ def _price(price: Price) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """TOML's own numbers are exact decimals; JSON's are not."""
-    return value if isinstance(value, str | int | float | bool | list | dict) else float(value)
+    """TOML's own numbers are exact decimals, and may be infinite; JSON's are neither."""
+    if isinstance(value, str | int | bool | list | dict):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -1,10 +1,13 @@
 """What may be named, whether it can answer, and what was counted."""
 
+import json
 import re
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.catalog import Catalog, Preset
 from app.factory import create_app
 from app.types import Load
 from tests.conftest import LARGE
@@ -158,3 +161,14 @@ async def test_the_openapi_document_shows_the_bodies(client):
         assert "X-Budget-Usd" in {parameter["name"] for parameter in post["parameters"]}
     wanted = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
     assert wanted <= set(schemas)
+
+
+async def test_a_number_that_json_has_no_word_for_is_a_word(fake, settings, catalog):
+    options = {"small": "small", "large": "large", "raise_at": float("inf")}
+    never = Preset(name="never", policy="entropy_switch", **options)
+    app = create_app(settings, catalog=Catalog(catalog.models, {"never": never}), engine=fake)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
+        content = (await client.get("/v1/models/never")).content
+    found = json.loads(content, parse_constant=pytest.fail)
+    assert found["farthing"]["options"]["raise_at"] == "inf"
