@@ -135,7 +135,7 @@ class EntropySwitch(Policy):
                 if not answer.written and (answer.alone or answer.writer == self.small):
                     raise
                 answer.end, answer.crossed = "budget", None
-            except (EngineError, Overloaded, UnknownModel) as error:
+            except (EngineError, Overloaded, UnknownModel, BadRequest) as error:
                 if not answer.may_fail_over(error):
                     raise
             step = answer.next_step()
@@ -267,9 +267,9 @@ class _Answer:
 
     def may_fail_over(self, error: FarthingError) -> bool:
         """Whether the other model can take over from the one that has just failed."""
-        # Who has nothing to lose had better come back later. A model that is unknown in
-        # mid-answer was known before: the catalog has been exchanged meanwhile.
-        early = isinstance(error, Overloaded | UnknownModel) and not self.written
+        # Who has nothing to lose had better hear of it. In mid-answer a model is unknown since the
+        # catalog has been exchanged, and what one model refuses the other one has taken.
+        early = isinstance(error, Overloaded | UnknownModel | BadRequest) and not self.written
         if self.alone or early:
             return False
         self.alone, self.end, self.crossed = True, "failed", None

@@ -94,18 +94,21 @@ class Pool:
             try:
                 async with aclosing(replica.backend.generate(call)) as stream:
                     async for chunk in stream:
-                        spoke = spoke or replica.spoke(chunk)
+                        spoke = spoke or _shows(chunk)
                         # What says nothing binds nobody to this replica; that it came tells who
                         # pays that a server has been set to work.
                         begun = begun or not _says_nothing(chunk)
                         yield chunk
                 return
             except FarthingError as error:
+                spoke = False
                 replica.failed(error)
                 if begun or not self._elsewhere(call, replica, error, tried):
                     raise
                 failure = error
             finally:
+                if spoke:  # whoever closed it: in mid-answer a server can still break off
+                    replica.worked()
                 self._leave(replica, began)
 
     async def count(self, call: Call) -> int:
@@ -277,6 +280,11 @@ class Pool:
 
 def _busy(replica: Replica) -> int:
     return replica.busy
+
+
+def _shows(chunk: Chunk) -> bool:
+    """Whether this chunk shows that the server works: it holds more than the prompt's usage."""
+    return bool(chunk.tokens or chunk.text or chunk.raw or chunk.finish)
 
 
 def _says_nothing(chunk: Chunk) -> bool:

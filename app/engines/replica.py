@@ -15,7 +15,6 @@ from app.catalog import ModelCard
 from app.engines.backend import Backend
 from app.engines.breaker import Backoff, Breaker
 from app.errors import EngineError, EngineUnavailable, FarthingError
-from app.types import Chunk
 
 T = TypeVar("T")
 State = Literal["ready", "probing", "open", "draining"]
@@ -138,14 +137,11 @@ class Replica:
         except Exception:  # whatever it was, the others must be closed too
             log.exception("model %s: %s did not close", self.model, self.url)
 
-    def spoke(self, chunk: Chunk) -> bool:
-        """Whether this chunk shows that it works: it holds more than the prompt's usage."""
-        if not (chunk.tokens or chunk.text or chunk.raw or chunk.finish):
-            return False
+    def worked(self) -> None:
+        """A call there said something, and did not fail afterwards."""
         if self.ready:
             self._calls.reset()
             self._backoff.reset()
-        return True
 
     def failed(self, error: FarthingError) -> None:
         """A call failed there. What its caller is to blame for does not count."""

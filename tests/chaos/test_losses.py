@@ -68,7 +68,10 @@ def answering(home: House, model: str) -> Iterator[list[Any]]:
     assert told
 
 
-@pytest.mark.parametrize("fault", ["reset before headers", "reset after headers", "status 500"])
+@pytest.mark.parametrize(
+    "fault",
+    ["reset before headers", "reset after headers", "reset in mid-answer", "status 500"],
+)
 def test_a_server_that_fails_again_and_again_is_left_alone_until_it_is_well(
     home: House, fault: str
 ) -> None:

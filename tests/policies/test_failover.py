@@ -56,6 +56,7 @@ def authors(chunks: list[Chunk]) -> str:
     return "".join(word[0] for word in text(chunks).split())
 
 
+LATE = DeadlineExceeded("late")
 GONE = EngineError("it broke off")
 DOWN = EngineUnavailable("it is down")
 UNSURE = {"small": [9.0] * LENGTH, "large": [9.0] * LENGTH}
@@ -115,12 +116,23 @@ async def test_a_model_that_never_was_is_unknown() -> None:
         await read(asked(fake, Order(call())))
 
 
-@pytest.mark.parametrize("error", [BadRequest("no"), DeadlineExceeded("late")])
-async def test_what_the_other_would_answer_alike_is_not_asked_of_it(error: FarthingError) -> None:
-    fake = failing(small=[(3, error)])
+@pytest.mark.parametrize(
+    ("error", "after"), [(BadRequest("no"), 0), (DeadlineExceeded("late"), 0), (LATE, 3)]
+)
+async def test_what_the_other_would_answer_alike_is_not_asked_of_it(
+    error: FarthingError, after: int
+) -> None:
+    fake = failing(small=[(after, error)])
     with pytest.raises(type(error)):
         await read(asked(fake, Order(call())))
     assert [asked.model for asked in fake.calls] == ["small"]
+
+
+async def test_what_one_refuses_in_mid_answer_the_other_has_taken() -> None:
+    fake = failing(small=[(3, BadRequest("no"))])
+    answer = asked(fake, Order(call()))
+    assert authors(await read(answer)) == "s" * 3 + "l" * (LENGTH - 3)
+    assert [decision.kind for decision in answer.decisions] == ["failover"]
 
 
 @pytest.mark.parametrize(("small", "large"), [(0, 0), (0, 5), (4, 0), (4, 5)])

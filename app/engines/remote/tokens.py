@@ -75,6 +75,7 @@ class Text:
         self._watched = bool(call.sampling.stop)
         self._open: list[int] = []  # ids since the last whole character, with some before them
         self._shown = ""  # of those, what was shown
+        self._amid = False  # after a first part of a character, which the server keeps for itself
 
     @property
     def stopped_by(self) -> str | None:
@@ -103,9 +104,11 @@ class Text:
         self._written += ids
         if self._open:
             text = await self._ask(ids[:-1] if ended else ids)
-        elif not text and not ended and not await self._hides(ids):
+        elif not text and not ended and (self._amid or not await self._hides(ids)):
             new = await self._alone(ids)
             text = new if self._open else ""  # else it is none that shows anything
+        else:
+            self._amid = not text and not ended
         return self._stops.push(text)
 
     async def split(self, ids: Sequence[int], text: str, ended: bool = False) -> list[str]:
@@ -145,7 +148,7 @@ class Text:
         """The text that these last ids add, where none before them is amid a character."""
         tail = self._written[-_TAIL - len(ids) : -len(ids)]
         before = await self._decode(tail) if tail else ""
-        self._open, self._shown = tail, before.rstrip(_REPLACEMENT)
+        self._open, self._shown, self._amid = tail, before.rstrip(_REPLACEMENT), False
         return await self._ask(ids)
 
     async def _ask(self, ids: Sequence[int]) -> str:
