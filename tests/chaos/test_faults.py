@@ -54,6 +54,8 @@ def well_again(home: House) -> Iterator[None]:
 
 
 def direct(home: House, fault: str, *, stream: bool, **more: Any) -> Told:
+    if FAULTS[fault].reused:
+        assert home.ask("large", stream=True).right
     home.large[0].breaks(FAULTS[fault])
     with settled(home) as asked:
         asked.append(home.ask("large", stream=stream, **more))
@@ -63,7 +65,7 @@ def direct(home: House, fault: str, *, stream: bool, **more: Any) -> Told:
 def switching(home: House, fault: str, *, stream: bool, at: str) -> Told:
     """`at`: the first call, the one after a hand-over, or the last."""
     for model in ("small", "large") if FAULTS[fault].reused else ():
-        assert home.ask(model).right  # and so there is a connection to be used again
+        assert home.ask(model, stream=True).right  # and so there is a connection to be used again
     if at == "handover":
         home.large[0].breaks(FAULTS[fault])
     else:
