@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
 import time
@@ -13,6 +14,9 @@ from typing import Literal, Protocol, Self
 from app.catalog import Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
 from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Usage
+
+ENDED = "the server ends"
+"""What a task is cancelled with when it is we who end an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,8 @@ class _Run:
     choices: int = 1
     blind: bool = False  # whether it says nothing of what it writes before it has ended
     usage: Usage = Usage()
-    begun: bool = False
+    begun: bool = False  # an engine was set to work
+    spoke: bool = False  # and said something of it
     finished: bool = False
 
     @property
@@ -300,6 +305,7 @@ class Meter:
                     run.begun = True
                     chunk = replace(chunk, usage=run.bounded(chunk.usage))
                     run.usage += chunk.usage
+                    run.spoke = run.spoke or chunk.usage != Usage() or bool(chunk.raw or chunk.text)
                     if chunk.finish is not None:
                         run.finished = True
                         if capped and chunk.finish == "length":
@@ -307,7 +313,11 @@ class Meter:
                     yield chunk
         except FarthingError:
             # Refused before its first chunk: nothing ran, so nothing is held back for it.
-            run.finished = run.finished or run.blind or not run.begun
+            run.finished = run.finished or run.blind or not run.spoke
+            raise
+        except asyncio.CancelledError as cancelled:
+            # Who is sent away by us does not pay for what is not given.
+            run.finished = run.finished or (run.blind and ENDED in cancelled.args)
             raise
         finally:
             self._settle(run)

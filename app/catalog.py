@@ -81,7 +81,13 @@ class Price(BaseModel):
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or parts.username
+    ):
         raise ValueError("must look like http://host:8000")
     return value.rstrip("/").removesuffix("/v1")
 

@@ -214,6 +214,8 @@ class Telemetry:
 
     def scrape(self, loads: Mapping[str, Load]) -> bytes:
         """All of it in Prometheus' text format, with the models' loads as they are now."""
+        for gauge in self._engine.values():
+            gauge.clear()  # a model may be gone
         for model, load in loads.items():
             self._engine["healthy"].labels(model).set(load.healthy)
             self._engine["running"].labels(model).set(load.running)

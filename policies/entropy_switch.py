@@ -96,6 +96,13 @@ class EntropySwitch(Policy):
                 " exchange `small` and `large`",
                 param="policy",
             )
+        for name in (small, large):
+            if catalog.model(name).engine == "openai":
+                raise BadRequest(
+                    f"policy entropy_switch: {name} is another server's, which does not work token"
+                    " by token",
+                    param="policy",
+                )
         foreign = catalog.model(small).family != catalog.model(large).family
         if foreign and self.switch_at:
             raise BadRequest(
@@ -127,16 +134,12 @@ class EntropySwitch(Policy):
                 ):
                     async for chunk in kept:
                         yield chunk
-            except ContextOverflow:
-                if not answer.written:
-                    raise
-                answer.end, answer.last = "over", Chunk(model=answer.writer, finish="length")
             except Unaffordable:
                 if not answer.written and (answer.alone or answer.writer == self.small):
                     raise
-                answer.end, answer.crossed = "budget", None
+                answer.cannot_pay()
             except (EngineError, Overloaded, UnknownModel, BadRequest) as error:
-                if not answer.may_fail_over(error):
+                if not answer.goes_on_after(error):
                     raise
             step = answer.next_step()
             yield step
@@ -163,6 +166,7 @@ class _Answer:
     stops: bool = False  # whether the engine was asked to stop by itself where it crosses
     left: int = 0  # what was left for the small model at the large one's last token
     alone: bool = False  # whether the other model has failed
+    full: bool = False  # since its context could not take the answer
     foreign: bool = False  # whether the two have no tokenizer in common
     said: int = 0  # foreign: characters of `text` that were there when the writer took over
     due: tuple[float, float] | None = None  # foreign: it crossed, but amid a word
@@ -265,15 +269,26 @@ class _Answer:
         )
         return Chunk(model=self.writer, decision=decided)
 
-    def may_fail_over(self, error: FarthingError) -> bool:
-        """Whether the other model can take over from the one that has just failed."""
+    def goes_on_after(self, error: FarthingError) -> bool:
+        """Whether the other model takes over from one that fails, or the answer may end here."""
         # Who has nothing to lose had better hear of it. In mid-answer a model is unknown since the
         # catalog has been exchanged, and what one model refuses the other one has taken.
         early = isinstance(error, Overloaded | UnknownModel | BadRequest) and not self.written
+        own = self.alone or self.began < len(self.written)
+        if isinstance(error, ContextOverflow) and self.written and own:
+            self.end, self.last = "over", Chunk(model=self.writer, finish="length")
+            return True  # it is as long as either model can make it
         if self.alone or early:
             return False
+        self.full = isinstance(error, ContextOverflow)
         self.alone, self.end, self.crossed = True, "failed", None
         return True
+
+    def cannot_pay(self) -> None:
+        """The budget does not pay for the next call, which may be no loss."""
+        self.end, self.crossed = "budget", None
+        if self.full:
+            self.end, self.last = "over", Chunk(model=self.writer, finish="length")
 
     def _finished(self, chunk: Chunk) -> None:
         if self.end == "crossed":
@@ -290,6 +305,17 @@ class _Answer:
         elif chunk.finish == "length" and len(self.written) in self.policy.switch_at:
             limit = self.call.max_tokens
             self.end = "over" if limit is not None and len(self.written) >= limit else "cut"
+        elif chunk.finish == "length" and self._other_has_room():
+            self.alone, self.full, self.end = True, True, "failed"
+
+    def _other_has_room(self) -> bool:
+        """Whether an answer that has filled the writer's context may go on with the other model."""
+        limit, policy = self.call.max_tokens, self.policy
+        if self.alone or (limit is not None and len(self.written) >= limit):
+            return False
+        other = policy.large if self.writer == policy.small else policy.small
+        able = self.engine.capabilities
+        return able(other).context > able(self.writer).context
 
     def _keep(self, chunk: Chunk) -> None:
         self.written += [token.id for token in chunk.tokens]

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive
 
 from app.accounts.accounts import Accounts
-from app.budget import Account
+from app.budget import ENDED, Account
 from app.catalog import Catalog
 from app.errors import EngineUnavailable
 from app.gateway import Gateway
@@ -39,7 +39,7 @@ class Running:
         """End all of them now, and refuse further ones."""
         self.ending = True
         for task in self._tasks:
-            task.cancel()
+            task.cancel(ENDED)
 
     async def run(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
         """What `work` returns; it has been cancelled and has cleaned up when this raises.

@@ -22,7 +22,7 @@ from app.engines.vllm import VllmServer
 from app.types import Call, Decoding, Sampling
 
 TURN = 12  # tokens that each model writes before it hands over
-PROMPT = 60  # sentences of the prompt: about 800 tokens
+PROMPT = 60  # sentences of the prompt: about 1,700 tokens
 _SENTENCE = "On day {} the keeper wrote down {} boats, a wind of {} knots and rain until {}."
 
 
@@ -199,7 +199,7 @@ def _prompt(seeded: random.Random) -> str:
 
 def _call(prompt: str) -> Call:
     messages = ({"role": "user", "content": prompt},)
-    return Call("", messages=messages, max_tokens=512, sampling=_sampling(None))
+    return Call("", messages=messages, max_tokens=64, sampling=_sampling(None))
 
 
 def _sampling(logprobs: int | None) -> Sampling:

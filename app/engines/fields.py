@@ -69,6 +69,14 @@ def check(call: Call, *, renders: bool = False) -> None:
     """
     if call.choices != 1:
         raise EngineUnsupported("n: only one choice can be written token by token", param="n")
+    for index, message in enumerate(call.messages):
+        content = message.get("content")
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, Mapping) and part.get("type") not in ("text", None):
+                raise EngineUnsupported(
+                    f"messages.{index}.content: only text can be read token by token",
+                    param=f"messages.{index}.content",
+                )
     for field, harmless in _HARMLESS.items():
         if renders and field in _RENDERING:
             continue

@@ -44,6 +44,11 @@ KINDS: Mapping[Kind, Abilities] = {
     "sglang": Abilities("/health"),
     "ollama": Abilities("/api/version"),
 }
+# Fields by which a client would write more than it pays for, or have the operator pay for more.
+_DEARER = (
+    *("n_predict", "num_predict", "max_new_tokens", "options", "id_slot", "keep_alive"),
+    *("prediction", "web_search_options", "audio", "lora_path", "priority"),
+)
 _OWN_FIELDS = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "vllm_xargs")
 
 
@@ -116,7 +121,8 @@ class Upstream:
             asked = {"content": text, "add_special": True, "parse_special": True}
             return len(await self._told("/tokenize", asked, "tokens"))
         read = sum(_size(message) + _MESSAGE for message in call.messages)
-        offered = {key: call.extra[key] for key in ("tools", "functions") if key in call.extra}
+        named = ("tools", "functions", "response_format")
+        offered = {key: call.extra[key] for key in named if key in call.extra}
         return _FRAME + read + (2 * _text(json.dumps(offered)) if offered else 0)
 
     async def _told(self, path: str, body: Mapping[str, Any], field: str) -> Any:
@@ -143,6 +149,11 @@ class Upstream:
 
     def _body(self, call: Call) -> dict[str, Any]:
         body = {**call.body, "model": self._served, "stream": not call.whole}
+        for field in _DEARER:
+            if body.get(field) is not None:
+                raise EngineUnsupported(f"{field}: is not for clients to set", param=field)
+        if body.get("service_tier") not in (None, "auto", "default"):
+            raise EngineUnsupported("service_tier: only default", param="service_tier")
         if not self.abilities.fields:
             for field in _OWN_FIELDS:
                 if body.pop(field, None) is not None:

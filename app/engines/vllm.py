@@ -117,6 +117,7 @@ class VllmServer:
     def _native(self, call: Call, prompt: int, able: Abilities) -> AsyncGenerator[Chunk]:
         if call.written or call.said or call.decoding.entropy or call.decoding.stop:
             raise EngineUnsupported("an answer in vLLM's own words is not continued or watched")
+        _check_speculation(call, able)
         body = {**call.body, "model": self._served, "stream": not call.whole}
         room = self._context(able) - prompt
         named = [name for name in _LIMITS if body.get(name) is not None]
@@ -180,6 +181,7 @@ class VllmServer:
             raise EngineUnsupported("this server reports no entropy", param="policy")
         if call.decoding.stop and able.sentinel is None:
             raise EngineUnsupported("this server does not stop on entropy", param="policy")
+        _check_speculation(call, able)
         for name in ("presence_penalty", "frequency_penalty"):
             # vLLM counts the tokens of one call: after a hand-over it would begin anew.
             if getattr(call.sampling, name) and (call.decoding.entropy or call.written):
@@ -223,6 +225,8 @@ class VllmServer:
         room = self._context(able) - prompt
         if call.max_tokens is not None and call.max_tokens < 1:
             raise BadRequest("max_tokens must be at least 1", param="max_tokens")
+        if room > 0 and (call.written or call.said) and call.max_tokens is not None:
+            return min(call.max_tokens, room)  # it began where there was more room
         if room < 1 or (call.max_tokens or 0) > room:
             raise ContextOverflow(
                 f"the prompt has {prompt} tokens, the answer may have {call.max_tokens or 'more'};"
@@ -244,6 +248,12 @@ def _theirs(xargs: Any) -> dict[str, Any]:
     """A client's extra arguments, but for those by which it could pass for us."""
     found = xargs if isinstance(xargs, dict) else {}
     return {key: value for key, value in found.items() if not key.startswith("farthing_")}
+
+
+def _check_speculation(call: Call, able: Abilities) -> None:
+    if able.speculates and call.sampling.top_k:
+        # vLLM 0.32 was seen to die of it: a step without drafts has nothing to cut.
+        raise EngineUnsupported("top_k: not on a server that speculates; use top_p", param="top_k")
 
 
 def _sampling(call: Call) -> dict[str, Any]:

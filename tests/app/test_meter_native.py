@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Meter
+from app.budget import ENDED, Meter
 from app.errors import BadRequest, EngineError, Unaffordable
 from app.types import Call, Capabilities, Chunk, Decoding, Load, Usage
 from tests.policies.scripts import call, fleet, usd
@@ -212,3 +212,41 @@ def test_no_lie_breaks_the_budget(
             assert all(line.usage.prompt <= PROMPT for line in paid.lines())
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "tokens"),
+    [
+        (WHOLE, None, 20),  # who leaves pays for all that it may be
+        (WHOLE, ENDED, 0),  # who is sent away by us does not
+        ({"decoding": NATIVE}, None, 0),
+        ({"decoding": NATIVE}, ENDED, 0),
+    ],
+)
+async def test_who_ends_an_answer_decides_what_its_work_unseen_costs(
+    more: dict[str, Any], message: str | None, tokens: int
+) -> None:
+    paid = meter(Played([Chunk(), None]), usd(10_000))
+
+    async def ask() -> None:
+        async with paid, aclosing(paid.generate(call("small", max_tokens=20, **more))) as chunks:
+            async for _ in chunks:
+                pass
+
+    task = asyncio.create_task(ask())
+    await asyncio.sleep(0.01)
+    task.cancel(message)
+    await asyncio.gather(task, return_exceptions=True)
+    (line,) = paid.lines()
+    assert line.usage.completion == tokens
+    # Of a stream its reading is paid: a server was set to work.
+    assert line.usage.prompt == (0 if more is WHOLE and message else PROMPT)
+
+
+async def test_a_server_that_fails_before_it_said_anything_is_not_paid() -> None:
+    paid = meter(Played([Chunk(), EngineError("no")]), usd(10_000))
+    with pytest.raises(EngineError):
+        async with paid:
+            async for _ in paid.generate(call("small", decoding=NATIVE)):
+                pass
+    assert paid.cost == 0

@@ -260,3 +260,14 @@ async def test_of_bounds_the_lower_one_counts(low: float, switches: int) -> None
     answer = asked(Vague(scripts), Order(call()))
     await read(answer)
     assert len(answer.decisions) == switches
+
+
+async def test_a_model_with_less_room_leaves_the_rest_to_the_one_that_has_it() -> None:
+    fake = engine(small=[9.0] * LENGTH)
+    fake.scripts["large"] = replace(fake.scripts["large"], context=12)  # type: ignore[index]
+    answer = asked(fake, Order(call(), options={"d_min": 5}))
+    chunks = await read(answer)
+    # The prompt's five words and seven more fill the large model's context.
+    assert authors(chunks) == "s" * 5 + "l" * 2 + "s" * (LENGTH - 7)
+    assert chunks[-1].finish == "stop"
+    assert [decision.kind for decision in answer.decisions] == ["switch", "failover"]

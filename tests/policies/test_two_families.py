@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import policies
 from app.budget import Purse
-from app.catalog import Catalog, Preset
+from app.catalog import Catalog, ModelCard, Preset
 from app.errors import BadRequest, EngineError
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Capabilities, Chunk, Load, Token, Usage
@@ -193,3 +194,19 @@ def test_token_indexes_mean_nothing_to_two_tokenizers() -> None:
     order = Order(call(), options={"switch_at": "7"})
     with pytest.raises(BadRequest, match="switch_at: small and large are not of one family"):
         Gateway(spelling(), fleet()).answer(order, Purse())
+
+
+def test_a_model_that_is_only_chatted_with_takes_no_part() -> None:
+    models = dict(fleet().models)
+    models["hosted"] = ModelCard(
+        name="hosted",
+        engine="openai",
+        urls=("https://api.example.com",),
+        context=1000,
+        family="theirs",
+        price=models["large"].price,
+    )
+    with pytest.raises(BadRequest, match="hosted"):
+        policies.load("entropy_switch", {"small": "small", "large": "hosted"}).fit(
+            Catalog(models, {}), None
+        )

@@ -44,6 +44,8 @@ def room(call: Call, prompt: int, context: int) -> int:
         )
     if call.max_tokens is None:
         return context - prompt
+    if call.written or call.said:
+        return min(call.max_tokens, context - prompt)  # it began where there was more room
     if prompt + call.max_tokens > context:
         raise ContextOverflow(
             f"the prompt has {prompt} tokens and max_tokens asks for {call.max_tokens} more; this "

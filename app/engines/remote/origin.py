@@ -120,7 +120,9 @@ class Origin:
                 raise await self._refusal(response)
             yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._fault(error, begun=response is not None) from error
+            # vLLM sends its headers before it has begun: they say nothing of an answer.
+            begun = response is not None and response.content.total_bytes > 0
+            raise self._fault(error, begun=begun) from error
         finally:
             if response is not None:
                 # Read to its end it has given its connection back already. Else this is how the

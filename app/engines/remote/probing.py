@@ -21,7 +21,9 @@ from app.vllm_plugins import asks
 
 _TOPS = (100, 20, 5, 1, 0)  # numbers of likeliest tokens to try, most first
 _LONG = 160  # tokens of a prompt that fills a block of any usual prefix cache
-_RESERVED = ("<|im_start|>", "<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>")
+_RESERVED = ("<|im_start|>", "<|begin_of_text|>", "<bos>", "<s>")
+# Of a token that ends answers the plugin would make one that never comes.
+_ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "</s>", "<eos>")
 _VOCABULARY = re.compile(r"[Vv]ocabulary size: (\d+)")
 _SPECULATES = "vllm:spec_decode_num_drafts"
 _SAMPLE = (
@@ -148,7 +150,7 @@ class _Prober:
             first = (await self.origin.json("/tokenize", body))["tokens"][0]
             names.insert(0, await self.renderer.decode([first]))
         for name in names:
-            if name.startswith("<") and name.endswith(">"):
+            if name.startswith("<") and name.endswith(">") and name not in _ENDS:
                 ids = await self.renderer.encode(name, False)
                 if len(ids) == 1:
                     return ids[0], name

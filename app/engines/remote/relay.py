@@ -38,6 +38,7 @@ async def stream(
     async with origin.stream(path, body, headers) as response:
         if response.content_type != "text/event-stream":
             raise EngineError(f"The engine of {call.model} does not stream")
+        yield Chunk(model=call.model)  # the server has set to work
         # All that has arrived, not one event at a time: usage is then as new as can be.
         while data := await arrived(response, origin.patience.silence):
             chunk = scan.read(data)

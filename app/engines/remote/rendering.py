@@ -14,6 +14,11 @@ from app.types import Call
 _KEPT = 256  # renderings: a call's count, its hand-overs and its retries come close together
 _KEPT_TOKENS = 2_000_000  # of them all: some 70 MB
 _TEMPLATE = ("tools", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs")
+_WRITING = (
+    "stream_options",
+    "use_beam_search",
+    "n",
+)  # no part of a prompt; some cannot be rendered
 _LAST = ("add_generation_prompt", "continue_final_message")
 _FOREIGN = (
     *("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id"),
@@ -89,7 +94,8 @@ class Renderer:
         elif call.prompt is not None:
             text = call.prompt
             special = call.extra.get("add_special_tokens") is not False
-            ids = await self._renderings.get(text, "prompt", lambda: self.encode(text, special))
+            what = "prompt" if special else "bare prompt"
+            ids = await self._renderings.get(text, what, lambda: self.encode(text, special))
         else:
             ids = await self._renderings.get(call.messages, "chat", lambda: self._chat(call))
         if not ids:
@@ -132,7 +138,7 @@ class Renderer:
         names = (*_TEMPLATE, *_LAST)
         fields |= {name: call.extra[name] for name in names if call.extra.get(name) is not None}
         if self.has_render:
-            rest = {k: v for k, v in call.body.items() if k not in (*_FOREIGN, "stream_options")}
+            rest = {k: v for k, v in call.body.items() if k not in (*_FOREIGN, *_WRITING)}
             body = {**rest, **fields, "stream": False}
             found = await self._origin.json("/v1/chat/completions/render", body)
             return _ids(found, "token_ids", self._served)

@@ -89,3 +89,13 @@ def test_several_choices_are_not_written_token_by_token() -> None:
     with pytest.raises(EngineUnsupported, match="^n: ") as raised:
         check(call(choices=2))
     assert raised.value.param == "n"
+
+
+@pytest.mark.parametrize("renders", [False, True])
+def test_a_picture_is_not_lost_on_the_way_but_refused(renders: bool) -> None:
+    parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    messages = ({"role": "user", "content": "a"}, {"role": "user", "content": parts})
+    with pytest.raises(EngineUnsupported) as caught:
+        check(call(prompt=None, messages=messages), renders=renders)
+    assert caught.value.param == "messages.1.content"
+    check(call(prompt=None, messages=({"role": "user", "content": parts[:1]},)), renders=renders)

@@ -253,3 +253,18 @@ async def test_usage_is_what_the_server_says() -> None:
     origin.plays = deque([STREAM])
     chunks = await collected(one.generate(chat()))
     assert sum((chunk.usage for chunk in chunks), Usage()) == Usage(3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_predict", 10**6), ("options", {"num_predict": 10**6}), ("service_tier", "priority"),
+     ("web_search_options", {}), ("prediction", {"type": "content", "content": "x"})],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_field_writes_more_than_is_paid_for(kind: Kind, field: str, value: Any) -> None:
+    one, origin = server(kind)
+    asked = chat("hi", body={"messages": [], field: value}, decoding=Decoding(native=True))
+    with pytest.raises(EngineUnsupported) as caught:
+        await collected(one.generate(asked))
+    assert not origin.asked
+    assert caught.value.param == field

@@ -261,8 +261,7 @@ def body(**fields: Any) -> list[bytes]:
 
 async def test_an_answer_in_one_piece() -> None:
     origin = ToyOrigin(plays=deque([body(usage=usage(5, 2, cached=9))]))
-    first, end = await relayed(origin, relay.whole)
-    assert first == Chunk(model="m")  # whoever pays learns that the server is at work
+    (end,) = await relayed(origin, relay.whole)
     assert (end.raw, end.finish) == (body(usage=usage(5, 2, cached=9))[0], "stop")
     assert end.usage == Usage(5, 5, 2)
     assert origin.asked[0].silence == origin.patience.whole
@@ -286,3 +285,15 @@ async def test_in_one_piece_a_choice_is_missing() -> None:
 async def test_in_one_piece_what_cannot_be_read_is_an_error(answer: bytes) -> None:
     with pytest.raises(EngineError, match="no JSON of ours"):
         await relayed(ToyOrigin(plays=deque([[answer]])), relay.whole)
+
+
+@pytest.mark.parametrize("kind", [relay.whole, relay.stream])
+async def test_whoever_pays_learns_that_a_server_is_at_work_before_it_says_anything(
+    kind: Any,
+) -> None:
+    played = body(usage=usage(5, 2)) if kind is relay.whole else []
+    origin = ToyOrigin(plays=deque([played]))
+    chunks = kind(origin, "/v1/chat/completions", {}, call(), {})
+    assert await anext(chunks) == Chunk(model="m")
+    await chunks.aclose()
+    assert not origin.open

@@ -166,4 +166,5 @@ def call(**fields: Any) -> Call:
 
 
 async def collected(stream: Any) -> list[Chunk]:
-    return [chunk async for chunk in stream]
+    """Its chunks, but for those that only say that the server has set to work."""
+    return [chunk async for chunk in stream if chunk != Chunk(model="m")]
