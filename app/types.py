@@ -185,7 +185,6 @@ class Capabilities:
     entropy: Literal["exact", "bounds"] | None = None
     stop_on_entropy: bool = False
     native: bool = False  # relays the engine's own bytes
-    ids: bool = True  # continues from token ids, as token-level policies need
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
 
 

@@ -147,7 +147,6 @@ class Pool:
             entropy=weakest.entropy,
             stop_on_entropy=all(each.stop_on_entropy for each in found),
             native=all(each.native for each in found),
-            ids=all(each.ids for each in found),
             overrun=max(each.overrun for each in found),
         )
 

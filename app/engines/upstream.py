@@ -102,7 +102,6 @@ class Upstream:
             family=self._card.family,
             context=self._context,
             native=True,
-            ids=False,
             # Who bills bills to the end: then all that was allowed may have been written.
             overrun=self._context if self.abilities.bills else _OVERRUN,
         )

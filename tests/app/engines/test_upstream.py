@@ -121,7 +121,7 @@ async def test_nothing_is_done_token_by_token() -> None:
 def test_capabilities_by_kind(kind: Kind) -> None:
     one, _ = server(kind)
     able = one.capabilities("m")
-    assert (able.family, able.context, able.native, able.ids) == ("f", 1000, True, False)
+    assert (able.family, able.context, able.native) == ("f", 1000, True)
     assert (able.entropy, able.stop_on_entropy) == (None, False)
     # Who bills must not be asked twice, and has billed all that was allowed when we hang up.
     assert one.idempotent == (kind != "openai")
