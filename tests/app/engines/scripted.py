@@ -83,7 +83,7 @@ class Server:
     probing: Exception | float | None = None  # fail, or take so many seconds
     pulsing: Exception | float | None = None
     load_: Load = Load()
-    abilities: Capabilities = Capabilities("f", 1000, "exact", True, True, True, 1)
+    abilities: Capabilities = Capabilities("f", 1000, "exact", True, True, 1)
     counts: int | Exception = 7
     counting: asyncio.Event | None = None  # what a count waits for
     plays: deque[Sequence[Any]] = field(default_factory=deque)  # of the next calls

@@ -344,8 +344,8 @@ def test_whatever_happens_no_place_is_lost(seed: int) -> None:
 def test_capabilities_are_what_all_ready_replicas_can_do() -> None:
     async def test() -> None:
         many = servers("a", "b", up=False)
-        many[A].abilities = Capabilities("f", 4000, "exact", True, True, True, 1)
-        many[B].abilities = Capabilities("f", 2000, "bounds", False, False, False, 9)
+        many[A].abilities = Capabilities("f", 4000, "exact", True, True, 1)
+        many[B].abilities = Capabilities("f", 2000, "bounds", False, False, 9)
         async with many.started(card("m", A, B, context=500), card("n", A)) as fleet:
             assert fleet.capabilities("m") == Capabilities("f", 500)
             assert fleet.capabilities("n") == Capabilities("f", 0)
@@ -355,8 +355,8 @@ def test_capabilities_are_what_all_ready_replicas_can_do() -> None:
             many[B].up = True
             await asyncio.sleep(30)
             assert fleet.capabilities("m") == many[B].abilities
-            many[B].abilities = Capabilities("f", 9000, None, True, True, True, 0)
-            assert fleet.capabilities("m") == Capabilities("f", 4000, None, True, True, True, 1)
+            many[B].abilities = Capabilities("f", 9000, None, True, True, 0)
+            assert fleet.capabilities("m") == Capabilities("f", 4000, None, True, True, 1)
             many[A].up = False
             await asyncio.sleep(30)
             assert fleet.capabilities("m") == many[B].abilities

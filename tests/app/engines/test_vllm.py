@@ -317,7 +317,7 @@ def test_capabilities_are_what_was_found_out() -> None:
     def able(**changes: Any) -> Capabilities:
         return server(replace(ABLE, **changes))[0].capabilities("m")
 
-    assert able() == Capabilities("f", 100, "exact", True, True, True, 4)
+    assert able() == Capabilities("f", 100, "exact", True, True, 4)
     assert able(reports=False).entropy == "bounds"
     assert able(reports=False, top=0).entropy is None
     assert not able(sentinel=None).stop_on_entropy
