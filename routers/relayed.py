@@ -11,7 +11,7 @@ from app.types import Chunk
 
 
 def documents(raw: bytes, id: str) -> list[dict[str, Any]]:
-    """The events of a finish chunk as JSON: the last choice's end, and the usage."""
+    """The events of a finish chunk as JSON: each choice's end, and the usage."""
     events = (line.removeprefix(b"data:") for line in raw.split(b"\n") if line.startswith(b"data:"))
     return [document(event, id) for event in events]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ _TEXTS = ("text", "refusal")  # types of parts that are text, and where it is
 _FORMS: tuple[Literal["NFKC", "NFD", "NFKD"], ...] = ("NFKC", "NFD", "NFKD")
 _PREFIX = 2  # tokens before any text: the one that begins a prompt, and a space
 _OVERRUN = 64  # tokens that a server of one's own may write before it sees that nobody listens
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

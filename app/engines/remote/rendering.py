@@ -14,11 +14,7 @@ from app.types import Call
 _KEPT = 256  # renderings: a call's count, its hand-overs and its retries come close together
 _KEPT_TOKENS = 2_000_000  # of them all: some 70 MB
 _TEMPLATE = ("tools", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs")
-_WRITING = (
-    "stream_options",
-    "use_beam_search",
-    "n",
-)  # no part of a prompt; some cannot be rendered
+_WRITING = ("stream_options", "use_beam_search", "n")  # no part of a prompt, and may be refused
 _LAST = ("add_generation_prompt", "continue_final_message")
 _FOREIGN = (
     *("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id"),
