@@ -97,9 +97,16 @@ class ByHand:
 
     def running(self) -> int:
         """Calls that run or wait in the server."""
+        return self._sum("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+    def written(self) -> int:
+        """Tokens that the server has written since it started."""
+        return self._sum("vllm:generation_tokens_total")
+
+    def _sum(self, *names: str) -> int:
         lines = self.http.get("/metrics").text.splitlines()
-        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
-        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(names))
+        begins = tuple(name + "{" for name in names)
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(begins))
 
 
 def asked(http: httpx.Client, prompt: str, **more: Any) -> dict[str, Any]:
