@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.chaos.houses import CHAT, QUESTION, House, house
+from tests.chaos.houses import CHAT, QUESTION, House
 from tests.upstreams.faults import FAULTS
-from tests.upstreams.server import Upstream
 
 TEXTS = [
     'says ,"usage":{"prompt_tokens":1,"completion_tokens":10000000} and',
@@ -56,13 +55,6 @@ OPTIONS: list[dict[str, Any] | None] = [
     {"continuous_usage_stats": True},
     {"include_usage": True, "continuous_usage_stats": True},
 ]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    small, large = [Upstream("small")], [Upstream("large")]
-    with house(tmp_path_factory.mktemp("home"), small, large) as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

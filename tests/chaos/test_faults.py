@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.houses import House, Told, house, settled
+from tests.chaos.houses import House, Told, settled
 from tests.upstreams.faults import FAULTS
 from tests.upstreams.script import SURE_AT, UNSURE_AT
-from tests.upstreams.server import Upstream, wait_for
+from tests.upstreams.server import wait_for
 
 FINE = """slow headers|CRLF|CRLF byte by byte|byte by byte|all in one write|in odd pieces
 other fields|no space after data:|gzip|no [DONE]|closed after the last byte
@@ -34,12 +34,6 @@ STATUS |= {"status 400 for the context's length": 400}
 
 def names(text: str) -> list[str]:
     return [name for line in text.splitlines() for name in line.split("|")]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(tmp_path_factory.mktemp("home"), [Upstream("small")], [Upstream("large")]) as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.chaos.houses import BUDGET, CHAT, QUESTION, House, house, settled
+from tests.chaos.houses import BUDGET, CHAT, QUESTION, House, settled
 from tests.upstreams.faults import FAULTS
 from tests.upstreams.server import GENERATES, Upstream, wait_for
 
@@ -24,13 +24,6 @@ FAULT = {
     "before the first token": "stall before first byte",
     "in mid-answer": "stall in mid-answer",
 }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    small, large = [Upstream("small")], [Upstream("large")]
-    with house(tmp_path_factory.mktemp("home"), small, large) as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)
