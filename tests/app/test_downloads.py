@@ -192,3 +192,25 @@ def test_the_package_was_not_installed(tmp_path: Path, shelf: Path) -> None:
     pull([card(sha256=sha256(shelf))], tmp_path / "models", said())
     done = subprocess.run([sys.executable, "-c", "import tiny"], capture_output=True, check=False)
     assert b"No module named 'tiny'" in done.stderr
+
+
+def test_a_drafts_weights_are_compared_with_its_card(tmp_path: Path) -> None:
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(b"weights")
+    given = {"weights": str(folder), "base": "large"}
+    right = hashlib.sha256(b"weights").hexdigest()
+    assert local_path(card(sha256=right, **given), tmp_path) == folder
+    assert local_path(card(**given), tmp_path) == folder
+    file.write_bytes(b"others")
+    with pytest.raises(ConfigError, match=rf"model tiny: .* has SHA-256 .*, not {right}"):
+        local_path(card(sha256=right, **given), tmp_path)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"model.safetensors: No such file"):
+        local_path(card(sha256=right, **given), tmp_path)
+
+
+def test_what_the_package_ships_is_found_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are no weights at .*/app/weights/none"):
+        local_path(card(weights="bundled:../none", base="large"), tmp_path)

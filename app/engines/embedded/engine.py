@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -181,15 +181,19 @@ class EmbeddedEngine:
 
     def _load(self) -> None:
         read: dict[Path, tuple[ModelConfig, Weights, Tokenizer, Prompts]] = {}
-        for card in self._cards:
+        built: dict[tuple[Path, str], Decoder] = {}
+        for card in sorted(self._cards, key=lambda card: bool(card.base)):  # bases go first
             path, began = self._paths[card.name], time.monotonic()
+            base = self._paths[card.base] if card.base else None
             try:
                 if path not in read:
                     _log.info("reading %s", path)
-                    read[path] = _read(path)
+                    read[path] = _read(path) if base is None else _draft(path, base, read[base])
                 config, weights, tokenizer, prompts = read[path]
                 precision = cast(Precision, card.precision)  # the catalog has no other for us
-                decoder = Decoder(config, weights, precision, _device())
+                beside = None if base is None else built.get((base, precision))
+                decoder = Decoder(config, weights, precision, _device(), beside)
+                built.setdefault((path, precision), decoder)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"[models.{card.name}]: weights: {error}") from error
             context = min(config.context, card.context or config.context)
@@ -216,6 +220,16 @@ def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
         tokenizer = tokenizer_from_metadata(file.metadata)
         config, weights = load(file)
     return config, weights, tokenizer, Prompts(tokenizer, longest=config.context)
+
+
+def _draft(
+    path: Path, base: Path, read: tuple[ModelConfig, Weights, Tokenizer, Prompts]
+) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
+    """A draft, with what it shares with its base, read already."""
+    config, weights = load(path, base)
+    _, shared, tokenizer, prompts = read
+    weights = replace(weights, embedding=shared.embedding, head=shared.head)
+    return config, weights, tokenizer, prompts
 
 
 def _device() -> torch.device:

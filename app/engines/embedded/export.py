@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from torch import Tensor
 
 from app.engines.embedded.folding import CheckedTensors, separated
-from app.engines.embedded.linear import Precision
+from app.engines.embedded.linear import Precision, quantized
 from app.engines.embedded.safetensors_file import SafetensorsFile
 from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
 from app.engines.embedded.weights import (
@@ -73,18 +73,26 @@ _INT8: Mapping[str, Any] = {
 
 
 def export(
-    name: str, source: Path, target: Path, precision: Precision, *, force: bool, console: Console
+    name: str,
+    source: Path,
+    target: Path,
+    precision: Precision,
+    *,
+    force: bool,
+    console: Console,
+    base: Path | None = None,
 ) -> Path:
     """Write the model `name`, whose weights are at `source`, as the folder `target`.
 
-    The folder appears when it is complete: all is written beside it first. `force` replaces a
-    folder that holds a model already. Returns the folder's real path. Raises ConfigError.
+    Of a draft, what it shares with its `base` is written too: the folder stands alone. It appears
+    when it is complete: all is written beside it first. `force` replaces a folder that holds a
+    model already. Returns the folder's real path. Raises ConfigError.
     """
     target = target.expanduser().resolve()
     try:
         _check(source, target, force)
-        found = open_checkpoint(source)
-        tokenizer = load_tokenizer(source)
+        found = open_checkpoint(source, base)
+        tokenizer = load_tokenizer(base or source)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
             folder = Path(beside, "new")
@@ -192,13 +200,6 @@ class _Part:
             yield f"{self.name}_scale", scale
         else:
             yield self.name, tensor.to(_dtype(precision))
-
-
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix `[out, in]` as int8 and, for each of its rows, what one level stands for."""
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    scale[scale == 0] = 1  # a row of zeros
-    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _dtype(precision: Precision) -> torch.dtype:

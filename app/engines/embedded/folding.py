@@ -58,6 +58,7 @@ class Weights:
     norm: Tensor  # [hidden], the final norm's
     head: Tensor  # [vocabulary, hidden]; the embedding itself where they are tied
     inverse_frequencies: Tensor  # [head_dim / 2], RoPE's radians per position
+    drafting: Tensor | None = None  # int64, the ids of the tokens that it drafts; None: all
 
 
 class TensorSource(Protocol):

@@ -154,3 +154,10 @@ def _pack(weight: Tensor, levels: int) -> Any:
             weight, scale.double(), zero_points, axis=0, dtype=torch.qint8
         )
     return torch.ops.quantized.linear_prepack(quantised, None)
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix `[out, in]` as int8 and, for each of its rows, what one level stands for."""
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    scale[scale == 0] = 1  # a row of zeros
+    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.engines.embedded.folding import LayerWeights, ModelConfig, Weights
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
-from app.engines.embedded.linear import PEAKED_LEVELS, Precision, make_linear
+from app.engines.embedded.linear import PEAKED_LEVELS, Linear, Precision, make_linear
 from app.engines.embedded.rotation import Rotation
 
 
@@ -41,39 +41,60 @@ class Decoder:
         weights: Weights,
         precision: Precision,
         device: torch.device | str = "cpu",
+        beside: "Decoder | None" = None,
     ) -> None:
         """Build from weights, which it does not keep (save, in fp32, the embedding).
 
+        `beside` has the same precision, embedding, final norm and head: theirs are used.
         int8 runs on the CPU, whatever the device; raises ValueError where that is no x86.
         """
         self.config = config
         self.precision = precision
+        self._embedding: Tensor
+        self._head: Linear
         self.device = torch.device("cpu" if precision == "int8" else device)
         self._kv_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if precision == "int8":
-            self._build_rotated(weights)
+            self._build_rotated(weights, beside)
         else:
-            self._build(weights)
+            self._build(weights, beside)
         floor = math.sqrt(config.hidden * config.norm_epsilon)
         self._floor = torch.tensor(floor, device=self.device)
         angles = torch.arange(config.context).float()[:, None] * weights.inverse_frequencies
         self._turns = torch.complex(angles.cos(), angles.sin()).to(self.device)
 
-    def _build(self, weights: Weights) -> None:
-        self._embedding = weights.embedding.to(self.device, self._kv_dtype)
+    def _build(self, weights: Weights, beside: "Decoder | None") -> None:
+        self._embedding = (
+            weights.embedding.to(self.device, self._kv_dtype)
+            if beside is None
+            else beside._embedding
+        )
         self._layers = [_Layer(layer, self.precision, self.device) for layer in weights.layers]
         self._norm = weights.norm.to(self.device) * math.sqrt(self.config.hidden)
         # A product that takes the table as it is may share it with the embedding.
         head = self._embedding if weights.head is weights.embedding else weights.head
-        self._head = make_linear(head, self.precision, self.device)
+        self._head = (
+            make_linear(head, self.precision, self.device) if beside is None else beside._head
+        )
+        self._build_draft_head(weights, weights.head)
 
-    def _build_rotated(self, weights: Weights) -> None:
+    def _build_rotated(self, weights: Weights, beside: "Decoder | None") -> None:
         rotation = Rotation(self.config.hidden)
         # A rotated table cannot be shared with an fp32 decoder; bf16 at least halves it.
-        self._embedding = rotation.embedding(weights).bfloat16()
+        self._embedding = (
+            rotation.embedding(weights).bfloat16() if beside is None else beside._embedding
+        )
         self._layers = [_Layer(rotation.layer(w), "int8", self.device) for w in weights.layers]
         self._norm = torch.tensor(math.sqrt(self.config.hidden))
-        self._head = make_linear(rotation.head(weights), "int8", self.device)
+        head = rotation.head(weights)
+        self._head = make_linear(head, "int8", self.device) if beside is None else beside._head
+        self._build_draft_head(weights, head)
+
+    def _build_draft_head(self, weights: Weights, head: Tensor) -> None:
+        self.drafting = weights.drafting  # int64, ids; None: all
+        self._draft_head = self._head
+        if self.drafting is not None:
+            self._draft_head = make_linear(head[self.drafting], self.precision, self.device)
 
     def kv_memory(self, bound: int, kept_bound: int | None = None) -> KVMemory:
         """Memory of `bound` bytes for this decoder's sequences, see KVMemory."""
@@ -123,6 +144,11 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, fp32 `[n, vocabulary]`, of final hidden states `[n, hidden]`."""
         return self._head(hidden)
+
+    @torch.inference_mode()
+    def draft_logits(self, hidden: Tensor) -> Tensor:
+        """As `logits`, fp32 `[n, len(drafting)]`, of the tokens in `drafting` alone."""
+        return self._draft_head(hidden)
 
     def _root(self, rows: Tensor) -> Tensor:
         """`sqrt(sum(x^2) + hidden * epsilon)` for each row, `[n, 1]`."""

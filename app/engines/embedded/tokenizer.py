@@ -140,6 +140,14 @@ class Tokenizer:
         return ids
 
 
+_PROBE = "It's 1234567 x½y² YOU'LL  \n\n\tfoo(bar);   日本語 😀 ٣"
+
+
+def alike(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two cut a text of many kinds into the same tokens, and end at the same ones."""
+    return one.encode(_PROBE) == other.encode(_PROBE) and one.eos_ids == other.eos_ids
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in this GGUF file's metadata, or in this folder.
 

@@ -1,22 +1,18 @@
 """Reads a model, configuration and weights, from a GGUF file or a Hugging Face folder."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from app.engines.embedded.folding import (
-    Architecture,
-    Layout,
-    ModelConfig,
-    TensorSource,
-    Weights,
-    fold,
+from app.engines.embedded.checkpoint import (
+    FOLDER_NAMES,
+    Checkpoint,
+    Keys,
+    inverse_frequencies,
+    open_folder,
+    read_architecture,
 )
+from app.engines.embedded.draft_folder import DraftFolder, is_draft
+from app.engines.embedded.folding import Layout, ModelConfig, Weights, fold
 from app.engines.embedded.gguf_file import GGUFFile, read_gguf_metadata
 from app.engines.embedded.safetensors_folder import SafetensorsFolder
 
@@ -33,34 +29,36 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk: what its configuration says, with every tensor yet to be read."""
-
-    config: ModelConfig
-    source: TensorSource
-    layout: Layout
-    rope_theta: float
-    rope_scaling: Mapping[str, Any]  # as a Hugging Face configuration has it
-    inverse_frequencies: Tensor  # [head_dim / 2], what the two come to
-
-
-def load(source: str | Path | GGUFFile) -> tuple[ModelConfig, Weights]:
-    """Read a GGUF file (by path, or already open) or a Hugging Face folder of safetensors.
+def load(
+    source: str | Path | GGUFFile, base: str | Path | GGUFFile | None = None
+) -> tuple[ModelConfig, Weights]:
+    """Read a GGUF file (by path, or already open), a Hugging Face folder of safetensors, or a
+    draft's folder, which needs the `base` that it shares its embedding with.
 
     Raises FileNotFoundError, and ValueError naming the file and whatever in it is missing,
     misshapen or not supported.
     """
-    found = open_checkpoint(source)
-    return found.config, fold(found.config, found.source, found.layout, found.inverse_frequencies)
+    found = open_checkpoint(source, base)
+    weights = fold(found.config, found.source, found.layout, found.inverse_frequencies)
+    if isinstance(found.source, DraftFolder):
+        weights = replace(weights, drafting=found.source.drafting)
+    return found.config, weights
 
 
-def open_checkpoint(source: str | Path | GGUFFile) -> Checkpoint:
-    """Read the configuration alone; raises as `load`."""
+def open_checkpoint(
+    source: str | Path | GGUFFile, base: str | Path | GGUFFile | None = None
+) -> Checkpoint:
+    """Read the configuration alone; arguments and errors as of `load`."""
     if isinstance(source, GGUFFile):
         return _open_gguf(source)
+    if is_draft(Path(source)):
+        if base is None:
+            raise ValueError(f"{source}: is a draft; name the model that it shares as its base")
+        return DraftFolder(source, open_checkpoint(base)).checkpoint()
+    if base is not None:
+        raise ValueError(f"{source}: is no draft's folder, which alone has a base")
     if Path(source).is_dir():
-        return _open_folder(SafetensorsFolder(source))
+        return open_folder(SafetensorsFolder(source))
     return _open_gguf(GGUFFile(source))
 
 
@@ -78,25 +76,11 @@ _GGUF_NAMES = {
     "up": "blk.{}.ffn_up.weight",
     "down": "blk.{}.ffn_down.weight",
 }
-FOLDER_NAMES = {
-    "embedding": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attention_norm": "model.layers.{}.input_layernorm.weight",
-    "q": "model.layers.{}.self_attn.q_proj",
-    "k": "model.layers.{}.self_attn.k_proj",
-    "v": "model.layers.{}.self_attn.v_proj",
-    "output": "model.layers.{}.self_attn.o_proj.weight",
-    "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
-    "gate": "model.layers.{}.mlp.gate_proj.weight",
-    "up": "model.layers.{}.mlp.up_proj.weight",
-    "down": "model.layers.{}.mlp.down_proj.weight",
-}
 
 
 def _open_gguf(file: GGUFFile) -> Checkpoint:
-    keys = _Keys(file.path, file.metadata)
-    architecture = _architecture(keys, "general.architecture")
+    keys = Keys(file.path, file.metadata)
+    architecture = read_architecture(keys, "general.architecture")
     at = f"{architecture}."
     keys.refuse("sliding window", keys.get(at + "attention.sliding_window"))
     keys.refuse("experts", keys.get(at + "expert_count"))
@@ -132,106 +116,3 @@ def _open_gguf(file: GGUFFile) -> Checkpoint:
         interleaved=architecture == "llama",
     )
     return Checkpoint(config, file, layout, theta, scaling, frequencies)
-
-
-def _open_folder(folder: SafetensorsFolder) -> Checkpoint:
-    keys = _Keys(folder.path / "config.json", folder.config)
-    architecture = _architecture(keys, "model_type")
-    # Qwen2's configurations name a window even where they do not use it.
-    keys.refuse("sliding window", keys.get("use_sliding_window"))
-    keys.refuse("sliding window", "sliding_attention" in keys.get("layer_types", ()))
-    keys.refuse("quantization_config", keys.get("quantization_config"))
-    activation = keys.get("hidden_act", "silu")
-    keys.refuse(f"hidden_act {activation!r}", activation != "silu")
-    heads, hidden = keys.count("num_attention_heads"), keys.count("hidden_size")
-    config = ModelConfig(
-        architecture=architecture,
-        layers=keys.count("num_hidden_layers"),
-        hidden=hidden,
-        intermediate=keys.count("intermediate_size"),
-        heads=heads,
-        kv_heads=keys.count("num_key_value_heads", heads),
-        head_dim=keys.count("head_dim", hidden // heads),
-        vocabulary=keys.count("vocab_size"),
-        context=keys.count("max_position_embeddings"),
-        norm_epsilon=float(keys["rms_norm_eps"]),
-    )
-    # Since transformers 5 RoPE's base stands in one table with its scaling; before, beside it.
-    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
-    keys.refuse("partial rotation", rope.get("partial_rotary_factor", 1.0) != 1.0)
-    theta = float(rope.get("rope_theta", keys.get("rope_theta", 10000.0)))
-    frequencies = inverse_frequencies(keys.path, config.head_dim, theta, rope)
-    layout = Layout(
-        names=FOLDER_NAMES,
-        tied=keys.get("tie_word_embeddings", FOLDER_NAMES["head"] not in folder.names),
-        interleaved=False,
-    )
-    return Checkpoint(config, folder, layout, theta, rope, frequencies)
-
-
-class _Keys:
-    """A file's configuration. A null counts as absent; every complaint names file and key."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
-        self.path, self._values = path, values
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise ValueError(f"{self.path}: {key!r} is missing")
-        return value
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self._values.get(key)
-        return default if value is None else value
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self[key] if default is None else self.get(key, default)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{self.path}: {key!r} is {value!r}, not a positive integer")
-        return value
-
-    def refuse(self, thing: str, present: Any) -> None:
-        if present:
-            raise ValueError(f"{self.path}: not supported: {thing}")
-
-
-def _architecture(keys: _Keys, key: str) -> Architecture:
-    name = keys[key]
-    if name == "llama":
-        return "llama"
-    if name == "qwen2":
-        return "qwen2"
-    raise ValueError(f"{keys.path}: architecture {name!r} is not supported, only llama and qwen2")
-
-
-def inverse_frequencies(
-    path: Path, head_dim: int, theta: float, scaling: Mapping[str, Any]
-) -> Tensor:
-    """RoPE's angular step per position for each pair, `[head_dim / 2]`.
-
-    Computed as `transformers` does, operation for operation, so that the angles agree. Raises
-    ValueError, naming `path`, for a scaling that is not supported.
-    """
-    rope = _Keys(path, scaling)
-    plain = 1.0 / (theta ** (torch.arange(0, head_dim, 2).float() / head_dim))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", "none"):
-        return plain
-    if kind == "linear":
-        return plain / float(rope["factor"])
-    if kind == "llama3":
-        return _llama3(plain, rope)
-    raise ValueError(f"{rope.path}: not supported: rope scaling {kind!r}")
-
-
-def _llama3(plain: Tensor, rope: _Keys) -> Tensor:
-    """Long wavelengths stretched by the factor, short ones kept, those between in proportion."""
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    original, factor = float(rope["original_max_position_embeddings"]), float(rope["factor"])
-    wavelength = 2 * math.pi / plain
-    stretched = plain / factor
-    smooth = (original / wavelength - low) / (high - low)
-    between = (1 - smooth) * stretched + smooth * plain
-    result = torch.where(wavelength > original / low, stretched, between)
-    return torch.where(wavelength < original / high, plain, result)

@@ -21,8 +21,9 @@ TEMPLATE = (
 )
 
 
-def write_model(folder: Path, context: int = CONTEXT) -> Path:
-    """A Llama folder of safetensors; its token n < 256 is the byte n."""
+def write_model(folder: Path, context: int = CONTEXT, vocabulary: int = VOCABULARY) -> Path:
+    """A Llama folder of safetensors; its token n < 256 is the byte n. A larger vocabulary is
+    padded, as some models' are."""
     config = {
         "model_type": "llama",
         "hidden_size": HIDDEN,
@@ -30,7 +31,7 @@ def write_model(folder: Path, context: int = CONTEXT) -> Path:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
@@ -38,12 +39,12 @@ def write_model(folder: Path, context: int = CONTEXT) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_weights(), folder / "model.safetensors")
+    save_file(_weights(vocabulary), folder / "model.safetensors")
     _tokenizer().save_pretrained(folder)
     return folder
 
 
-def _weights() -> dict[str, torch.Tensor]:
+def _weights(vocabulary: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -51,9 +52,9 @@ def _weights() -> dict[str, torch.Tensor]:
 
     kv = HIDDEN // HEADS * KV_HEADS
     weights = {
-        "model.embed_tokens.weight": matrix(VOCABULARY, HIDDEN) * 8,
+        "model.embed_tokens.weight": matrix(vocabulary, HIDDEN) * 8,
         "model.norm.weight": torch.ones(HIDDEN),
-        "lm_head.weight": matrix(VOCABULARY, HIDDEN) * 3,
+        "lm_head.weight": matrix(vocabulary, HIDDEN) * 3,
     }
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
