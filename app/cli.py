@@ -1,5 +1,5 @@
-"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, bench
-and map.
+"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, train,
+bench and map.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
-from app import till
-from app.errors import ConfigError, FarthingError
+from app import measure, till, train
+from app.errors import FarthingError
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -28,10 +28,10 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models = typer.Typer(help="The models of the fleet.", no_args_is_help=True)
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 cli.add_typer(models, name="models")
 cli.add_typer(till.keys, name="keys")
-cli.add_typer(bench, name="bench")
+cli.add_typer(measure.bench, name="bench")
+cli.add_typer(train.train, name="train")
 cli.command()(till.usage)
 
 _EMBEDDED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
@@ -51,9 +51,10 @@ def main(args: Sequence[str] | None = None) -> None:
     except ValidationError as error:
         _stop(_setting_at_fault(error), 2)
     except ModuleNotFoundError as error:
-        if error.name not in _EMBEDDED:
+        if error.name not in (*_EMBEDDED, "matplotlib"):
             raise
-        _stop(f"{error.name} is missing; run `pip install 'farthing[embedded]'`", 1)
+        extra = "embedded" if error.name in _EMBEDDED else "train"
+        _stop(f"{error.name} is missing; run `pip install 'farthing[{extra}]'`", 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -198,9 +199,10 @@ def pull(
 
     settings = _settings(config=config)
     catalog = read(settings.config_file())
-    cards = [catalog.model(name) for name in names or catalog.models]
-    cards = [card for card in cards if card.weights]  # servers have theirs already
-    pull(cards, settings.models_dir, Console())
+    wanted = [catalog.model(name) for name in names or catalog.models]
+    bases = [catalog.model(card.base) for card in wanted if card.base]
+    cards = {card.name: card for card in [*bases, *wanted] if card.weights}  # servers have theirs
+    pull(cards.values(), settings.models_dir, Console())
 
 
 @cli.command("export-model")
@@ -220,78 +222,16 @@ def export_model(
     from rich.console import Console
 
     from app.catalog import read
-    from app.downloads import local_path
+    from app.downloads import find
     from app.engines.embedded.export import export
 
     settings = _settings(config=config)
-    card = read(settings.config_file()).model(name)
-    if card.engine != "embedded":
-        raise ConfigError(f"model {name}: its engine is {card.engine}; only embedded is exported")
-    weights = local_path(card, settings.models_dir)
-    written = export(name, weights, folder, precision, force=force, console=Console())
+    found = find(name, read(settings.config_file()), settings.models_dir)
+    written = export(
+        name, found.path, folder, precision, force=force, console=Console(), base=found.base
+    )
     command = ["farthing", "serve-vllm", str(written), "--served-model-name", name]
     print("next:", shlex.join(command))
-
-
-@bench.command()
-def engine(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="torch's, of both sides; default: cores but one.")
-    ] = None,
-) -> None:
-    """Compare the embedded engine with transformers on the default weights."""
-    from app.bench.engine import run
-    from app.catalog import read
-    from app.downloads import local_path
-    from app.settings import DEFAULT_CONFIG
-
-    weights = next(iter(read(DEFAULT_CONFIG).models.values()))
-    path = local_path(weights, _settings().models_dir)
-    run(path, quick=quick, json_file=json_file, threads=threads)
-
-
-@bench.command()
-def accounts(
-    postgres: Annotated[
-        str | None, typer.Option(metavar="URL", help="An empty database, to measure that too.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer requests.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.")
-    ] = None,
-) -> None:
-    """Measure what keys and a ledger add to a request, beside a gateway without them."""
-    from app.bench.accounts import run
-
-    run(postgres=postgres, quick=quick, json_file=json_file)
-
-
-@bench.command()
-def servers(
-    small: Annotated[str, typer.Option(metavar="URL", help="A vLLM server.")],
-    large: Annotated[str, typer.Option(metavar="URL", help="Another, with the same tokenizer.")],
-    small_name: Annotated[str, typer.Option(help="What its model is called there.")],
-    large_name: Annotated[str, typer.Option(help="What its model is called there.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.")
-    ] = None,
-) -> None:
-    """Measure hand-overs between two vLLM servers, and what logprobs cost."""
-    from app.bench.servers import run
-
-    run(
-        small,
-        large,
-        small_name=small_name,
-        large_name=large_name,
-        quick=quick,
-        json_file=json_file,
-    )
 
 
 @cli.command("map")

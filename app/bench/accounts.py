@@ -23,11 +23,12 @@ from app.errors import ConfigError
 # The gateway as it is, over an engine that answers at once.
 PROGRAM = """
 from app import server
+from app.catalog import read
 from app.engines.fake import Fake, Script
 from app.factory import create_app
 from app.settings import DEFAULT_CONFIG, Settings
 
-fake = Fake({name: Script(["word "] * 8) for name in ("smollm2-135m", "smollm2-135m-int8")})
+fake = Fake({name: Script(["word "] * 8) for name in read(DEFAULT_CONFIG).models})
 server.create_app = lambda settings, catalog: create_app(settings, catalog=catalog, engine=fake)
 server.serve(Settings(config=DEFAULT_CONFIG, port=0, log_level="error"))
 """

@@ -1,0 +1,41 @@
+"""Means with 95 % intervals, by a bootstrap over what was drawn independently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and between what it lies."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def ratio(
+    over: Sequence[float], under: Sequence[float], *, seed: int = 0, draws: int = 4000
+) -> Estimate:
+    """sum(over) / sum(under), drawn anew by their common index: a text, a question.
+
+    Raises ValueError for nothing.
+    """
+    if not over:
+        raise ValueError("there is nothing to take a mean of")
+    top, bottom = np.array(over, float), np.array(under, float)
+    chosen = np.random.default_rng(seed).integers(0, len(top), (draws, len(top)))
+    found = top[chosen].sum(1) / bottom[chosen].sum(1)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Of values each drawn independently. Raises ValueError for nothing."""
+    return ratio(values, [1.0] * len(values), seed=seed)

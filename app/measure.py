@@ -1,0 +1,155 @@
+"""The command line's part about figures: farthing bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from app.errors import ConfigError
+
+if TYPE_CHECKING:
+    from app.bench.reading import Weights
+    from app.engines.embedded.linear import Precision
+
+bench = typer.Typer(help="Measure this machine and its models.", no_args_is_help=True)
+
+Threads = Annotated[int | None, typer.Option(min=1, help="torch's; default: cores but one.")]
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Measuring takes minutes: where the figures cannot be kept is said before it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"--json: {path.parent} is no folder")
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", callback=_in_a_folder, help="Write the figures to this file too."),
+]
+
+
+@bench.command()
+def engine(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    json_file: Json = None,
+    threads: Threads = None,
+) -> None:
+    """Compare the embedded engine with transformers on the default weights."""
+    from app.bench.engine import run
+    from app.catalog import read
+    from app.downloads import local_path
+    from app.settings import DEFAULT_CONFIG, Settings
+
+    weights = next(iter(read(DEFAULT_CONFIG).models.values()))
+    path = local_path(weights, Settings().models_dir)
+    run(path, quick=quick, json_file=json_file, threads=threads)
+
+
+@bench.command()
+def model(
+    small: Annotated[str, typer.Argument(metavar="A", help="A model of the fleet, the small one.")],
+    large: Annotated[str, typer.Argument(metavar="B", help="The large one, of the same family.")],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="To answer. Default: twenty of ours.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Passages, for their likelihood.")
+    ] = None,
+    squad: Annotated[Path | None, typer.Option(metavar="FILE.jsonl")] = None,
+    truthful_qa: Annotated[Path | None, typer.Option(metavar="FILE.jsonl")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Lines of each file, at most.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer, at most.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Measure how well A stands in for B: acceptance, likelihood, pace, two tasks."""
+    from app.bench.model import Plan
+    from app.bench.stand_in import compare
+
+    plan = Plan(prompts, text, squad, truthful_qa, limit, tokens, seed)
+    compare(_weights(small), _weights(large), plan, threads=threads, json_file=json_file)
+
+
+@bench.command()
+def switching(
+    small: Annotated[str, typer.Argument(metavar="A", help="The small model of a gateway.")],
+    large: Annotated[str, typer.Argument(metavar="B", help="The large one, embedded.")],
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="For agreement and likelihood.")
+    ] = None,
+    squad: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Questions with answers.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Lines of each file, at most.")] = 60,
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer, at most.")] = 96,
+    raise_at: Annotated[str, typer.Option(help="The thresholds, bits.")] = "1,2,3,4,5",
+    json_file: Json = None,
+) -> None:
+    """A curve of entropy switching, beside each model alone on the same money."""
+    from app.bench.switching import Plan, run
+    from app.catalog import read
+    from app.settings import Settings
+
+    try:
+        levels = tuple(float(level) for level in raise_at.split(","))
+    except ValueError as error:
+        raise ConfigError(f"raise_at: must look like 1,2,3, not {raise_at!r}") from error
+    settings, judge = Settings(), _weights(large)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    small = read(settings.config_file()).model(small).name  # an answer does not tell by aliases
+    plan = Plan(small, judge.name, levels, prompts=prompts, squad=squad, limit=limit, tokens=tokens)
+    run(url, judge, plan, key=key, json_file=json_file)
+
+
+@bench.command()
+def accounts(
+    postgres: Annotated[
+        str | None, typer.Option(metavar="URL", help="An empty database, to measure that too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer requests.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Measure what keys and a ledger add to a request, beside a gateway without them."""
+    from app.bench.accounts import run
+
+    run(postgres=postgres, quick=quick, json_file=json_file)
+
+
+@bench.command()
+def servers(
+    small: Annotated[str, typer.Option(metavar="URL", help="A vLLM server.")],
+    large: Annotated[str, typer.Option(metavar="URL", help="Another, with the same tokenizer.")],
+    small_name: Annotated[str, typer.Option(help="What its model is called there.")],
+    large_name: Annotated[str, typer.Option(help="What its model is called there.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Measure hand-overs between two vLLM servers, and what logprobs cost."""
+    from app.bench.servers import run
+
+    run(
+        small,
+        large,
+        small_name=small_name,
+        large_name=large_name,
+        quick=quick,
+        json_file=json_file,
+    )
+
+
+def _weights(name: str) -> Weights:
+    """Where an embedded model of the fleet is. Raises ConfigError, UnknownModel."""
+    from app.bench.reading import Weights
+    from app.catalog import read
+    from app.downloads import find
+    from app.settings import Settings
+
+    settings = Settings()
+    found = find(name, read(settings.config_file()), settings.models_dir)
+    precision = cast("Precision", found.card.precision)  # the catalog has no other for embedded
+    return Weights(found.card.name, found.path, found.base, precision)

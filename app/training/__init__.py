@@ -1,0 +1,1 @@
+"""What changes weights: drafts, and later the small heads beside a model."""
