@@ -173,7 +173,7 @@ def test_models_are_exported_by_a_command_that_exists(monkeypatch: pytest.Monkey
         assert ended.value.code == 0
     assert sorted(written) == [
         ("smollm2-135m", Path("/models/large"), "fp32"),
-        ("smollm2-135m", Path("/models/small"), "int8"),
+        ("smollm2-tiny", Path("/models/small"), "int8"),
     ]
 
 

@@ -23,7 +23,7 @@ from app.types import Usage
 from tests.prompts import OWN
 
 pytestmark = pytest.mark.model
-SMALL, LARGE = "smollm2-135m-int8", "smollm2-135m"
+SMALL, LARGE = "smollm2-tiny", "smollm2-135m"
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 import app.engines.embedded
-from app.settings import Settings
+from app.settings import DEFAULT_CONFIG, Settings
 from app.vllm_plugins.asks import SOCKET_VARIABLE
 from tests.servers import free_port
 
@@ -46,26 +46,29 @@ def python() -> Path:
     return path
 
 
-def exported(precision: str) -> Path:
-    """The default model as a folder that vLLM loads, made anew when the code that makes it is."""
+def exported(precision: str, model: str = MODEL) -> Path:
+    """A model of the default fleet as a folder that vLLM loads, made anew when the code that
+    makes it is, or the fleet."""
     package = Path(app.engines.embedded.__file__ or "").parent
-    names = ("export", "folding", "safetensors_file", "safetensors_folder", "tokenizer", "weights")
+    names = ("checkpoint", "draft_folder", "export", "folding", "linear", "safetensors_file")
+    names += ("safetensors_folder", "tokenizer", "weights")
     code = b"".join((package / f"{name}.py").read_bytes() for name in names)
+    code += DEFAULT_CONFIG.read_bytes()
     cache = Settings().models_dir.expanduser().parent / "test-exports"
-    folder = cache / hashlib.sha256(code).hexdigest()[:12] / f"{MODEL}-{precision}"
+    folder = cache / hashlib.sha256(code).hexdigest()[:12] / f"{model}-{precision}"
     if not (folder / "config.json").exists():
-        command = [FARTHING, "export-model", MODEL, folder, "--precision", precision]
+        command = [FARTHING, "export-model", model, folder, "--precision", precision]
         _run([*map(str, command), "--config", str(ROOT / "app" / "farthing.toml")])
     return folder
 
 
 @contextmanager
 def serving(
-    precision: str, core: int, logs: Path, further: Sequence[str] = ()
+    precision: str, core: int, logs: Path, further: Sequence[str] = (), model: str = MODEL
 ) -> Iterator[VLLMServer]:
-    """A server of the default model in this precision, on this core; `further`: vLLM's flags."""
-    folder, port = exported(precision), free_port()
-    log = logs / f"vllm-{precision}.log"
+    """A server of this model in this precision, on this core; `further`: vLLM's flags."""
+    folder, port = exported(precision, model), free_port()
+    log = logs / f"vllm-{folder.name}.log"
     command = [str(FARTHING), "serve-vllm", str(folder), "--python", str(python())]
     command += ["--cores", str(core), "--port", str(port)]
     with log.open("wb") as out:

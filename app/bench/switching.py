@@ -21,7 +21,7 @@ from app.bench.reading import Measured, Weights
 from app.bench.tasks import SQUAD, answers_of, f1, read_questions, squad_prompt
 from app.engines.embedded.worker import spare_threads
 from app.errors import ConfigError
-from app.estimates import Estimate, mean, ratio
+from app.estimates import mean, ratio
 from app.prompt_files import read_prompts
 
 _TOGETHER = 4  # requests at once
@@ -246,18 +246,20 @@ def run(
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title="farthing bench switching")
-    names = ("large_share", "large_share_with_catch_up", "agreement", "nll", "squad_f1")
-    for column in ("raise_at", "who", *names, "USD", "refused"):
-        table.add_column(column, justify="left" if column == "who" else "right")
+    table = Table(title="farthing bench switching: means (intervals: --json)")
+    names = ("large_share", "large_share_with_catch_up", "agreement", "nll", "squad_f1", "tokens")
+    heads = ("share", "+ catch-up", "agrees", "nll", "f1", "tokens")
+    for column in ("raise", "who", *heads, "USD", "refused"):
+        table.add_column(column, justify="left" if column == "who" else "right", no_wrap=True)
     for row in rows:
         for way in _WAYS:
             found = row[way]
             cells = [_cell(found.get(name)) for name in names]
             cost = f"{found['cost_usd']['mean']:.2e}"
-            table.add_row(f"{row['raise_at']:g}", way, *cells, cost, str(found["refused"]))
+            who = way.removesuffix("_alone")
+            table.add_row(f"{row['raise_at']:g}", who, *cells, cost, str(found["refused"]))
     Console().print(table)
 
 
 def _cell(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{Estimate(**found)}"
+    return "" if found is None else f"{found['mean']:.3g}"

@@ -37,16 +37,23 @@ def price(tmp_path: Path, amount: str) -> int:
     return catalog(tmp_path, text).models["large"].price.input
 
 
-def test_the_default_fleet_is_one_model_in_two_precisions_and_a_preset() -> None:
+def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_a_preset() -> None:
     fleet = read(DEFAULT_CONFIG)
     assert {name: card.precision for name, card in fleet.models.items()} == {
         "smollm2-135m": "fp32",
         "smollm2-135m-int8": "int8",
+        "smollm2-tiny": "int8",
     }
-    assert len({(card.weights, card.sha256) for card in fleet.models.values()}) == 1
-    assert [card.name for card in fleet.family("smollm2-135m")][0] == "smollm2-135m-int8"
+    wheels = {card.sha256 for card in fleet.models.values() if not card.base}
+    assert len(wheels) == 1
+    assert fleet.models["smollm2-tiny"].base == "smollm2-135m"
+    assert [card.name for card in fleet.family("smollm2-135m")] == [
+        "smollm2-tiny",
+        "smollm2-135m-int8",
+        "smollm2-135m",
+    ]
     assert fleet.presets["economy"].policy == "entropy_switch"
-    assert fleet.presets["economy"].options["small"] == "smollm2-135m-int8"
+    assert fleet.presets["economy"].options["small"] == "smollm2-tiny"
 
 
 def test_a_model_is_found_by_its_name_and_its_alias(tmp_path: Path) -> None:
@@ -134,3 +141,39 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "fleet.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"fleet\.toml: not valid TOML"):
         read(tmp_path / "fleet.toml")
+
+
+DRAFT = """
+[models.small]
+engine = "embedded"
+weights = "runs/small/draft"
+base = "large"
+family = "f"
+price = { input = 0.01, output = 0.02 }
+"""
+
+
+def test_a_draft_names_the_model_that_it_shares(tmp_path: Path) -> None:
+    assert catalog(tmp_path, DRAFT + MODEL).models["small"].base == "large"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DRAFT, r"\[models.small\]: base: 'large' is no embedded model with weights of its own"),
+        (DRAFT.replace('"large"', '"small"'), "base: 'small' is no embedded model"),
+        (DRAFT.replace('"f"', '"g"') + MODEL, r"family: 'g', but its base large is of 'f'"),
+        (
+            DRAFT + MODEL.replace("[models.large]", '[models.large]\nbase = "small"'),
+            "is no embedded model with weights of its own",
+        ),
+        (
+            '[models.a]\nengine = "vllm"\nurls = ["http://h"]\nbase = "large"\nfamily = "f"\n'
+            "price = { input = 1, output = 1 }" + MODEL,
+            "base is for embedded models",
+        ),
+    ],
+)
+def test_a_base_must_be_one(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        catalog(tmp_path, text)

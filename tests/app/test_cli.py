@@ -141,10 +141,12 @@ def test_models_pull_pulls_what_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("FARTHING_MODELS_DIR", str(tmp_path))
     fleet = ("--config", str(ROOT / "app" / "farthing.toml"))
     assert run("models", "pull", "smollm2-135m", *fleet) == 0
+    assert run("models", "pull", "smollm2-tiny", *fleet) == 0
     assert run("models", "pull", *fleet) == 0
-    (one, models_dir, _), (every, _, _) = pulled
+    (one, models_dir, _), (draft, _, _), (every, _, _) = pulled
     assert ([card.name for card in one], models_dir) == (["smollm2-135m"], tmp_path)
-    assert len(every) == 2
+    assert [card.name for card in draft] == ["smollm2-135m", "smollm2-tiny"]  # and its base
+    assert len(every) == 3
 
 
 def test_bench_engine_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,12 +110,13 @@ def test_the_greeting_has_a_request_that_works(catalog, host, url):
 PROGRAM = """
 import sys
 from app import server
+from app.catalog import read
 from app.engines.fake import Fake, Script
 from app.factory import create_app
 from app.settings import DEFAULT_CONFIG, Settings
 
 words = ["word"] * 100_000
-fake = Fake({name: Script(words, delay=0.01) for name in ("smollm2-135m", "smollm2-135m-int8")})
+fake = Fake({name: Script(words, delay=0.01) for name in read(DEFAULT_CONFIG).models})
 server.create_app = lambda settings, catalog: create_app(settings, catalog=catalog, engine=fake)
 server.serve(Settings(config=DEFAULT_CONFIG, port=0, shutdown_grace_s=float(sys.argv[1])))
 print("ended", fake.open)
