@@ -228,5 +228,5 @@ def test_a_model_that_runs_elsewhere_is_refused(fleet: str, tmp_path: Path, capf
     served = FLEET.replace('"embedded"', '"vllm"').replace("weights", "urls")
     Path(fleet).write_text(served.format(urls="").replace('""', '["http://127.0.0.1:1"]'))
     assert run("tiny", str(tmp_path / "new"), "--config", fleet) == 1
-    message = "farthing: model tiny: its engine is vllm; only embedded is exported\n"
+    message = "farthing: model tiny: its engine is vllm; it must be embedded\n"
     assert capfd.readouterr().err == message
