@@ -26,9 +26,18 @@ class Missing(Exception):
     """A program that a test needs is not installed."""
 
 
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """One that nobody listens on, and that this process has not been given before: the system may
+    hand out the same one twice, as long as nobody has taken it."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = int(listening.getsockname()[1])
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
 
 
 def program(name: str, *folders: str) -> str:
