@@ -85,7 +85,7 @@ class Session:
     ) -> None:
         """`start` is the model whose layers the draft begins with, often the target itself.
 
-        Raises ValueError where the inputs are another target's, or nothing is held out.
+        Raises ValueError where the inputs are another target's or start's.
         """
         self.folder, self.recipe, self.watch = folder, recipe, watch
         self.about = About.read(folder / "inputs")
