@@ -48,6 +48,30 @@ class EntropyStop:
     after: int = 0  # tokens of this call, the crossing one included, before it may stop
 
 
+LengthRule: TypeAlias = Literal["fixed", "heuristic", "confidence", "adaedl", "head"]
+"""What ends a draft: its length; Hugging Face's count of it, two more after a draft that was kept
+whole and one less after another; a guess less likely than a level by the draft model's own word;
+the entropy of a guess (AdaEDL); the acceptance head's word (SpecDec++)."""
+
+AcceptanceRule: TypeAlias = Literal["exact", "lenient", "typical"]
+"""Which guesses stay: the answer is distributed as the model's own; or accept by p / epsilon
+(DistillSpec); or what is typical of the model's distribution (Medusa)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How tokens are guessed ahead, and which guesses stay once the model has read them."""
+
+    draft: str = ""  # the model of the family that guesses; empty: none, or the server's own
+    lookup: bool = False  # guess by n-grams of prompt and answer too; they cost nothing
+    rule: LengthRule = "fixed"
+    longest: int = 8  # tokens guessed for one pass of the model, at most
+    level: float | None = None  # of the rule; None: its own
+    acceptance: AcceptanceRule = "exact"
+    lenience: float = 1.0  # epsilon of `lenient`, in (0, 1]; 1 is exact
+    adaptive: bool = True  # guess fewer, or nothing, while that is measured to be faster
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """What a policy asks of an engine's token loop; an engine refuses what it cannot do."""
@@ -55,6 +79,7 @@ class Decoding:
     entropy: bool = False  # report the entropy of each token's distribution
     stop: EntropyStop | None = None
     native: bool = False  # answer in the engine's own words: chunks are `raw`
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +129,23 @@ class Usage:
     prompt: int = 0  # read: the prompt, and what others had written (catch-up)
     cached: int = 0  # of these, taken from a prefix cache
     completion: int = 0  # written
+    drafted: int = 0  # guessed ahead, and read by the model to verify them
+    accepted: int = 0  # of these, written: they are among `completion`
+    passes: int = 0  # of the model, where it speculated: each wrote what was accepted and one more
+
+    @property
+    def wasted(self) -> int:
+        """Tokens that were guessed for nothing."""
+        return self.drafted - self.accepted
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt + other.prompt,
             self.cached + other.cached,
             self.completion + other.completion,
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            self.passes + other.passes,
         )
 
 
@@ -177,6 +213,18 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculates:
+    """What an engine can do of a Speculation with one model."""
+
+    drafts: tuple[str, ...] = ()  # models that may guess for it, best first; of a server: ""
+    lookup: bool = False
+    rules: tuple[LengthRule, ...] = ()  # best first
+    acceptance: tuple[AcceptanceRule, ...] = ("exact",)
+    longest: int = 0  # tokens of one draft, at most
+    sampled: bool = True  # whether at a temperature above 0 too
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do with one model."""
 
@@ -186,6 +234,7 @@ class Capabilities:
     stop_on_entropy: bool = False
     native: bool = False  # relays the engine's own bytes
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
+    speculation: Speculates | None = None  # None: does not speculate by request
 
 
 @dataclass(frozen=True, slots=True)
