@@ -1,0 +1,1 @@
+"""Small networks that run beside a model, here and in a vLLM server."""
