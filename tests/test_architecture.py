@@ -36,7 +36,8 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
         "app.vllm_plugins.asks",
         "app.engines",
     ),
-    "app.budget": (*WORDS, "app.catalog", "app.storage", "app.telemetry"),
+    "app.exposure": (*WORDS, "app.catalog"),
+    "app.budget": (*WORDS, "app.catalog", "app.exposure", "app.storage", "app.telemetry"),
     "policies": (*WORDS, "app.catalog", "policies"),
     "app.gateway": (*WORDS, "app.catalog", "app.budget", "policies"),
     "routers": (

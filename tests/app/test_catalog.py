@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,23 @@ def test_a_cost_is_the_sum_of_its_tokens() -> None:
     assert Price(input=0.04, output=0.2).of(Usage(prompt=10, cached=4)) == 10 * 40_000
 
 
+def test_a_guess_that_stays_costs_what_a_guess_costs_and_no_more() -> None:
+    price = Price(input=0.04, output=0.2, drafted=0.03)
+    used = Usage(prompt=10, completion=7, drafted=8, accepted=5, passes=2)
+    assert price.of(used) == 10 * 40_000 + 2 * 200_000 + 8 * 30_000
+    assert price.written(4) == 200_000 + 4 * 30_000
+    assert Price(input=0.04, output=0.2).guess == 40_000
+
+
+def test_what_an_amount_buys_when_all_that_is_guessed_is_in_vain() -> None:
+    price = Price(input=1, output=2, drafted=0.5)
+    assert [price.buys(amount * 10**6, 4, longest=4) for amount in (3, 4, 7, 8, 24)] == [
+        *(0, 0, 0, 1, 5),
+    ]
+    assert price.buys(24 * 10**6, 4) == 10
+    assert Price(input=1, output=0).buys(10**6, 1) == sys.maxsize
+
+
 def test_cached_input_is_not_dearer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"price\.cached_input: .*uncached"):
         catalog(tmp_path, MODEL.replace("0.004", "0.05"))
@@ -171,6 +189,11 @@ def test_a_draft_names_the_model_that_it_shares(tmp_path: Path) -> None:
             '[models.a]\nengine = "vllm"\nurls = ["http://h"]\nbase = "large"\nfamily = "f"\n'
             "price = { input = 1, output = 1 }" + MODEL,
             "base is for embedded models",
+        ),
+        (
+            '[models.a]\nengine = "vllm"\nurls = ["http://h"]\nacceptance_head = "head"\n'
+            'family = "f"\nprice = { input = 1, output = 1 }' + MODEL,
+            "acceptance_head is for embedded models",
         ),
     ],
 )

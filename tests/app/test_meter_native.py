@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.budget import ENDED, Meter
 from app.errors import BadRequest, EngineError, Unaffordable
-from app.types import Call, Capabilities, Chunk, Decoding, Load, Usage
+from app.types import Call, Capabilities, Chunk, Decoding, Load, Speculation, Usage
 from tests.policies.scripts import call, fleet, usd
 
 PROMPT = 5
@@ -166,7 +166,9 @@ async def test_an_engine_that_says_little_first_and_more_later_breaks_no_budget(
 
 
 numbers = st.integers(-(2**40), 2**40) | st.integers(-3, 30)
-lies = st.lists(st.builds(Usage, numbers, numbers, numbers), max_size=8)
+likely = st.integers(0, 6)
+lies = st.lists(st.builds(Usage, *[numbers] * 6) | st.builds(Usage, *[likely] * 6), max_size=8)
+guesses = st.none() | st.builds(Speculation, longest=st.integers(1, 9))
 
 
 @settings(max_examples=300, deadline=None)
@@ -177,31 +179,40 @@ lies = st.lists(st.builds(Usage, numbers, numbers, numbers), max_size=8)
     max_tokens=st.none() | st.integers(1, 50),
     overrun=st.integers(0, 100),
     whole=st.booleans(),
+    guesses=guesses,
     leaves_after=st.none() | st.integers(0, 8),
     ends=st.booleans(),
 )
 def test_no_lie_breaks_the_budget(
     lies: list[Usage], limit: int | None, choices: int, max_tokens: int | None, overrun: int,
-    whole: bool, leaves_after: int | None, ends: bool,
+    whole: bool, guesses: Speculation | None, leaves_after: int | None, ends: bool,
 ) -> None:  # fmt: skip
+    """Nor does what is held for a call ever grow, as others are promised what it leaves."""
     steps: list[Step] = [replace(SAYS, usage=usage) for usage in lies]
     steps.append(END if ends else EngineError("gone"))
 
     async def play() -> None:
         async with meter(Played(steps, overrun=overrun), limit) as paid:
+            decoding = Decoding(native=True, speculation=guesses)
             fields = {"choices": choices, "max_tokens": max_tokens, "whole": whole}
-            told = list[Usage]()
+            told, rest = list[Usage](), 0
             try:
-                async with aclosing(paid.generate(asked(**fields))) as stream:
+                async with aclosing(paid.generate(asked(**fields, decoding=decoding))) as stream:
                     async for chunk in stream:
                         told.append(chunk.usage)
                         assert paid.cost >= 0
+                        assert paid.rest is None or paid.rest >= rest
+                        rest = paid.rest or 0
                         if len(told) == leaves_after:
                             break
             except (Unaffordable, EngineError):
                 pass
             total = sum(told, Usage())
-            assert all(min(u.prompt, u.cached, u.completion) >= 0 for u in told)
+            assert all(min(astuple(usage)) >= 0 for usage in told)
+            assert total.accepted <= min(total.drafted, total.completion)
+            assert total.passes <= total.completion
+            longest = 0 if guesses is None else guesses.longest
+            assert total.drafted <= longest * total.completion
             assert total.prompt <= PROMPT and total.cached <= total.prompt
             if max_tokens is not None:
                 assert total.completion <= max_tokens * choices
@@ -250,3 +261,36 @@ async def test_a_server_that_fails_before_it_said_anything_is_not_paid() -> None
             async for _ in paid.generate(call("small", decoding=NATIVE)):
                 pass
     assert paid.cost == 0
+
+
+def guessing(longest: int) -> dict[str, Any]:
+    return {"decoding": Decoding(speculation=Speculation(longest=longest))}
+
+
+async def test_each_token_of_a_call_that_guesses_ahead_is_reserved_with_all_its_guesses() -> None:
+    """Of `small` a guess costs as much as a token of prompt: 1."""
+    engine = Played([replace(END, usage=Usage(5, 0, 7, 4, 3, 4))])
+    async with meter(engine, usd(5 + 7 * (2 + 4) + 5)) as paid:
+        stream = paid.generate(asked(**guessing(4)))
+        await anext(stream)
+        assert engine.calls[0].max_tokens == 7
+        assert paid.cost == usd(5 + 4 * 2 + 4)
+    async with meter(engine, usd(5 + 2 + 4) - 1) as paid:
+        with pytest.raises(Unaffordable):
+            await run(paid, asked(**guessing(4)))
+
+
+async def test_a_pass_that_nobody_saw_is_held_with_its_guesses() -> None:
+    steps = [replace(SAYS, usage=Usage(5, 0, 3, 4, 2, 1)), None]
+    async with meter(Played(steps, overrun=2), usd(1000)) as paid:
+        async with aclosing(paid.generate(asked(**guessing(4)))) as stream:
+            await anext(stream)
+        assert paid.cost == usd(5 + 1 * 2 + 4)
+        assert paid.rest == usd(1000) - paid.cost - usd((2 + 4) * (2 + 4))
+
+
+async def test_who_did_not_ask_for_guesses_pays_for_none() -> None:
+    end = replace(END, usage=Usage(5, 0, 7, 400, 300, 100))
+    async with meter(Played([end]), usd(1000)) as paid:
+        await run(paid, asked())
+        assert paid.cost == usd(5 + 7 * 2)

@@ -1,0 +1,92 @@
+"""What one call under way has cost, and the most that it may still cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from app.catalog import Price
+from app.types import Usage
+
+
+@dataclass
+class Run:
+    """One call under way. What it may still cost is derived, never stored; all in 1e-12 USD."""
+
+    model: str
+    price: Price
+    prompt: int  # tokens it reads
+    cap: int | None  # tokens that each choice may write; None: nothing limits it
+    overrun: int
+    choices: int = 1
+    longest: int = 0  # tokens guessed for one pass, at most
+    blind: bool = False  # whether it says nothing of what it writes before it has ended
+    usage: Usage = Usage()
+    begun: bool = False  # an engine was set to work
+    spoke: bool = False  # and said something of it
+    finished: bool = False
+
+    @property
+    def cost(self) -> int:
+        """What was reported, priced."""
+        return self.price.of(self.usage)
+
+    @property
+    def unseen(self) -> int:
+        """The most it can have cost beyond `cost` if its stream is closed now."""
+        if self.finished:
+            return 0
+        # Where it guesses ahead, one more pass may have been made.
+        overrun = self.overrun + self.longest
+        left = overrun if self.cap is None else min(overrun, self._left)
+        return self._unread * self.price.input + self._written(left)
+
+    @property
+    def worst(self) -> int:
+        """The most it can cost when it runs to its cap."""
+        if self.finished or self.cap is None:
+            return self.cost
+        # An engine may say at first that it read less than was counted, and more later.
+        unread = self.prompt - self.usage.prompt
+        return self.cost + unread * self.price.input + self._written(self._left)
+
+    def bounded(self, news: Usage) -> Usage:
+        """The news as far as they can be true: what an engine says may not break the budget."""
+        prompt = min(max(news.prompt, 0), self.prompt - self.usage.prompt)
+        read = self.usage.prompt + prompt
+        written = max(news.completion, 0)
+        plain = Usage(
+            prompt=prompt,
+            cached=min(max(news.cached, 0), read - self.usage.cached),
+            completion=written if self.cap is None else min(written, self._left),
+        )
+        return self._with_guesses(plain, news) if self.longest else plain
+
+    def _with_guesses(self, plain: Usage, news: Usage) -> Usage:
+        """What was guessed too: no more than was reserved for the tokens whose passes it tells."""
+        total = self.usage + plain
+        passes = min(max(news.passes, 0), total.completion - total.passes)
+        stays = min(max(news.accepted, 0), max(news.drafted, 0))
+        stays = min(stays, total.completion - total.accepted)
+        told = replace(plain, accepted=stays, passes=passes)
+        tokens = plain.completion + _untold(self.usage) - _untold(self.usage + told)
+        drafted = min(max(news.drafted, 0), self.longest * tokens)
+        return replace(told, drafted=drafted, accepted=min(stays, drafted))
+
+    def _written(self, tokens: int) -> int:
+        """The most that so many further tokens cost, with guesses that were not told yet."""
+        untold = self.longest * _untold(self.usage) * self.price.guess
+        return tokens * self.price.written(self.longest) + untold
+
+    @property
+    def _left(self) -> int:
+        return (self.cap or 0) * self.choices - self.usage.completion
+
+    @property
+    def _unread(self) -> int:
+        # An engine reports the whole prompt, cached or not, with its first chunk.
+        return 0 if self.usage.prompt else self.prompt
+
+
+def _untold(usage: Usage) -> int:
+    """Tokens written by passes of which an engine that guesses ahead has yet to tell."""
+    return max(usage.completion - usage.accepted - usage.passes, 0)
