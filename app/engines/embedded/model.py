@@ -17,10 +17,15 @@ from app.engines.embedded.rotation import Rotation
 
 @dataclass(frozen=True)
 class Span:
-    """The next `count` tokens of one sequence."""
+    """The next `count` tokens of one sequence.
+
+    `apart`: in int8 each token's result is bitwise what it would be if they came one by one, which
+    takes longer. It is for guesses: whether they are verified together must not matter.
+    """
 
     cache: SequenceCache
     count: int
+    apart: bool = False
 
 
 class Decoder:
@@ -32,7 +37,8 @@ class Decoder:
 
     In int8 a token's result is bitwise the same whatever else is in the pass. Sums over a row, by
     torch, depend on that row alone; the products are so by construction (`Int8Linear`); attention
-    is called for each sequence by itself; and SwiGLU sees to it below. The tests hold all to it.
+    is called for each sequence by itself, and for each token of a span that is `apart`; and SwiGLU
+    sees to it below. The tests hold all to it.
     """
 
     def __init__(
@@ -58,6 +64,11 @@ class Decoder:
             self._build_rotated(weights, beside)
         else:
             self._build(weights, beside)
+        # Of the stream as the weights were trained; one turn at the end is cheap.
+        self._unturned: Tensor | None = None
+        if precision == "int8":
+            turned = Rotation(config.hidden).back(weights, torch.eye(config.hidden))
+            self._unturned = turned.contiguous()
         floor = math.sqrt(config.hidden * config.norm_epsilon)
         self._floor = torch.tensor(floor, device=self.device)
         angles = torch.arange(config.context).float()[:, None] * weights.inverse_frequencies
@@ -120,7 +131,8 @@ class Decoder:
         """
         self._check(tokens, spans)
         counts = [span.count for span in spans]
-        reaches = [_Reach(span, self.config, self._kv_dtype) for span in spans]
+        apart = self.precision == "int8"
+        reaches = [_Reach(span, self.config, self._kv_dtype, apart) for span in spans]
         turns = [self._turns[reach.start : reach.stop] for reach in reaches]
         turn = (turns[0] if len(turns) == 1 else torch.cat(turns)).unsqueeze(1)
         rotated = self.config.heads + self.config.kv_heads
@@ -150,6 +162,12 @@ class Decoder:
         """As `logits`, fp32 `[n, len(drafting)]`, of the tokens in `drafting` alone."""
         return self._draft_head(hidden)
 
+    @torch.inference_mode()
+    def trained_states(self, hidden: Tensor) -> Tensor:
+        """Final hidden states as the weights were trained to make them: what the head of a
+        checkpoint takes, the final norm applied. fp32 `[n, hidden]`, of `forward`'s."""
+        return hidden if self._unturned is None else hidden @ self._unturned
+
     def _root(self, rows: Tensor) -> Tensor:
         """`sqrt(sum(x^2) + hidden * epsilon)` for each row, `[n, 1]`."""
         return torch.hypot(torch.linalg.vector_norm(rows, 2, -1, True), self._floor)
@@ -165,6 +183,9 @@ class Decoder:
         results = []
         for reach, query, new in zip(reaches, queries, written, strict=True):
             reach.slots[index].copy_(new)
+            if reach.apart:
+                results += _one_by_one(query, reach.apart, index)
+                continue
             results.append(
                 F.scaled_dot_product_attention(
                     query,
@@ -206,12 +227,21 @@ class _Layer:
 class _Reach:
     """What one span touches: for each layer where it writes, and what its queries see."""
 
-    def __init__(self, span: Span, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, span: Span, config: ModelConfig, dtype: torch.dtype, may_be_apart: bool
+    ) -> None:
         buffer, kv_heads = span.cache.buffer, config.kv_heads
         self.start = span.cache.length
         self.stop = self.start + span.count
         # One unbind for all layers, since it costs a third of as many slices.
         self.slots = buffer[:, :, self.start : self.stop].unbind(0)
+        # For each token, for each layer, what it sees.
+        self.apart: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
+        if may_be_apart and span.apart and span.count > 1:
+            for stop in range(self.start + 1, self.stop + 1):
+                seen = buffer[:, None, :, :stop].split_with_sizes((kv_heads, kv_heads), 2)
+                self.apart.append((seen[0].unbind(0), seen[1].unbind(0)))
+            return
         self.keys = buffer[:, None, :kv_heads, : self.stop].unbind(0)
         self.values = buffer[:, None, kv_heads:, : self.stop].unbind(0)
         self.causal = self.start == 0 and span.count > 1
@@ -219,6 +249,18 @@ class _Reach:
         if self.start > 0 and span.count > 1:
             shut = torch.full((span.count, self.stop), -math.inf, dtype=dtype, device=buffer.device)
             self.mask = shut.triu_(self.start + 1)
+
+
+def _one_by_one(
+    query: Tensor, seen: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], index: int
+) -> list[Tensor]:
+    """Attention of `[1, heads, n, head_dim]`, one token at a time."""
+    return [
+        F.scaled_dot_product_attention(one, keys[index], values[index], scale=1.0, enable_gqa=True)
+        for one, (keys, values) in zip(
+            query.split_with_sizes([1] * len(seen), 2), seen, strict=True
+        )
+    ]
 
 
 # Of fewer numbers torch computes an elementwise operation on one thread (its GRAIN_SIZE).

@@ -45,6 +45,14 @@ class Rotation:
         """The head, `[vocabulary, hidden]`, that reads a rotated stream, the final norm in it."""
         return self._turn(weights.head * weights.norm)
 
+    def back(self, weights: Weights, rows: Tensor) -> Tensor:
+        """Final hidden states `[n, hidden]` out of the rotated stream, with the norm's weight."""
+        first, second = self._factors
+        grid = rows.reshape(len(rows), len(first), len(second))
+        return (
+            torch.matmul(torch.matmul(first.T, grid), second.T).reshape(rows.shape) * weights.norm
+        )
+
     def _turn(self, rows: Tensor) -> Tensor:
         first, second = self._factors
         grid = rows.reshape(len(rows), len(first), len(second))

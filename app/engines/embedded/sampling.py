@@ -82,8 +82,24 @@ class Sampler:
         if self.greedy:
             id = int(row.argmax())
         else:
-            id = pick(distribution(row, self.sampling), uniform(self._seed, self.position))
+            id = pick(distribution(row, self.sampling), self.chance())
         return self._take(self._report(raw, id))
+
+    def take(self, logits: npt.NDArray[np.float32], id: int) -> Drawn:
+        """This token as the next one, from logits [vocab]: somebody else has chosen it."""
+        return self._take(self._report(logits.astype(np.float64), id))
+
+    def adjusted(self, logits: npt.NDArray[np.float32]) -> Row:
+        """Logits [vocab] with bias and penalties, as the next token is drawn from them."""
+        return self._adjusted(logits.astype(np.float64))
+
+    def weigh(self, logits: npt.NDArray[np.float32]) -> Row:
+        """What the next token is drawn from, unnormalised [vocab]; not for greedy sampling."""
+        return distribution(self.adjusted(logits), self.sampling)
+
+    def chance(self, use: str = "", ahead: int = 0) -> float:
+        """The number drawn for the next token, or the one `ahead` of it; each use has its own."""
+        return uniform(self._seed, self.position + ahead, use)
 
     def _take(self, drawn: Drawn) -> Drawn:
         self.position += 1
@@ -199,7 +215,7 @@ def pick(weights: Row, at: float) -> int:
     return int(np.searchsorted(reached, at * reached[-1], side="right"))
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits that depends on these two numbers only."""
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+def uniform(seed: int, position: int, use: str = "") -> float:
+    """A number in [0, 1) with 53 random bits that depends on these only."""
+    digest = hashlib.blake2b(f"{seed}:{position}{use}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

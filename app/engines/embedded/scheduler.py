@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
 from app.engines.embedded.model import Span
 from app.engines.embedded.sampling import Drawn, draw
 from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.speculation.acceptance import Draft
+from app.engines.embedded.speculation.speculator import Speculator
 from app.errors import EngineError, Overloaded
+from app.types import Usage
+
+_ONE = Usage(completion=1)
+_ALONE = Usage(completion=1, passes=1)  # where it might have been one of several
+_ACCEPTED = Usage(accepted=1)
 
 
 class Model(Protocol):
@@ -39,9 +48,12 @@ class Scheduler:
         max_running: int = 16,
         max_waiting: int = 256,
         prefill_chunk: int = 64,
+        speculator: Speculator | None = None,
     ) -> None:
-        """`prefill_chunk`: prompt tokens computed in one step."""
+        """`prefill_chunk`: prompt tokens computed in one step; `speculator`: who guesses for
+        sequences that ask for it (without one they are written token by token)."""
         self.memory = memory
+        self.speculator = speculator
         self._model = model
         self._max_running = max_running
         self._max_waiting = max_waiting
@@ -170,31 +182,101 @@ class Scheduler:
 
     def _compute(self, batch: Sequence[RunningSequence]) -> None:
         self._at_risk = list(batch)
+        began = time.perf_counter()
+        drafts = self._drafts(batch)
+        drafted = time.perf_counter()
         tokens: list[int] = []
         spans: list[Span] = []
         writers: list[RunningSequence] = []
-        last: list[int] = []  # their last token's row
+        rows: list[int] = []  # behind which the writers' next tokens are, guesses included
         for sequence in batch:
-            cache = _cache(sequence)
+            cache, draft = _cache(sequence), drafts.get(sequence)
             new = sequence.upcoming(self._prefill_chunk)
-            tokens += new
-            spans.append(Span(cache, len(new)))
-            if cache.length + len(new) == len(sequence.tokens):
+            writes = cache.length + len(new) == len(sequence.tokens)
+            guesses = draft.ids if draft is not None else []
+            tokens += [*new, *guesses]
+            spans.append(Span(cache, len(new) + len(guesses), apart=bool(guesses)))
+            if writes:
                 writers.append(sequence)
-                last.append(len(tokens) - 1)
+                rows += range(len(tokens) - len(guesses) - 1, len(tokens))
         hidden = self._model.forward(torch.tensor(tokens), spans)
-        if batch[-1].reading:
+        reads = batch[-1].reading
+        if reads:
             self._reading.append(batch[-1])
         self._at_risk = writers
-        if writers:
-            logits = self._model.logits(hidden if len(last) == len(tokens) else hidden[last])
-            samplers = [sequence.sampler for sequence in writers]
-            for drawn in draw(samplers, logits):
-                self._write(writers[0], drawn)
-                del writers[0]  # no longer at risk
+        if not writers:
+            return
+        logits = self._model.logits(hidden if len(rows) == len(tokens) else hidden[rows])
+        count, before = len(writers), sum(s.written for s in writers)
+        growing = list(writers)
+        if drafts:
+            self._verify(writers, drafts, logits)
+        else:
+            self._draw(writers, logits)
+        if self.speculator is not None and not reads:
+            now = time.perf_counter()
+            wrote = sum(s.written for s in growing) - before
+            self.speculator.passed(count, len(rows) - count, now - drafted)
+            self.speculator.wrote(count, wrote, now - began)
+
+    def _drafts(self, batch: Sequence[RunningSequence]) -> Mapping[RunningSequence, Draft]:
+        """Guesses for those who ask for them, but for who is not done with its prompt."""
+        if self.speculator is None:
+            return {}
+        asking = [s for s in batch if s.speculates and not s.reading]
+        return self.speculator.draft(asking, len(batch)) if asking else {}
+
+    def _draw(self, writers: list[RunningSequence], logits: torch.Tensor) -> None:
+        samplers = [sequence.sampler for sequence in writers]
+        for drawn in draw(samplers, logits):
+            self._write(writers[0], drawn)
+            del writers[0]  # no longer at risk
+
+    def _verify(
+        self,
+        writers: list[RunningSequence],
+        drafts: Mapping[RunningSequence, Draft],
+        logits: torch.Tensor,
+    ) -> None:
+        """Write what is accepted of the guesses, and one token more for each."""
+        at, rows = 0, logits.detach().cpu().numpy()
+        while writers:
+            sequence = writers[0]
+            draft = drafts.get(sequence)
+            if draft is None:
+                self._write(sequence, sequence.sampler.draw(rows[at]))
+                at += 1
+            else:
+                behind = at + len(draft.ids) + 1
+                self._write_guessed(sequence, draft, rows[at:behind])
+                at = behind
+            del writers[0]
+
+    def _write_guessed(
+        self, sequence: RunningSequence, draft: Draft, rows: npt.NDArray[np.float32]
+    ) -> None:
+        speculator, cache = self.speculator, _cache(sequence)
+        if speculator is None:
+            raise ValueError("a draft has somebody who made it")
+        kept: list[bool] = []
+        usage = Usage(completion=1, drafted=len(draft.ids), passes=1)
+        verified = speculator.acceptance(sequence).verify(sequence.sampler, rows, draft)
+        for drawn, guessed in verified:
+            kept.append(guessed)
+            sequence.accept(drawn, usage + _ACCEPTED if guessed else usage)
+            usage = Usage(completion=1)
+            if sequence.finished:
+                break
+        # What was read of refused guesses is forgotten; the last token is not read yet.
+        cache.truncate(min(cache.length, len(sequence.tokens) - 1))
+        speculator.judged(sequence, kept[: len(draft.ids)])
+        self._wrote(sequence)
 
     def _write(self, sequence: RunningSequence, drawn: Drawn) -> None:
-        sequence.accept(drawn)
+        sequence.accept(drawn, _ALONE if sequence.speculates else _ONE)
+        self._wrote(sequence)
+
+    def _wrote(self, sequence: RunningSequence) -> None:
         self._news[sequence] = None
         if sequence.finished:
             took = time.monotonic() - self._began[sequence]
@@ -213,6 +295,8 @@ class Scheduler:
             if sequence in place:
                 place.remove(sequence)
         self._began.pop(sequence, None)
+        if self.speculator is not None:
+            self.speculator.forget(sequence)
         cache, sequence.cache = sequence.cache, None
         if cache is not None:
             self.memory.release(cache, sequence.tokens, keep=keep)

@@ -12,6 +12,8 @@ from app.engines.embedded.sampling import Drawn, Sampler
 from app.errors import FarthingError
 from app.types import Call, Candidate, Chunk, EntropyStop, Finish, Token, Usage
 
+_ONE = Usage(completion=1)
+
 
 class Vocabulary(Protocol):
     """What a sequence needs to know of a tokenizer."""
@@ -76,6 +78,11 @@ class RunningSequence:
         return self.cache is None or self.cache.length < self.prompt_length
 
     @property
+    def speculates(self) -> bool:
+        """Whether its tokens may be guessed ahead."""
+        return self.call.decoding.speculation is not None
+
+    @property
     def paused(self) -> bool:
         """Whether the reader has to take something before we write more."""
         return self._outbox_size is not None and len(self.outbox) >= self._outbox_size
@@ -102,14 +109,19 @@ class RunningSequence:
             return self.tokens[start:]
         return self.tokens[start : min(self.prompt_length, (start // chunk + 1) * chunk)]
 
-    def accept(self, drawn: Drawn) -> None:
-        """Write this token: its chunk, and after the last one the finish chunk, go out."""
+    def ends_with(self, id: int) -> bool:
+        """Whether the answer is over with this token, whatever comes before it."""
+        return id in self._ends or id in self._stop_ids
+
+    def accept(self, drawn: Drawn, usage: Usage = _ONE) -> None:
+        """Write this token: its chunk, with this usage, and after the last one the finish chunk,
+        go out."""
         model = self.call.model
         self.tokens.append(drawn.id)
-        stops = drawn.id in self._ends or drawn.id in self._stop_ids
+        stops = self.ends_with(drawn.id)
         text = "" if stops else self._text.push(drawn.id)
         token = self._token(drawn)
-        self.outbox.append(Chunk(text, (token,), model, usage=Usage(completion=1)))
+        self.outbox.append(Chunk(text, (token,), model, usage=usage))
         finish = self._finish(drawn, stops)
         if finish is not None:
             self.finished = True

@@ -1,0 +1,1 @@
+"""Guessing tokens ahead in the embedded engine, and verifying the guesses in one pass."""

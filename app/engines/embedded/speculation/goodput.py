@@ -1,0 +1,145 @@
+"""Whether a guess pays: measured cost of a step, measured chance of acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_FORGET = 0.99  # of what was measured, at each further measurement
+_PRIOR = 4.0  # measurements that the first guess of a cost counts as much as
+_EVERY = 8  # measurements between two fits
+_LEAST = 1e-9
+
+
+class StepCost:
+    """Seconds of one pass: `a + b * (sequences - 1) + c * (rows beyond one for each)`.
+
+    Fitted by least squares to what was measured, old measurements counting less and less, so that
+    it follows the load of the machine and the length of what is read. TurboSpec (Liu et al. 2024,
+    arXiv 2406.14066) has the same form, profiled beforehand.
+    """
+
+    def __init__(self, first: float, sequence: float, row: float) -> None:
+        """Seconds, as far as they are known before anything was measured."""
+        self._fitted = np.array([first, sequence, row])
+        scale = np.diag([1.0, 4.0, 4.0]) * _PRIOR
+        self._products, self._targets = scale, scale @ self._fitted
+        self._since = 0
+
+    def observe(self, sequences: int, rows: int, seconds: float) -> None:
+        """A pass over so many sequences and further rows took so long."""
+        # A process that was held up says nothing about the model: far-off values are cut.
+        seconds = min(seconds, 2.5 * self.seconds(sequences, rows))
+        said = np.array([1.0, sequences - 1.0, float(rows)])
+        # What is forgotten is replaced by the fit as it stands: no direction is ever unknown.
+        hold = (1 - _FORGET) * np.diag([1.0, 1.0, 1.0])
+        self._products = _FORGET * self._products + hold + np.outer(said, said)
+        self._targets = _FORGET * self._targets + hold @ self._fitted + seconds * said
+        self._since += 1
+        if self._since % _EVERY == 0:
+            fitted = np.linalg.solve(self._products, self._targets)
+            self._fitted = np.maximum(fitted, _LEAST)
+
+    def seconds(self, sequences: int, rows: int = 0) -> float:
+        """Expected seconds of a pass."""
+        first, sequence, row = self._fitted.tolist()
+        return float(first + sequence * (sequences - 1) + row * rows)
+
+    @property
+    def row(self) -> float:
+        """Seconds of one further row."""
+        return float(self._fitted[2])
+
+
+class Chances:
+    """How often guesses of each kind were accepted, as far as that is known.
+
+    A table of one sequence begins with what its parent has, and teaches it.
+    """
+
+    def __init__(
+        self, prior: Sequence[float], weight: float, parent: Chances | None = None
+    ) -> None:
+        """`weight`: how many observations the prior counts as much as."""
+        self._prior = prior
+        self._weight = weight
+        self._parent = parent
+        self._seen = [0.0] * len(prior)
+        self._kept = [0.0] * len(prior)
+
+    def child(self, weight: float) -> Chances:
+        """The table of one sequence."""
+        return Chances(self._prior, weight, self)
+
+    def __getitem__(self, kind: int) -> float:
+        prior = self._prior[kind] if self._parent is None else self._parent[kind]
+        return (self._kept[kind] + self._weight * prior) / (self._seen[kind] + self._weight)
+
+    def learn(self, kind: int, kept: bool) -> None:
+        if self._parent is not None:
+            self._parent.learn(kind, kept)
+        decay = 0.998 if self._parent is None else 0.97
+        self._seen[kind] = decay * self._seen[kind] + 1
+        self._kept[kind] = decay * self._kept[kind] + kept
+
+
+class Switch:
+    """Whether a sequence lets the draft model guess: while that is measured to pay.
+
+    What one draft won, in tokens, is what was accepted less what the time it took is worth, at the
+    rate at which tokens are written. The rolling mean decides, between two levels, so that it does
+    not flutter; off, it tries again after a while, and ever more seldom.
+    """
+
+    OFF, ON = -0.04, 0.02  # tokens a draft
+    HOPE = 0.05  # what is expected before anything was measured
+    _FIRST, _LAST = 24, 384  # tokens between two tries
+
+    def __init__(self, expected: float) -> None:
+        self.on = expected > self.OFF
+        self._mean = expected
+        self._next = 0
+        self._wait = self._FIRST
+
+    @property
+    def mean(self) -> float:
+        """Tokens that a draft wins."""
+        return self._mean
+
+    def wants(self, written: int) -> bool:
+        """Whether to guess now, `written` being the tokens of the answer so far."""
+        return self.on or written >= self._next
+
+    def learn(self, won: float, written: int) -> None:
+        self._mean += 0.15 * (min(max(won, -3.0), 3.0) - self._mean)
+        if self.on and self._mean < self.OFF:
+            self.on, self._wait = False, self._FIRST
+        elif not self.on and self._mean > self.ON:
+            self.on = True
+        if not self.on:
+            self._next = written + self._wait
+            self._wait = min(2 * self._wait, self._LAST)
+
+
+class Pace:
+    """Tokens a second that a batch of so many sequences writes, by the latest steps."""
+
+    def __init__(self) -> None:
+        self._tokens = 1.0  # of one sequence in a step, rolling
+        self._stretch = 1.0  # how much longer a step takes than a plain one, rolling
+        self.last = 0.0
+        """What `tokens_a_second` said last."""
+
+    def tokens_a_second(self, sequences: int, plain: float) -> float:
+        """`plain`: seconds of a step of so many sequences without guesses.
+
+        Not less than without guesses, which can be had at any time.
+        """
+        self.last = sequences / plain * max(self._tokens / self._stretch, 1.0)
+        return self.last
+
+    def observe(self, sequences: int, tokens: int, seconds: float, plain: float) -> None:
+        """A step of so many sequences wrote so many tokens in so many seconds."""
+        self._tokens += 0.05 * (tokens / sequences - self._tokens)
+        self._stretch += 0.05 * (min(seconds / plain, 4.0) - self._stretch)

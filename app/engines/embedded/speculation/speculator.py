@@ -1,0 +1,280 @@
+"""Who guesses what for which sequence of a batch, and what is learned from the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.speculation.acceptance import Acceptance, Draft
+from app.engines.embedded.speculation.goodput import Chances, Pace, StepCost, Switch
+from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind, read
+from app.engines.embedded.speculation.lengths import Rule, make_rule
+from app.engines.embedded.speculation.lookup import LONGEST_MATCH, Lookup
+from app.types import Speculation
+
+LONGEST = 16
+"""Tokens of one draft, at most."""
+
+# Share of looked-up tokens that are accepted, by the tokens that matched before them: measured on
+# Spec-Bench with smollm2-135m, greedily. Where to begin; what is measured counts.
+_MATCHES = (0.26, 0.26, 0.54, 0.60, 0.72, 0.80, 0.85, 0.88, *[0.92] * (LONGEST_MATCH - 7))
+_CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
+_DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
+_WINDOW = 256  # tokens of the prompt's end that a draft model reads: it guesses, it need not know
+_CATCH_UP = 64  # tokens that it reads in one step at most
+
+
+@dataclass
+class _Plan:
+    """What is known of one sequence."""
+
+    asked: Speculation
+    acceptance: Acceptance
+    lookup: Lookup | None
+    matches: Chances
+    rule: Rule
+    model: DraftModel | None
+    switch: Switch
+    chances: Chances | None  # of the model's guesses
+    overall: Chances  # of any guess of the model
+    pen: Pen | None = None
+    # Of the present draft:
+    draft: Draft = field(default_factory=Draft)
+    by_model: int = 0  # of its guesses the first so many are the model's
+    matched: int = 0  # tokens that matched before the first looked-up guess
+    survival: float = 1.0  # chance that all guesses so far are accepted
+    spent: float = 0.0  # seconds of the draft model
+
+    def begin(self) -> None:
+        self.draft, self.by_model, self.matched = Draft(), 0, 0
+        self.survival, self.spent = 1.0, 0.0
+
+
+class Speculator:
+    """Guesses for the sequences of one model. Belongs to the thread that drives it."""
+
+    def __init__(self, cost: StepCost, drafts: Mapping[str, DraftModel] | None = None) -> None:
+        """`cost`: of the model's own passes; `drafts`: the models that may guess for it."""
+        self.drafts = dict(drafts or {})
+        self.cost = cost
+        self._plans: dict[RunningSequence, _Plan] = {}
+        self._matches = Chances(_MATCHES, 40.0)
+        self._overall = {name: Chances((0.45,), 40.0) for name in self.drafts}
+        self._wins: dict[str, float] = {}  # by draft model: tokens that a draft of it wins
+        self._pace = Pace()
+
+    def draft(self, asking: Sequence[RunningSequence], batch: int) -> dict[RunningSequence, Draft]:
+        """Guesses for these sequences of a batch of so many, as far as they pay; perhaps none."""
+        plans = {sequence: self._plan(sequence) for sequence in asking}
+        pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch))
+        for sequence, plan in plans.items():
+            plan.begin()
+            self._look_up(sequence, plan, pace)
+        for model in self.drafts.values():
+            self._guess(model, {s: p for s, p in plans.items() if p.model is model}, pace)
+        for sequence, plan in plans.items():
+            if plan.by_model:
+                self._look_up(sequence, plan, pace)
+        return {sequence: plan.draft for sequence, plan in plans.items()}
+
+    def acceptance(self, sequence: RunningSequence) -> Acceptance:
+        """The rule by which its guesses are judged."""
+        return self._plans[sequence].acceptance
+
+    def judged(self, sequence: RunningSequence, kept: Sequence[bool]) -> None:
+        """The first guesses of its draft were judged so, and the sequence has grown by what was
+        written; the rest was not looked at."""
+        plan = self._plans[sequence]
+        accepted = sum(kept)
+        for place, good in enumerate(kept):
+            if place >= plan.by_model:
+                plan.matches.learn(min(plan.matched + place - plan.by_model, LONGEST_MATCH), good)
+            elif plan.pen is not None and plan.chances is not None:
+                plan.chances.learn(kind(plan.pen, place), good)
+                plan.overall.learn(0, good)
+        if plan.pen is not None:
+            plan.pen.settle(min(accepted, plan.by_model))
+        if plan.by_model:
+            plan.rule.learn(min(accepted, plan.by_model))
+        if plan.spent and plan.model is not None:
+            # What the model won for this draft, less what could have been written meanwhile.
+            took = plan.spent + plan.by_model * self.cost.row
+            won = min(accepted, plan.by_model) - took * self._pace.last
+            plan.switch.learn(won, sequence.written)
+            self._wins[plan.model.name] = plan.switch.mean
+
+    def passed(self, sequences: int, rows: int, seconds: float) -> None:
+        """A pass over so many sequences and further rows took so long."""
+        self.cost.observe(sequences, rows, seconds)
+
+    def wrote(self, sequences: int, tokens: int, seconds: float) -> None:
+        """A step, drafting and all, wrote so many tokens of so many sequences."""
+        self._pace.observe(sequences, tokens, seconds, self.cost.seconds(sequences))
+
+    def forget(self, sequence: RunningSequence) -> None:
+        """The sequence is over: give back what is held for it."""
+        plan = self._plans.pop(sequence, None)
+        if plan is not None and plan.pen is not None and plan.model is not None:
+            plan.pen.settle(0)
+            plan.model.memory.release(plan.pen.cache, plan.pen.read, keep=False)
+
+    def _plan(self, sequence: RunningSequence) -> _Plan:
+        plan = self._plans.get(sequence)
+        if plan is None:
+            asked = sequence.call.decoding.speculation or Speculation()
+            model = self.drafts.get(asked.draft)
+            plan = self._plans[sequence] = _Plan(
+                asked=asked,
+                acceptance=Acceptance(asked),
+                lookup=Lookup() if asked.lookup else None,
+                matches=self._matches.child(12.0),
+                rule=make_rule(asked, min(asked.longest, LONGEST)),
+                model=model,
+                switch=Switch(self._wins.get(asked.draft, Switch.HOPE)),
+                chances=None if model is None else model.chances.child(12.0),
+                overall=Chances((0.0,), 1.0)
+                if model is None
+                else self._overall[model.name].child(8.0),
+            )
+        return plan
+
+    def _room(self, sequence: RunningSequence, plan: _Plan) -> int:
+        """How many more guesses the draft may have: the model adds one token of its own."""
+        left = sequence.capacity - len(sequence.tokens) - 1
+        return min(plan.asked.longest, LONGEST, left) - len(plan.draft.ids)
+
+    def _look_up(self, sequence: RunningSequence, plan: _Plan, pace: float) -> None:
+        """Looked-up guesses: all of the draft, or what follows the model's."""
+        room = self._room(sequence, plan)
+        if plan.lookup is None or room < 1:
+            return
+        ahead = plan.draft.ids
+        if not ahead:
+            plan.lookup.extend(sequence.tokens)
+        match = plan.lookup.match(sequence.tokens, ahead)
+        if match is None:
+            return
+        if not plan.asked.adaptive:
+            count = room if match.length >= _CERTAIN else 0
+        else:
+            count = self._worth(plan, match.length, room, pace)
+        if count:
+            plan.matched = match.length
+            ids = plan.lookup.guesses(sequence.tokens, match, count, ahead)
+            plan.draft.choose(_until_end(ids, sequence))
+
+    def _worth(self, plan: _Plan, matched: int, room: int, pace: float) -> int:
+        """How many looked-up guesses are worth the time that the pass takes longer by them."""
+        first = plan.matches[min(matched, LONGEST_MATCH)]
+        if not plan.by_model and plan.model is not None and plan.switch.on and first < _DOUBTFUL:
+            return 0
+        least, survival, count = self.cost.row * pace, plan.survival, 0
+        while count < room:
+            survival *= plan.matches[min(matched + count, LONGEST_MATCH)]
+            if survival < least:
+                break
+            count += 1
+        return count
+
+    def _guess(
+        self, model: DraftModel, plans: Mapping[RunningSequence, _Plan], pace: float
+    ) -> None:
+        """The model's guesses for those without looked-up ones."""
+        limits: dict[RunningSequence, int] = {}
+        active: list[tuple[RunningSequence, _Plan, Pen]] = []
+        for sequence, plan in plans.items():
+            room = self._room(sequence, plan)
+            if plan.draft.ids or room < 1:
+                continue
+            if plan.asked.adaptive and not plan.switch.wants(sequence.written):
+                continue
+            pen = self._pen(sequence, plan, model)
+            if pen is not None and self._caught_up(model, pen):
+                limits[sequence] = min(plan.rule.begin(), room)
+                active.append((sequence, plan, pen))
+        started = list(active)
+        while active:
+            began = time.perf_counter()
+            told = any(plan.asked.adaptive or plan.asked.rule in _TOLD for _, plan, _ in active)
+            guess(model, [pen for _, _, pen in active], told)
+            each = (time.perf_counter() - began) / len(active)
+            going = []
+            for sequence, plan, pen in active:
+                plan.spent += each
+                if self._goes_on(sequence, plan, pen, limits[sequence], each, pace):
+                    going.append((sequence, plan, pen))
+            active = going
+        for _, plan, pen in started:
+            self._take(plan, pen, model, pace)
+
+    def _goes_on(
+        self,
+        sequence: RunningSequence,
+        plan: _Plan,
+        pen: Pen,
+        limit: int,
+        cost: float,
+        pace: float,
+    ) -> bool:
+        made = pen.guesses[-1]
+        goes_on = plan.rule.goes_on(made)  # first: it counts what it sees
+        if plan.chances is not None:
+            plan.survival *= plan.chances[kind(pen, -1)]
+        if len(pen.guesses) >= limit or sequence.ends_with(made.id) or not goes_on:
+            return False
+        hoped = plan.survival * plan.overall[0]
+        return not plan.asked.adaptive or hoped > (cost + self.cost.row) * pace
+
+    def _take(self, plan: _Plan, pen: Pen, model: DraftModel, pace: float) -> None:
+        """Put the guesses into the draft; those that are not worth verifying are left out."""
+        plan.draft.columns = model.columns
+        count = len(pen.guesses)
+        if plan.asked.adaptive and not pen.drawn and plan.chances is not None:
+            # Not where guesses are drawn: whether one is judged must not depend on what it is.
+            least = self.cost.row * pace
+            survival = [1.0]
+            for place in range(count):
+                survival.append(survival[-1] * plan.chances[kind(pen, place)])
+            while count and survival[count] < least:
+                count -= 1
+            plan.survival = survival[count]
+        for made, drawn_from in zip(pen.guesses[:count], pen.drawn_from, strict=False):
+            if drawn_from is None:
+                plan.draft.choose([made.id])
+            else:
+                plan.draft.draw(made.id, drawn_from, made.probability)
+        plan.by_model = count
+
+    def _pen(self, sequence: RunningSequence, plan: _Plan, model: DraftModel) -> Pen | None:
+        """None where the draft model's memory has no place for the sequence."""
+        if plan.pen is None:
+            start = max(0, len(sequence.tokens) - _WINDOW)
+            capacity = min(sequence.capacity - start, model.decoder.config.context)
+            cache = model.memory.acquire(sequence.tokens[start:], capacity)
+            if cache is None:
+                return None
+            sampling = sequence.call.sampling
+            drawn = not sequence.sampler.greedy and sampling.seed is None
+            headed = model.head is not None and model.head.sees == "before"
+            pen = Pen(cache, sequence.sampler, drawn, start, sequence.tokens, headed=headed)
+            plan.pen = pen
+        plan.pen.begin()
+        return plan.pen
+
+    def _caught_up(self, model: DraftModel, pen: Pen) -> bool:
+        behind = len(pen.pending)
+        if behind > _CATCH_UP:
+            read(model, pen, _CATCH_UP)
+        return 0 < behind <= _CATCH_UP
+
+
+_TOLD = ("confidence", "adaedl", "head")  # rules that go by what the draft model thinks
+
+
+def _until_end(ids: list[int], sequence: RunningSequence) -> list[int]:
+    for place, id in enumerate(ids):
+        if sequence.ends_with(id):
+            return ids[: place + 1]
+    return ids
