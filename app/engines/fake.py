@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 
 from app.engines import fields
 from app.errors import BadRequest, ContextOverflow, EngineError, EngineUnsupported, UnknownModel
-from app.types import Call, Candidate, Capabilities, Chunk, EntropyStop, Load, Token, Usage
+from app.types import (
+    Call,
+    Candidate,
+    Capabilities,
+    Chunk,
+    Decoding,
+    EntropyStop,
+    Load,
+    Speculates,
+    Token,
+    Usage,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,10 @@ class Script:
     delay: float = 0.0  # seconds before each token
     fails_after: int | None = None  # tokens of a call, then EngineError
     stop_on_entropy: bool = True
+    speculates: Speculates | None = None
+    guesses: Sequence[
+        tuple[int, int]
+    ] = ()  # a pass: guessed, of which stay; no more beyond the end
 
 
 @dataclass
@@ -35,6 +50,7 @@ class Fake:
     calls: list[Call] = field(default_factory=list)
     open: int = 0
     produced: dict[str, int] = field(default_factory=dict)  # tokens written, seen or not
+    guessed: dict[str, Usage] = field(default_factory=dict)  # with guesses ahead, seen or not
     _words: list[str] = field(default_factory=list)
     _read: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
 
@@ -50,6 +66,7 @@ class Fake:
             context=script.context,
             entropy="exact",
             stop_on_entropy=script.stop_on_entropy,
+            speculation=script.speculates,
         )
 
     def load(self, model: str) -> Load:
@@ -74,6 +91,7 @@ class Fake:
         stop = call.decoding.stop
         if stop is not None and not script.stop_on_entropy:
             raise EngineUnsupported("stop on entropy", param="policy")
+        _check_guesses(call.decoding, script.speculates)
         self.calls.append(call)
         self.open += 1
         try:
@@ -89,26 +107,37 @@ class Fake:
         room = script.context - len(prompt)
         limit = room if call.max_tokens is None else min(room, call.max_tokens)
         start = len(call.said.split()) + len(call.written)
-        written, entropies = 0, list[float]()
-        for position in range(start, len(script.words)):
-            if written == limit:
-                break
+        end = min(start + limit, len(script.words))
+        guesses = iter(script.guesses if call.decoding.speculation else ())
+        position, entropies = start, list[float]()
+        while position < end:
             await asyncio.sleep(script.delay)
-            if written == script.fails_after:
+            if script.fails_after is not None and position - start >= script.fails_after:
                 raise EngineError("the script says: fail")
-            token = self._token(call, script, position)
-            self.produced[call.model] = self.produced.get(call.model, 0) + 1
-            written += 1
-            text = script.words[position] + " "
-            completion = Usage(completion=1)
-            yield Chunk(text, (token,), model=call.model, usage=usage + completion)
+            made = self._pass(call, end - position, *next(guesses, (0, 0)))
+            written = range(position, position + made.completion)
+            position = written.stop
+            text = "".join(f"{script.words[i]} " for i in written)
+            tokens = tuple(self._token(call, script, i) for i in written)
+            yield Chunk(text, tokens, model=call.model, usage=usage + made)
             usage = Usage()
-            entropies.append(self._entropy(script, position))
+            entropies += [self._entropy(script, i) for i in written]
             if call.decoding.stop and _crossed(call.decoding.stop, entropies):
                 yield Chunk(model=call.model, finish="entropy")
                 return
-        over = start + written >= len(script.words)
+        over = position >= len(script.words)
         yield Chunk(model=call.model, usage=usage, finish="stop" if over else "length")
+
+    def _pass(self, call: Call, room: int, drafted: int, accepted: int) -> Usage:
+        """What one pass of the model makes of these guesses, where `room` tokens may be written."""
+        made = Usage(completion=1)
+        if call.decoding.speculation is not None:
+            drafted = min(drafted, call.decoding.speculation.longest, room - 1)
+            stay = min(accepted, drafted)
+            made = Usage(completion=stay + 1, drafted=drafted, accepted=stay, passes=1)
+            self.guessed[call.model] = self.guessed.get(call.model, Usage()) + made
+        self.produced[call.model] = self.produced.get(call.model, 0) + made.completion
+        return made
 
     def _token(self, call: Call, script: Script, position: int) -> Token:
         word = script.words[position]
@@ -153,6 +182,23 @@ class Fake:
         if best < len(prompt):
             seen.append(tuple(prompt))
         return min(best, len(prompt) - 1)
+
+
+def _check_guesses(decoding: Decoding, able: Speculates | None) -> None:
+    """Raises EngineUnsupported for guesses that a script does not allow."""
+    wanted = decoding.speculation
+    if wanted is None:
+        return
+    if (
+        able is None
+        or decoding.stop is not None
+        or wanted.draft not in ("", *able.drafts)
+        or (wanted.lookup and not able.lookup)
+        or wanted.rule not in able.rules
+        or wanted.acceptance not in able.acceptance
+        or wanted.longest > able.longest
+    ):
+        raise EngineUnsupported("speculation", param="policy")
 
 
 def _crossed(stop: EntropyStop, entropies: Sequence[float]) -> bool:
