@@ -20,9 +20,10 @@ from app.engines.embedded.model import Decoder
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.speculation.joining import abilities, check, join
 from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_metadata
 from app.engines.embedded.weights import ModelConfig, Weights, load
-from app.engines.embedded.worker import Worker
+from app.engines.embedded.worker import Worker, spare_threads
 from app.errors import BadRequest, ConfigError, EngineUnavailable, UnknownModel
 from app.types import Call, Capabilities, Chunk, Load
 
@@ -38,6 +39,7 @@ class Served:
     vocabulary: int
     tokenizer: Tokenizer
     prompts: Prompts  # of all models of the same file
+    decoder: Decoder
     scheduler: Scheduler
 
 
@@ -91,6 +93,7 @@ class EmbeddedEngine:
         worker = self._running_worker()
         served = self._served(call.model)
         limits.check(call, served.vocabulary)
+        check(call, served.scheduler)
         prompt = await served.prompts.ids(call)
         length = len(prompt) + len(call.written)
         limit = limits.room(call, length, served.context)
@@ -133,6 +136,7 @@ class EmbeddedEngine:
             stop_on_entropy=True,
             # What waits in the outbox, and the token of a step that was under way.
             overrun=self._outbox + 1,
+            speculation=abilities(served.scheduler),
         )
 
     def load(self, model: str) -> Load:
@@ -205,10 +209,14 @@ class EmbeddedEngine:
                 prefill_chunk=self._prefill_chunk,
             )
             self.models[card.name] = Served(
-                card, context, config.vocabulary, tokenizer, prompts, scheduler
+                card, context, config.vocabulary, tokenizer, prompts, decoder, scheduler
             )
             took = time.monotonic() - began
             _log.info("model %s (%s) is ready after %.1f s", card.name, card.precision, took)
+        try:
+            join(self.models.values(), self._paths, self._threads or spare_threads())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"acceptance head: {error}") from error
 
 
 def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:

@@ -264,10 +264,11 @@ class Speculator:
         return plan.pen
 
     def _caught_up(self, model: DraftModel, pen: Pen) -> bool:
+        """Read what the sequence has gained without it; what is much takes several steps."""
         behind = len(pen.pending)
-        if behind > _CATCH_UP:
-            read(model, pen, _CATCH_UP)
-        return 0 < behind <= _CATCH_UP
+        if behind > 1:
+            read(model, pen, min(behind - 1, _CATCH_UP))
+        return behind - 1 <= _CATCH_UP
 
 
 _TOLD = ("confidence", "adaedl", "head")  # rules that go by what the draft model thinks

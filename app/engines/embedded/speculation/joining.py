@@ -1,0 +1,147 @@
+"""Which of the engine's models may guess for which, and what their passes cost to begin with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from app.catalog import ModelCard
+from app.engines.embedded.kv_cache import KVMemory
+from app.engines.embedded.model import Decoder, Span
+from app.engines.embedded.scheduler import Scheduler
+from app.engines.embedded.speculation.goodput import StepCost
+from app.engines.embedded.speculation.guessing import DraftModel
+from app.engines.embedded.speculation.speculator import LONGEST, Speculator
+from app.errors import EngineUnsupported
+from app.nets.acceptance_head import HEAD, AcceptanceHead
+from app.types import Call, LengthRule, Speculates
+
+_TRAINING_FREE: tuple[LengthRule, ...] = ("confidence", "adaedl", "heuristic", "fixed")
+_CONTEXT, _ROWS, _ROUNDS = 64, 4, 5  # of the passes that are measured
+
+
+class Loaded(Protocol):
+    """A model as the engine has it."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def scheduler(self) -> Scheduler: ...
+
+
+def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> None:
+    """Give each model's scheduler somebody who guesses: the cheaper models of its family.
+
+    Raises FileNotFoundError, ValueError for an acceptance head that is none, or not of its model.
+    """
+    models = list(models)
+    costs = {m.card.name: measure(m.decoder, threads) for m in models}
+    heads = {m.card.name: _head(m, paths[m.card.name]) for m in models}
+    for model in models:
+        drafts = {
+            other.card.name: DraftModel(
+                other.card.name,
+                other.decoder,
+                other.scheduler.memory,
+                heads[other.card.name],
+                cost=costs[other.card.name],
+            )
+            for other in sorted(models, key=lambda m: m.card.price.output)
+            if other is not model
+            and other.card.family == model.card.family
+            and other.card.price.output <= model.card.price.output
+        }
+        model.scheduler.speculator = Speculator(costs[model.card.name], drafts)
+
+
+def _head(model: Loaded, path: Path) -> AcceptanceHead | None:
+    named = model.card.acceptance_head
+    file = Path(named) if named else path / HEAD
+    if not named and not file.is_file():
+        return None
+    head, hidden = AcceptanceHead.load(file), model.decoder.config.hidden
+    if head.about.hidden != hidden:
+        raise ValueError(
+            f"{file}: is for states of {head.about.hidden} numbers, and this model's have {hidden}"
+        )
+    return head
+
+
+def measure(decoder: Decoder, threads: int) -> StepCost:
+    """What a pass of this decoder costs, by a few of them: alone, of two, and with more rows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        memory = decoder.kv_memory(2**30, 0)
+        first, second = _pass(decoder, memory, 1, 1), _pass(decoder, memory, 2, 1)
+        rows = _pass(decoder, memory, 1, 1 + _ROWS)
+    finally:
+        torch.set_num_threads(before)
+    # Another process may have held up one of them: within what any machine is known to do.
+    sequence = max(second - first, 0.1 * first)
+    return StepCost(first, sequence, min(max((rows - first) / _ROWS, 0.04 * first), sequence))
+
+
+def _pass(decoder: Decoder, memory: KVMemory, sequences: int, rows: int) -> float:
+    """Seconds of one pass, the quickest of a few."""
+    length = min(_CONTEXT, decoder.config.context - rows)
+    caches = [memory.acquire([0] * length, length + rows) for _ in range(sequences)]
+    spans = [Span(cache, rows, apart=True) for cache in caches if cache is not None]
+    tokens = torch.zeros(rows * sequences, dtype=torch.long)
+    for span in spans:
+        decoder.forward(torch.zeros(length, dtype=torch.long), [Span(span.cache, length)])
+    took = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        decoder.logits(decoder.forward(tokens, spans))
+        took.append(time.perf_counter() - began)
+        for span in spans:
+            span.cache.truncate(length)
+    for span in spans:
+        memory.release(span.cache, [0] * length, keep=False)
+    return min(took)
+
+
+def abilities(scheduler: Scheduler) -> Speculates:
+    """What may be asked of this model."""
+    drafts = {} if scheduler.speculator is None else scheduler.speculator.drafts
+    headed = any(model.head is not None for model in drafts.values())
+    rules: Sequence[LengthRule] = ("head", *_TRAINING_FREE) if headed else _TRAINING_FREE
+    return Speculates(
+        drafts=tuple(drafts),
+        lookup=True,
+        rules=tuple(rules),
+        acceptance=("exact", "lenient", "typical"),
+        longest=LONGEST,
+    )
+
+
+def check(call: Call, scheduler: Scheduler) -> None:
+    """Refuse a speculation that is not to be had. Raises EngineUnsupported."""
+    asked = call.decoding.speculation
+    if asked is None:
+        return
+    drafts = {} if scheduler.speculator is None else scheduler.speculator.drafts
+    if not asked.draft and not asked.lookup:
+        raise _refusal("names no draft model, and no look-up")
+    if asked.draft and asked.draft not in drafts:
+        there = ", ".join(drafts) or "none"
+        raise _refusal(f"{asked.draft!r} cannot guess for {call.model}; there are: {there}")
+    if asked.rule == "head" and asked.draft and drafts[asked.draft].head is None:
+        raise _refusal(f"{asked.draft} has no acceptance head; see `farthing train`")
+    if not 1 <= asked.longest <= LONGEST:
+        raise _refusal(f"a draft has 1 to {LONGEST} tokens, not {asked.longest}")
+    if not 0 < asked.lenience <= 1:
+        raise _refusal(f"lenience is above 0 and at most 1, not {asked.lenience:g}")
+
+
+def _refusal(why: str) -> EngineUnsupported:
+    return EngineUnsupported(f"speculation: {why}", param="policy")
