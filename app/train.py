@@ -89,6 +89,91 @@ def draft(
 
 
 @train.command()
+def acceptance_head(
+    draft: Annotated[str, typer.Argument(help="A model of the fleet, or a draft's folder.")],
+    target: Model,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="All of the run goes there.")],
+    prompts: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE.jsonl", help="To learn on; repeatable.")
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Or another training's folder, for its target's texts."),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="Residual blocks. [3]")] = None,
+    tied: Annotated[
+        bool | None, typer.Option("--tied", help="All of them one block, as SpecDec++'s are.")
+    ] = None,
+    extras: Annotated[
+        bool | None,
+        typer.Option("--extras/--no-extras", help="Tell it of q beside the state. [extras]"),
+    ] = None,
+    sees: Annotated[
+        Literal["before", "after"] | None,
+        typer.Option(help="The state before the guess, or after it (SpecDec++). [before]"),
+    ] = None,
+    made: Annotated[
+        Literal["mixed", "rounds"] | None,
+        typer.Option(help="From SpecDec++'s mixed texts, or from drafts as made. [mixed]"),
+    ] = None,
+    mixing: Annotated[
+        float | None, typer.Option(help="Share of the target's tokens in mixed texts. [0.15]")
+    ] = None,
+    rejection_weight: Annotated[float | None, typer.Option(help="In the loss. [6]")] = None,
+    number: Annotated[int | None, typer.Option("--number", help="Of texts read. [800]")] = None,
+    answer: Annotated[int | None, typer.Option(help="Tokens of one, at most. [192]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[3]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Guesses a step. [512]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its highest. [0.001]")] = None,
+    cost: Annotated[
+        float | None,
+        typer.Option(help="Time of a guess by that of a pass, for the default level. [0.2]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn. [0]")] = None,
+    longest: Annotated[
+        int, typer.Option(min=1, help="Tokens of a prompt; the rest is left out.")
+    ] = 384,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Of a draft's folder. Default: TARGET.")
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of both models.")] = "bf16",
+) -> None:
+    """Teach a head how likely a draft's guess is to be kept (SpecDec++); again, to go on."""
+    from app.training.acceptance_command import HeadChoices, run_head
+
+    given = {
+        "depth": depth,
+        "tied": tied,
+        "extras": extras,
+        "sees": sees,
+        "made": made,
+        "mixing": mixing,
+        "rejection_weight": rejection_weight,
+        "texts": number,
+        "answer": answer,
+        "epochs": epochs,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "cost": cost,
+        "seed": seed,
+    }
+    run_head(
+        HeadChoices(
+            draft=_draft(draft, base or target),
+            target=_opened(target),
+            folder=folder,
+            prompts=tuple(prompts or ()),
+            texts=texts,
+            recipe={name: value for name, value in given.items() if value is not None},
+            longest=longest,
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
+@train.command()
 def curves(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Of one run, or more.")],
     picture: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("curves.png"),
@@ -112,6 +197,18 @@ def _opened(name: str) -> Named:
     settings = Settings()
     found = find(name, read(settings.config_file()), settings.models_dir)
     return Named(found.card.name, found.path, found.base, found.card.base)
+
+
+def _draft(name: str, base: str) -> Named:
+    """As `_opened`; a draft's folder by its path has no base but the one given."""
+    from app.engines.embedded.draft_folder import is_draft
+    from app.training.command import Named
+
+    found = _opened(name)
+    if found.base is None and is_draft(found.path):
+        other = _opened(base)
+        return Named(found.path.resolve().name, found.path, other.path, other.name)
+    return found
 
 
 def _indices(text: str) -> tuple[int, ...]:

@@ -15,9 +15,10 @@ import torch
 from app.engines.embedded.checkpoint import Checkpoint, open_folder
 from app.engines.embedded.draft_folder import WEIGHTS
 from app.engines.embedded.safetensors_folder import SafetensorsFolder
+from app.training.answers import Interrupted
 from app.training.parts import join
 from app.training.recipe import Recipe
-from app.training.session import Interrupted, Session, device_of
+from app.training.session import Session, device_of
 
 _OFTEN = 10.0  # seconds between two lines
 

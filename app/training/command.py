@@ -29,11 +29,12 @@ from app.engines.embedded.export import export
 from app.engines.embedded.tokenizer import Tokenizer, alike, load_tokenizer
 from app.engines.embedded.weights import open_checkpoint
 from app.errors import ConfigError
+from app.training.answers import Interrupted
 from app.training.parts import in_parts, split
 from app.training.prompts import HELD_OUT, prepare
 from app.training.recipe import Recipe
 from app.training.saving import replace_file
-from app.training.session import About, Interrupted, Session, check_widths, device_of
+from app.training.session import About, Session, check_widths, device_of
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def run_draft(choices: Choices) -> None:
         target = choices.target.opened()
         start = target if choices.start is None else choices.start.opened()
         if choices.start is not None:
-            _check_pair(choices.start, choices.target)
+            check_pair(choices.start, choices.target)
         recipe = _recipe(choices, start)
         if not (choices.folder / "inputs" / "about.json").exists():
-            _write_inputs(choices, recipe, target, start)
+            write_inputs(choices, recipe, target, start)
         elif choices.prompts:
             console.print(f"{choices.folder}: has its inputs already; --prompts is not read again")
         said = json.dumps(recipe.to_dict(), indent=2) + "\n"
@@ -86,7 +87,7 @@ def run_draft(choices: Choices) -> None:
             _pack(choices, console)
             return
         dtype = torch.bfloat16 if choices.dtype == "bf16" else torch.float32
-        with _watching(console) as watch:
+        with watching(console) as watch:
             session = Session(
                 choices.folder,
                 recipe,
@@ -101,11 +102,12 @@ def run_draft(choices: Choices) -> None:
         console.print(str(error), highlight=False)
         raise SystemExit(130) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(_reason(error)) from error
+        raise ConfigError(reason(error)) from error
     _show(draft, console)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a user is told of an OSError or ValueError."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
@@ -130,7 +132,8 @@ def _recipe(choices: Choices, start: Checkpoint) -> Recipe:
     return recipe
 
 
-def _check_pair(start: Named, target: Named) -> None:
+def check_pair(start: Named, target: Named) -> None:
+    """Raises ConfigError where they have different tokenizers."""
     if not alike(start.tokenizer(), target.tokenizer()):
         raise ConfigError(
             f"{start.name} and {target.name} have different tokenizers: a draft's tokens must be"
@@ -138,7 +141,11 @@ def _check_pair(start: Named, target: Named) -> None:
         )
 
 
-def _write_inputs(choices: Choices, recipe: Recipe, target: Checkpoint, start: Checkpoint) -> None:
+def write_inputs(choices: Choices, recipe: Recipe, target: Checkpoint, start: Checkpoint) -> None:
+    """The folder's prompts, and what is said about them. Raises ConfigError, OSError, ValueError.
+
+    Only of `fixed`, the recipe's source, is there more to know than of every other.
+    """
     tokenizer = choices.target.tokenizer()
     answered = tokenizer.special_ids()["eos_token_id"]
     assert isinstance(answered, list)
@@ -148,8 +155,8 @@ def _write_inputs(choices: Choices, recipe: Recipe, target: Checkpoint, start: C
     found = prepare(choices.prompts, tokenizer, choices.longest, _end(tokenizer))
     if not len(found.held):
         raise ConfigError(
-            f"--prompts: of every {HELD_OUT} prompts of a file one is held out to judge the draft"
-            f" by, and no file has {HELD_OUT}"
+            f"--prompts: of every {HELD_OUT} prompts of a file one is held out to judge by,"
+            f" and no file has {HELD_OUT}"
         )
     if recipe.source == "fixed" and not len(found.fixed):
         raise ConfigError("--source fixed: the prompts' files hold no reference answers")
@@ -232,7 +239,8 @@ class _Bar:
 
 
 @contextmanager
-def _watching(console: Console) -> Iterator[_Bar]:
+def watching(console: Console) -> Iterator[_Bar]:
+    """Progress in bars; who trains looks at `stopping`, which a signal sets."""
     columns: Sequence[Any] = (
         TextColumn("{task.description:20}"),
         BarColumn(),

@@ -7,41 +7,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from app.engines.embedded.checkpoint import Checkpoint
 from app.engines.embedded.draft_folder import fingerprint
+from app.training.answers import Interrupted, Watch, Writer
 from app.training.draft import Known, Material, Row, Run, check_state, nothing_known
 from app.training.held_out import estimate, guesses
-from app.training.inputs import Texts, joined, read_texts
+from app.training.inputs import Texts, read_texts
 from app.training.net import Net, read_net
 from app.training.recipe import Recipe
 from app.training.remembered import remember
 from app.training.result import most_written, stored, write_draft
 from app.training.saving import replace_file
-from app.training.text import write
 
 _WARMTH = (0.0, 0.6, 1.0)  # temperatures at which the target writes, each as often
-_AT_ONCE = 256  # texts that it writes in one batch
 _INVENTED = 128  # tokens of the longest prompt that it invents
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved its state."""
-
-
-class Watch(Protocol):
-    """Who is told how it goes, and may end it."""
-
-    def progress(self, what: str, done: int, total: int) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-    @property
-    def stopping(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,7 @@ class Session:
         self._check(start, self.about.base, self.about.base_shared)
         check_widths(start, target)
         self._start, self._device = start, device
-        self._target = _frozen(read_net(target), device, dtype)
+        self._target = frozen(read_net(target), device, dtype)
         self._draft = read_net(start, recipe.chosen(start.config.layers))
         if start is target:
             self._draft.embedding, self._draft.head = self._target.embedding, self._target.head
@@ -104,6 +88,8 @@ class Session:
             setattr(self._draft, name, getattr(self._draft, name).to(device))
         self._draft.to(device)
         self._ends = frozenset(self.about.ends)
+        texts = folder / "texts"
+        self._writer = Writer(texts, self._target, recipe.seed, self._ends, watch)
 
     def _check(self, model: Checkpoint, name: str, shared: str) -> None:
         if fingerprint(model) != shared:
@@ -239,32 +225,7 @@ class Session:
     def _written(
         self, name: str, asked: Texts, warmth: Tensor, use: int, longest: int | None = None
     ) -> Texts:
-        """The target's answers to these prompts, kept in files so that they are written once."""
-        folder = self.folder / "texts"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows, parts = asked.rows(), []
-        longest = longest or self.recipe.answer
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
-        for number, at in enumerate(range(0, len(order), _AT_ONCE)):
-            path = folder / f"{name}-{number:04}.safetensors"
-            chosen = order[at : at + _AT_ONCE]
-            about = {"seed": self.recipe.seed, "longest": longest, "asked": asked.digest}
-            if path.exists() and read_texts(path)[1] == about:
-                parts.append(read_texts(path)[0])
-                continue
-            if self.watch.stopping:
-                raise Interrupted("stopped while the target wrote; the same command goes on")
-            self.watch.progress(f"writing: {name}", at, len(rows))
-            seeded = torch.Generator(self._device)
-            seeded.manual_seed((self.recipe.seed * 8 + use) * 100_000 + number)
-            prompts = [rows[index][0] for index in chosen]
-            answers = write(self._target, prompts, longest, warmth[chosen], self._ends, seeded)
-            groups = [rows[index][2] for index in chosen]
-            part = Texts.of(list(zip(prompts, answers, groups, strict=True)), asked.names)
-            part.save(path, **about)
-            parts.append(part)
-        self.watch.progress(f"writing: {name}", len(rows), len(rows))
-        return joined(parts)
+        return self._writer(name, asked, warmth, use, longest or self.recipe.answer)
 
     def _digest(self) -> str:
         """Tells this run from others with the same folder."""
@@ -316,7 +277,8 @@ def check_widths(start: Checkpoint, target: Checkpoint) -> None:
         raise ValueError(f"the heads of {paths} have {ours} and {theirs} tokens")
 
 
-def _frozen(net: Net, device: torch.device, dtype: torch.dtype) -> Net:
+def frozen(net: Net, device: torch.device, dtype: torch.dtype) -> Net:
+    """This net, moved, as what only reads."""
     net.requires_grad_(False)
     tied = net.head is net.embedding
     net.to(device, dtype)

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.weights import load, open_checkpoint
 from app.training import saving
+from app.training.answers import Interrupted
 from app.training.divergence import KINDS
 from app.training.inputs import Texts, read_texts
 from app.training.net import read_net
 from app.training.recipe import SOURCES
 from app.training.remembered import Remembered, remember
-from app.training.session import Interrupted
 from tests.app.engines.embedded.tiny import EOS, write_model
 from tests.app.training.runs import Watched, log, session, write_inputs
 
