@@ -65,12 +65,12 @@ class Run:
         """What was guessed too: no more than was reserved for the tokens whose passes it tells."""
         total = self.usage + plain
         passes = min(max(news.passes, 0), total.completion - total.passes)
-        stays = min(max(news.accepted, 0), max(news.drafted, 0))
-        stays = min(stays, total.completion - total.accepted)
+        guesses = self.usage.wasted + max(news.drafted, 0)
+        stays = min(max(news.accepted, 0), guesses, total.completion - total.accepted)
         told = replace(plain, accepted=stays, passes=passes)
         tokens = plain.completion + _untold(self.usage) - _untold(self.usage + told)
         drafted = min(max(news.drafted, 0), self.longest * tokens)
-        return replace(told, drafted=drafted, accepted=min(stays, drafted))
+        return replace(told, drafted=drafted, accepted=min(stays, self.usage.wasted + drafted))
 
     def _written(self, tokens: int) -> int:
         """The most that so many further tokens cost, with guesses that were not told yet."""

@@ -294,3 +294,41 @@ async def test_who_did_not_ask_for_guesses_pays_for_none() -> None:
     async with meter(Played([end]), usd(1000)) as paid:
         await run(paid, asked())
         assert paid.cost == usd(5 + 7 * 2)
+
+
+@st.composite
+def honest(draw: st.DrawFn) -> tuple[int, list[Usage]]:
+    """What passes of at most so many guesses make, told token by token, at once, or at the end."""
+    longest = draw(st.integers(1, 6))
+    passes = draw(st.lists(st.integers(0, longest).flatmap(
+        lambda drafted: st.tuples(st.just(drafted), st.integers(0, drafted))
+    ), min_size=1, max_size=6))  # fmt: skip
+    whole = [Usage(0, 0, stay + 1, drafted, stay, 1) for drafted, stay in passes]
+    match draw(st.sampled_from(["token", "pass", "late"])):
+        case "pass":
+            return longest, whole
+        case "late":
+            told = sum((replace(each, completion=0) for each in whole), Usage())
+            return longest, [*(Usage(completion=each.completion) for each in whole), told]
+    tokens = list[Usage]()
+    for drafted, stay in passes:
+        each = [Usage(completion=1, accepted=1)] * stay + [Usage(completion=1)]
+        tokens += [each[0] + Usage(drafted=drafted, passes=1), *each[1:]]
+    return longest, tokens
+
+
+@settings(max_examples=200, deadline=None)
+@given(told=honest(), room=st.none() | st.integers(0, 3))
+def test_what_is_true_is_billed_as_it_is_told(
+    told: tuple[int, list[Usage]], room: int | None
+) -> None:
+    longest, usages = told
+    most = None if room is None else sum(usages, Usage()).completion + room
+
+    async def play() -> None:
+        engine = Played([replace(SAYS, usage=usage) for usage in [Usage(5), *usages]] + [END])
+        async with meter(engine, usd(10_000)) as paid:
+            chunks = await run(paid, asked(**guessing(longest), max_tokens=most))
+            assert [chunk.usage for chunk in chunks[1:-1]] == usages
+
+    asyncio.run(play())
