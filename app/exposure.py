@@ -35,8 +35,9 @@ class Run:
         """The most it can have cost beyond `cost` if its stream is closed now."""
         if self.finished:
             return 0
-        # Where it guesses ahead, one more pass may have been made.
-        overrun = self.overrun + self.longest
+        # Where it guesses ahead, one more pass may have been made. Its tokens may be many, but of
+        # those all but one are guesses that stayed: it costs what one token may.
+        overrun = self.overrun + (self.longest > 0)
         left = overrun if self.cap is None else min(overrun, self._left)
         return self._unread * self.price.input + self._written(left)
 

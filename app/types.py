@@ -175,7 +175,8 @@ class Token:
 class Decision:
     """What a policy decided in mid-answer, and why."""
 
-    kind: Literal["switch", "steer", "failover"]  # by entropy, for want of money, of an engine
+    # By entropy, for want of money, of an engine, or as the engine does not guess ahead.
+    kind: Literal["switch", "steer", "failover", "plain"]
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits

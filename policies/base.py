@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +17,11 @@ class Policy(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fidelity: ClassVar[Fidelity]
+    @property
+    @abstractmethod
+    def fidelity(self) -> Fidelity:
+        """Of its answers: `exact` where they are distributed as the named model's. Most policies
+        say it once, as a ClassVar; where options decide, it is a property."""
 
     def fit(self, catalog: Catalog, model: str | None) -> Self:
         """This policy with what the client left open filled in from the fleet.

@@ -286,7 +286,7 @@ async def test_a_pass_that_nobody_saw_is_held_with_its_guesses() -> None:
         async with aclosing(paid.generate(asked(**guessing(4)))) as stream:
             await anext(stream)
         assert paid.cost == usd(5 + 1 * 2 + 4)
-        assert paid.rest == usd(1000) - paid.cost - usd((2 + 4) * (2 + 4))
+        assert paid.rest == usd(1000) - paid.cost - usd((2 + 1) * (2 + 4))
 
 
 async def test_who_did_not_ask_for_guesses_pays_for_none() -> None:

@@ -1,0 +1,266 @@
+"""A cheap draft guesses the next tokens, and the model that answers reads them in one pass."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from app.catalog import Catalog, Price
+from app.errors import BadRequest, EngineUnsupported, Unaffordable
+from app.types import (
+    AcceptanceRule,
+    Call,
+    Chunk,
+    Decision,
+    Decoding,
+    Fidelity,
+    LengthRule,
+    MeteredEngine,
+    Speculates,
+    Speculation,
+    Usage,
+)
+from policies.base import Policy
+
+_MAY_COST = 0.1
+"""Of what a budget buys of an answer: the part that guessing ahead may cost where it is short."""
+
+
+def _name(value: Any) -> Any:
+    return "" if value == "none" else value
+
+
+class Speculative(Policy):
+    """Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): the same answer, sooner.
+
+    What ends a draft is the engine's rule, at best SpecDec++'s acceptance head (Huang et al. 2024,
+    arXiv 2405.19715). With `acceptance` other than exact more guesses stay than the model would
+    have written, as DistillSpec's lenience has it (Zhou et al. 2023, arXiv 2310.08461).
+
+    An option that is not given is as the engine can best. An engine that guesses nothing ahead
+    answers plainly, as `direct` has it, and the answer says so; an option that it cannot do is
+    refused. Where the budget is short, plain decoding ends what guessing ahead began, so that
+    guesses which prove wrong do not eat up the answer.
+    """
+
+    target: str = Field("", description="model that answers where the client names none")
+    draft: Annotated[str | None, BeforeValidator(_name)] = Field(
+        None, description="model that guesses, or `none`; default: the engine's best"
+    )
+    lookup: bool = Field(
+        True, description="guess what followed the same words before, in prompt and answer"
+    )
+    rule: LengthRule | None = Field(
+        None,
+        description="what ends a draft: fixed, heuristic, confidence, adaedl or head; default:"
+        " the engine's best",
+    )
+    longest: int = Field(
+        8, ge=1, le=32, description="tokens of a draft, at most; fewer where the engine says so"
+    )
+    level: float | None = Field(None, ge=0, le=1, description="of `rule`; default: its own")
+    acceptance: AcceptanceRule = Field(
+        "exact", description="exact, lenient or typical: which guesses stay"
+    )
+    lenience: float = Field(
+        1.0, gt=0, le=1, description="ε: below 1 a guess stays with probability p/ε, not p"
+    )
+    adaptive: bool = Field(
+        True, description="guess less, or nothing, while that is measured to be faster"
+    )
+
+    _price: Price = PrivateAttr(default=Price(input=0, output=0))
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.level is not None and self.rule is None:
+            raise ValueError("level is of a rule: name `rule` too")
+        if self.lenience < 1 and self.acceptance == "typical":
+            raise ValueError("lenience is of the acceptance `lenient`")
+        if self.lenience < 1 and self.acceptance == "exact" and self._gives("acceptance"):
+            raise ValueError("lenience below 1 is not exact")
+        if self.draft == "" and not self.lookup:
+            raise ValueError("draft is none and lookup is off, so nothing would guess")
+        return self
+
+    @property
+    def fidelity(self) -> Fidelity:
+        kept = self._acceptance == "exact" or (self._acceptance == "lenient" and self.lenience == 1)
+        return "exact" if kept else "approximate"
+
+    def fit(self, catalog: Catalog, model: str | None) -> Self:
+        target = model or self.target
+        if not target:
+            raise BadRequest("policy speculative: `target` is missing", param="policy")
+        card = catalog.model(target)
+        draft = catalog.model(self.draft).name if self.draft else self.draft
+        if draft == card.name:
+            raise BadRequest(
+                f"policy speculative: {draft} would guess for itself, and win nothing",
+                param="policy",
+            )
+        fitted = self.model_copy(update={"target": card.name})
+        if draft:
+            fitted = fitted.model_copy(update={"draft": draft})
+        fitted._price = card.price
+        return fitted
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        drafted = self.longest * completion  # each token of the answer from a pass of its own
+        return {self.target: Usage(prompt=prompt, completion=completion, drafted=drafted)}
+
+    def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        call = call.to(self.target)
+        guesses = self._guesses(call, engine)
+        if guesses is None:
+            native = engine.capabilities(self.target).native
+            return self._plain(call.decoded(Decoding(native=native)), engine, "plain")
+        return self._ahead(call, engine, guesses)
+
+    async def _ahead(
+        self, call: Call, engine: MeteredEngine, guesses: Speculation
+    ) -> AsyncGenerator[Chunk]:
+        """The answer with guesses, and plainly from where the budget does not pay for them."""
+        written, used = list[int](), Usage()
+        cut = Chunk(model=self.target, finish="length", reason="budget")
+        may_cost = await self._may_cost(call, engine, guesses.longest)
+        if may_cost > 0:
+            asked = call.decoded(Decoding(speculation=guesses))
+            try:
+                async with aclosing(engine.generate(asked)) as stream:
+                    async for chunk in stream:
+                        if chunk.reason == "budget":
+                            cut = chunk
+                        elif chunk.finish is not None:
+                            yield chunk
+                            return
+                        dear = chunk.usage.passes > 0 and self._cost_of(used) > may_cost
+                        if cut is chunk or (dear and engine.allowance(self.target) > 0):
+                            break  # after a token that is not the last one: this pass says so
+                        written += [token.id for token in chunk.tokens]
+                        used += chunk.usage
+                        yield chunk
+            except Unaffordable:
+                pass  # guessing ahead; a plain token costs less
+        rest = call.after(tuple(written)).decoded(Decoding())
+        try:
+            async with aclosing(self._plain(rest, engine, "steer")) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except Unaffordable:
+            if not written:
+                raise
+            yield cut
+
+    async def _plain(
+        self, call: Call, engine: MeteredEngine, why: Literal["plain", "steer"]
+    ) -> AsyncGenerator[Chunk]:
+        token = len(call.written)
+        decided: Decision | None = Decision(kind=why, model=self.target, token=token)
+        async with aclosing(engine.generate(call)) as stream:
+            async for chunk in stream:
+                yield replace(chunk, decision=decided)
+                decided = None
+
+    async def _may_cost(self, call: Call, engine: MeteredEngine, longest: int) -> float:
+        """What guesses may cost beyond plain decoding, in 1e-12 USD: all, or 0 for none at all.
+
+        A call that the budget cuts has to be read again by the next one. None may begin where
+        that would take too much of the answer.
+        """
+        tokens, price = engine.allowance(self.target), self._price
+        if tokens == sys.maxsize:
+            return math.inf
+        prompt = await engine.count(call)
+        room = max(engine.capabilities(self.target).context - prompt, 1)
+        wanted = room if call.max_tokens is None else min(call.max_tokens, room)
+        amount = (tokens + 1) * price.output - 1  # what does not buy a whole token is there too
+        surely = price.buys(amount, prompt, longest)
+        if wanted <= surely:
+            return math.inf
+        plain = min(wanted, price.buys(amount, prompt))
+        again = min(wanted, price.buys(amount, 2 * prompt + surely))
+        begins = again >= (1 - _MAY_COST) * plain > 0
+        return _MAY_COST * plain * price.output if begins else 0
+
+    def _cost_of(self, used: Usage) -> int:
+        """What guesses cost beyond the tokens that they saved."""
+        return used.drafted * self._price.guess - used.accepted * self._price.output
+
+    def _guesses(self, call: Call, engine: MeteredEngine) -> Speculation | None:
+        """What is asked of the engine; None: nothing, as it cannot, and nobody insisted.
+
+        Raises EngineUnsupported for options that it cannot do.
+        """
+        able = engine.capabilities(self.target).speculation
+        if able is None or (not able.sampled and call.sampling.temperature > 0):
+            when = "" if able is None else " at a temperature above 0"
+            self._insist(f"{self.target} guesses nothing ahead{when}")
+            return None
+        self._check(able)
+        draft = next(iter(able.drafts), "") if self.draft is None else self.draft
+        lookup = self.lookup and able.lookup
+        if not lookup and draft not in able.drafts:
+            self._insist(f"there is nothing that guesses for {self.target}")
+            return None
+        return Speculation(
+            draft=draft,
+            lookup=lookup,
+            rule=self.rule or _best_rule(able, draft),
+            longest=min(self.longest, able.longest),
+            level=self.level,
+            acceptance=self._acceptance,
+            lenience=self.lenience,
+            adaptive=self.adaptive,
+        )
+
+    def _check(self, able: Speculates) -> None:
+        lookup = "on" if self.lookup and self._gives("lookup") else None
+        offers = {
+            "draft": (self.draft or None, able.drafts),
+            "lookup": (lookup, ("on",) if able.lookup else ()),
+            "rule": (self.rule, able.rules),
+            "acceptance": (self._acceptance, able.acceptance),
+        }
+        for option, (wanted, offered) in offers.items():
+            if wanted is not None and wanted not in offered:
+                there = ", ".join(filter(None, offered)) or "none"
+                raise EngineUnsupported(
+                    f"policy speculative: {option}: {self.target} cannot do {wanted!r};"
+                    f" there is: {there}",
+                    param="policy",
+                )
+
+    def _insist(self, why: str) -> None:
+        """Raises EngineUnsupported where an option was given that plain decoding does not keep."""
+        given = {
+            "draft": bool(self.draft),
+            "lookup": self.lookup and self._gives("lookup"),
+            "rule": self.rule is not None,
+            "acceptance": self._acceptance != "exact",
+        }
+        option = next((option for option, wanted in given.items() if wanted), None)
+        if option is not None:
+            raise EngineUnsupported(f"policy speculative: {option}: {why}", param="policy")
+
+    @property
+    def _acceptance(self) -> AcceptanceRule:
+        """Lenience below 1 says by itself that it is lenient."""
+        return "lenient" if self.lenience < 1 else self.acceptance
+
+    def _gives(self, option: str) -> bool:
+        return option in self.model_fields_set
+
+
+def _best_rule(able: Speculates, draft: str) -> LengthRule:
+    """The first rule that goes with this draft: a head is of one draft, and n-grams need none."""
+    if draft in able.drafts[:1] or not able.rules:
+        return next(iter(able.rules), "fixed")
+    others = [rule for rule in able.rules if rule != "head"]
+    return "fixed" if not draft or not others else others[0]
