@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Make small models for large ones.", no_args_is_help=True)
 
 Model = Annotated[str, typer.Argument(help="A model of the fleet, a GGUF file, or a folder.")]
+Prompts = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE.jsonl", help="To learn on; repeatable.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="All of the run goes there.")]
+Answer = Annotated[int | None, typer.Option(help="Tokens of one, at most. [192]")]
+LearningRate = Annotated[float | None, typer.Option(help="At its highest. [0.001]")]
+Seed = Annotated[int | None, typer.Option(help="Of all that is drawn. [0]")]
+Longest = Annotated[int, typer.Option(min=1, help="Tokens of a prompt; the rest is left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")]
 
 
 @train.command()
 def draft(
     target: Model,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="All of the run goes there.")],
-    prompts: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.jsonl", help="To learn on; repeatable.")
-    ] = None,
+    folder: Folder,
+    prompts: Prompts = None,
     start: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Whose layers it begins with. Default: the target's."),
@@ -43,13 +49,11 @@ def draft(
     tokens: Annotated[int | None, typer.Option(help="Of answers, learned on. [4000000]")] = None,
     texts: Annotated[int | None, typer.Option(help="That the target writes. [4000]")] = None,
     invented: Annotated[int | None, typer.Option(help="Prompts that it invents. [1000]")] = None,
-    answer: Annotated[int | None, typer.Option(help="Tokens of one, at most. [192]")] = None,
+    answer: Answer = None,
     batch: Annotated[int | None, typer.Option(help="Texts a step. [8]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest. [0.001]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn. [0]")] = None,
-    longest: Annotated[
-        int, typer.Option(min=1, help="Tokens of a prompt; the rest is left out.")
-    ] = 384,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    longest: Longest = 384,
     pack: Annotated[
         bool, typer.Option("--pack", help="Only write what `python -m app.training DIR` needs.")
     ] = False,
@@ -92,10 +96,8 @@ def draft(
 def acceptance_head(
     draft: Annotated[str, typer.Argument(help="A model of the fleet, or a draft's folder.")],
     target: Model,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="All of the run goes there.")],
-    prompts: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.jsonl", help="To learn on; repeatable.")
-    ] = None,
+    folder: Folder,
+    prompts: Prompts = None,
     texts: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Or another training's folder, for its target's texts."),
@@ -121,18 +123,16 @@ def acceptance_head(
     ] = None,
     rejection_weight: Annotated[float | None, typer.Option(help="In the loss. [6]")] = None,
     number: Annotated[int | None, typer.Option("--number", help="Of texts read. [800]")] = None,
-    answer: Annotated[int | None, typer.Option(help="Tokens of one, at most. [192]")] = None,
+    answer: Answer = None,
     epochs: Annotated[int | None, typer.Option(help="[3]")] = None,
     batch: Annotated[int | None, typer.Option(help="Guesses a step. [512]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest. [0.001]")] = None,
+    learning_rate: LearningRate = None,
     cost: Annotated[
         float | None,
         typer.Option(help="Time of a guess by that of a pass, for the default level. [0.2]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn. [0]")] = None,
-    longest: Annotated[
-        int, typer.Option(min=1, help="Tokens of a prompt; the rest is left out.")
-    ] = 384,
+    seed: Seed = None,
+    longest: Longest = 384,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Of a draft's folder. Default: TARGET.")
     ] = None,

@@ -39,6 +39,7 @@ class About:
     rejection_weight: float = 1.0  # of a rejection in the loss: makes the raw output too low
     mixing: float = 0.15  # share of the target's own tokens in what the draft read
     temperature: float = 1.0  # by which corrected logits are divided, fitted after the training
+    offset: float = 0.0  # what is then added to them, fitted with it
     level: float = 0.7  # stop where 1 - the product of P(accept) is greater; a default
 
     def __post_init__(self) -> None:
@@ -104,9 +105,11 @@ class AcceptanceHead(nn.Module):
         """P(accept): the raw output with the weight of rejections undone.
 
         Where rejections count w times, the loss is least at a = p / (p + w (1 - p)); so the logit
-        of p is that of a, and log w.
+        of p is that of a, and log w. Texts unlike those it learned from may still make it too
+        sure, or not enough; `about.temperature` and `about.offset` see to that.
         """
-        return torch.sigmoid((logits + self._correction) / self.about.temperature)
+        about = self.about
+        return torch.sigmoid((logits + self._correction) / about.temperature + about.offset)
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads, its weights in fp16. Raises OSError."""
@@ -175,5 +178,6 @@ _RULES: dict[str, _Rule] = {
     "rejection_weight": (_NUMBER, lambda value: 0 < value < math.inf, "above 0"),
     "mixing": (_NUMBER, lambda value: 0 <= value <= 1, "0 to 1"),
     "temperature": (_NUMBER, lambda value: 0 < value < math.inf, "above 0"),
+    "offset": (_NUMBER, lambda value: abs(value) < math.inf, "finite"),
     "level": (_NUMBER, lambda value: 0 <= value <= 1, "0 to 1"),
 }

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from app.training.acceptance_samples import Samples
 from app.training.draft import check_state
 from app.training.saving import replace_file
 
+_WARMEST = 2.0  # log of the highest temperature that is fitted: a head that tells nothing
 Made = Literal["mixed", "rounds"]
 MADE: tuple[Made, ...] = get_args(Made)
 _RANGES: dict[str, tuple[float, float]] = {
@@ -193,25 +194,30 @@ def logits_of(head: AcceptanceHead, samples: Samples) -> Tensor:
     return torch.cat(found)
 
 
-def fitted_temperature(head: AcceptanceHead, samples: Samples) -> float:
-    """The temperature at which the corrected probabilities of these samples are likeliest.
+def calibrated(head: AcceptanceHead, samples: Samples) -> About:
+    """The head's description with the temperature and offset at which the corrected probabilities
+    of these samples are likeliest (Platt's scaling).
 
-    They must be samples that it has not learned: a head is surest of what it has.
+    They must be of texts that neither head nor draft has learned: what a draft was trained on it
+    guesses better than what it will be asked.
     """
     logits = logits_of(head, samples) + math.log(head.about.rejection_weight)
+    fitted = torch.zeros(2, requires_grad=True)  # log of the temperature, offset
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+        [fitted], max_iter=100, line_search_fn="strong_wolfe"
+    )
 
-    def worse(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        return float(weighted_loss(scaled, samples.accepted, samples.reached, 1.0))
+    def loss() -> float:
+        optimizer.zero_grad()
+        scaled = logits * torch.exp(-fitted[0].clamp(-_WARMEST, _WARMEST)) + fitted[1]
+        found = weighted_loss(scaled, samples.accepted, samples.reached, 1.0)
+        torch.autograd.backward(found)
+        return float(found.detach())
 
-    low, high = math.log(0.25), math.log(4.0)
-    for _ in range(40):  # the loss has one valley in the temperature: a third is cut each time
-        third = (high - low) / 3
-        if worse(low + third) < worse(high - third):
-            high -= third
-        else:
-            low += third
-    return round(math.exp((low + high) / 2), 4)
+    optimizer.step(loss)
+    log_temperature, offset = fitted.detach().tolist()
+    temperature = math.exp(min(max(log_temperature, -_WARMEST), _WARMEST))
+    return replace(head.about, temperature=round(temperature, 4), offset=round(offset, 4))
 
 
 def _share(done: float, warmup: float) -> float:

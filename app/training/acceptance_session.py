@@ -15,7 +15,7 @@ from torch import Tensor
 from app.engines.embedded.checkpoint import Checkpoint
 from app.engines.embedded.draft_folder import DraftFolder, fingerprint
 from app.nets.acceptance_head import HEAD, AcceptanceHead
-from app.training.acceptance import HeadRecipe, HeadRun, fitted_temperature
+from app.training.acceptance import HeadRecipe, HeadRun, calibrated
 from app.training.acceptance_report import chosen_level, report
 from app.training.acceptance_samples import Pair, Samples
 from app.training.answers import Interrupted, Watch, Writer
@@ -28,7 +28,7 @@ from app.training.session import check_widths, frozen
 
 _WARMTH = (0.0, 0.6, 1.0)  # temperatures at which the target writes, each as often
 _AT_ONCE = 32  # texts whose samples are in one file
-_TUNED = 16  # of so many texts one is kept from learning, to fit the temperature and the level
+_TUNED = 2  # of so many held-out texts one is for temperature, offset and level, not the report
 _DRAFTS = 16  # of a text that is not learned
 _SHORT = 2  # guesses of a draft that is
 HELD = {"held-sampled": 1.0, "held-greedy": 0.0}  # temperatures
@@ -94,8 +94,7 @@ class HeadSession:
         self, head: AcceptanceHead, tuning: Samples, held: Mapping[str, Samples], learned: int
     ) -> Path:
         recipe = self.recipe
-        temperature = fitted_temperature(head, tuning)
-        head.about = dataclasses.replace(head.about, temperature=temperature)
+        head.about = calibrated(head, tuning)
         level = chosen_level(head, tuning, recipe.longest, recipe.cost)
         head.about = dataclasses.replace(head.about, level=level)
         path = self.folder / HEAD
@@ -113,17 +112,17 @@ class HeadSession:
         return path
 
     def _samples(self) -> tuple[Samples, Samples, dict[str, Samples]]:
-        """Those to learn, those to tune by, and those held out."""
+        """Those to learn; of the held-out texts, those to calibrate by and those to report on."""
         answers = self._answers()
         seeded = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(answers), generator=seeded)[: self.recipe.texts].tolist()
-        tuned = max(1, len(order) // _TUNED)
-        if len(order) < 2:
-            raise ValueError(f"{self.folder}: there must be 2 texts or more to learn on")
-        held = {name: self._held(name, warmth) for name, warmth in HELD.items()}
-        learned = self._kept("learned", answers, order[tuned:], self._learned)
-        tuning = self._kept("tuning", answers, order[:tuned], self._drafts(None))
-        return learned, tuning, held
+        if not order:
+            raise ValueError(f"{self.folder}: there are no texts to learn on")
+        found = {name: self._held(name, warmth) for name, warmth in HELD.items()}
+        learned = self._kept("learned", answers, order, self._learned)
+        tuning = [samples.at(samples.text % _TUNED == 0) for samples in found.values()]
+        held = {name: samples.at(samples.text % _TUNED > 0) for name, samples in found.items()}
+        return learned, Samples.joined(tuning), held
 
     def _learned(self, ids: Tensor, prompt: int, seeded: torch.Generator) -> Samples:
         if self.recipe.made == "mixed":
@@ -132,14 +131,12 @@ class HeadSession:
         greedy = torch.arange(len(starts), device=ids.device) % 2 == 1
         return self._pair.rounds(ids, starts, _SHORT, greedy, seeded)
 
-    def _drafts(self, greedy: bool | None) -> _Made:
-        """Makes whole drafts at places drawn; None: one greedy, one not, and so on."""
+    def _drafts(self, greedy: bool) -> _Made:
+        """Makes whole drafts at places drawn."""
 
         def made(ids: Tensor, prompt: int, seeded: torch.Generator) -> Samples:
             starts = prompt + torch.randperm(len(ids) - prompt, generator=seeded)[:_DRAFTS]
-            flags = torch.arange(len(starts)) % 2 == 1
-            if greedy is not None:
-                flags = torch.full_like(flags, greedy)
+            flags = torch.full_like(starts, greedy, dtype=torch.bool)
             device, longest = ids.device, self.recipe.longest
             return self._pair.rounds(ids, starts.to(device), longest, flags.to(device), seeded)
 

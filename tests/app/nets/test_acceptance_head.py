@@ -87,7 +87,7 @@ def test_extras_are_heard() -> None:
 @pytest.mark.parametrize("fields", [{}, {"tied": True}, {"extras": False}, {"depth": 0}])
 def test_a_file_is_the_head_that_was_saved(tmp_path: Path, fields: dict[str, Any]) -> None:
     about = {"draft": "small", "target": "large", "sees": "after", "level": 0.6, "mixing": 0.5}
-    made = head(rejection_weight=6.0, temperature=1.25, **about, **fields)
+    made = head(rejection_weight=6.0, temperature=1.25, offset=-0.5, **about, **fields)
     made.save(tmp_path / "head.safetensors")
     loaded = AcceptanceHead.load(tmp_path / "head.safetensors")
     assert loaded.about == made.about and loaded.sees == "after"
@@ -124,6 +124,8 @@ def test_the_weight_of_rejections_is_undone() -> None:
     torch.testing.assert_close(raw, known / (known + weight * (1 - known)), atol=1e-3, rtol=1e-3)
     warm = AcceptanceHead(About(WIDE, rejection_weight=weight, temperature=2.0))
     assert (warm.probability(logits) - 0.5).abs().sum() < (known - 0.5).abs().sum()
+    lower = AcceptanceHead(About(WIDE, rejection_weight=weight, offset=-1.0))
+    assert (lower.probability(logits) < known).all()
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,7 @@ def test_the_weight_of_rejections_is_undone() -> None:
         ({"sees": "both"}, "sees must be before or after, not 'both'"),
         ({"rejection_weight": 0.0}, "rejection_weight must be above 0"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"offset": float("inf")}, "offset must be finite"),
         ({"mixing": 1.5}, "mixing must be 0 to 1"),
         ({"level": -0.1}, "level must be 0 to 1"),
         ({"draft": None}, "draft must be a name"),
