@@ -8,7 +8,7 @@ from app.catalog import Preset
 from app.engines.fake import Fake
 from app.errors import BadRequest, EngineUnsupported, UnknownModel
 from app.gateway import Gateway, Order
-from app.types import Sampling, Speculates, Speculation
+from app.types import Sampling, Speculates, Speculation, Usage
 from tests.policies.scripts import (
     GUESSES,
     LENGTH,
@@ -234,21 +234,30 @@ async def test_plain_decoding_goes_on_where_the_budget_pays_for_no_further_guess
 
 
 class HoldsBack(Fake):
-    """Shows a word more with its finish chunk, as what may be a stop string comes."""
+    """Shows a word more with its finish chunk, as what may be a stop string comes; and tells of
+    its guesses then only."""
 
     async def generate(self, call):
+        told = Usage()
         async for chunk in super().generate(call):
-            yield replace(chunk, text="held") if chunk.finish else chunk
+            used = chunk.usage
+            plain = Usage(used.prompt, used.cached, used.completion)
+            told += replace(used, prompt=0, cached=0, completion=0)
+            end = replace(chunk, text="held", usage=used + told)
+            yield end if chunk.finish else replace(chunk, usage=plain)
 
 
-@pytest.mark.parametrize("budget", [130, 2000])
-async def test_text_that_was_held_back_is_shown_once(budget):
-    """130: there is nothing for the second call to write."""
-    scripts = engine(length=300, guesses=GOOD).scripts
+@pytest.mark.parametrize(("guesses", "calls"), [(BAD, 1), (GOOD, 2)])
+async def test_text_that_was_held_back_is_shown_once(guesses, calls):
+    """After bad guesses there is no money for a second call, which would show it."""
+    fake = HoldsBack(engine(length=300, guesses=guesses).scripts)
     catalog = fleet(large=price(1, 20, 0.1, 4))
-    said, answer = await answered(HoldsBack(scripts), order(usd=usd(budget)), catalog)
+    asked = order(usd=usd(1750))
+    message = {"role": "user", "content": "word " * 120}
+    asked = replace(asked, call=replace(asked.call, messages=(message,)))
+    said, answer = await answered(fake, asked, catalog)
     assert said[-1] == "held" and said.count("held") == 1
-    assert answer.spent <= usd(budget)
+    assert len(fake.calls) == calls and answer.spent <= usd(1750)
 
 
 async def test_bad_guesses_are_given_up_where_the_budget_is_short():
