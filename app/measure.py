@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -72,6 +72,58 @@ def model(
 
     plan = Plan(prompts, text, squad, truthful_qa, limit, tokens, seed)
     compare(_weights(small), _weights(large), plan, threads=threads, json_file=json_file)
+
+
+@bench.command()
+def speculation(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An embedded model of the fleet.")
+    ] = "smollm2-135m-int8",
+    draft: Annotated[
+        str, typer.Option(help="The model that guesses for it; empty: look-up alone.")
+    ] = "smollm2-tiny",
+    head: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Acceptance head. Default: the draft's own.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Questions with a category. Default: FARTHING_DATA's spec_bench.jsonl, else ours.",
+        ),
+    ] = None,
+    each: Annotated[int, typer.Option(min=1, help="Questions of a category, at most.")] = 6,
+    tokens: Annotated[int, typer.Option(min=2, help="Of each answer, at most.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 0.0,
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        typer.Option(help="cpu: of the computing thread, where others use the machine."),
+    ] = "wall",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer ways, questions, tokens.")] = False,
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Measure speculation by category: plainly, with fixed lengths, adaptively."""
+    from app.bench.speculation import Plan, run
+    from app.settings import Settings
+
+    if prompts is None and (data := Settings().data) is not None:
+        offered = data / "spec_bench.jsonl"
+        prompts = offered if offered.is_file() else None
+    plan = Plan(
+        prompts=prompts,
+        each=min(each, 2) if quick else each,
+        tokens=min(tokens, 96) if quick else tokens,
+        batch=batch,
+        temperature=temperature,
+        clock=clock,
+        quick=quick,
+        seed=seed,
+    )
+    small = _weights(draft) if draft else None
+    run(_weights(model), small, plan, head=head, threads=threads, json_file=json_file)
 
 
 @bench.command()

@@ -182,9 +182,10 @@ class Scheduler:
 
     def _compute(self, batch: Sequence[RunningSequence]) -> None:
         self._at_risk = list(batch)
-        began = time.perf_counter()
+        clock = time.thread_time if self.speculator is None else self.speculator.clock
+        began = clock()
         drafts = self._drafts(batch)
-        drafted = time.perf_counter()
+        drafted = clock()
         tokens: list[int] = []
         spans: list[Span] = []
         writers: list[RunningSequence] = []
@@ -214,7 +215,7 @@ class Scheduler:
         else:
             self._draw(writers, logits)
         if self.speculator is not None and not reads:
-            now = time.perf_counter()
+            now = clock()
             wrote = sum(s.written for s in growing) - before
             self.speculator.passed(count, len(rows) - count, now - drafted)
             self.speculator.wrote(count, wrote, now - began)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 _FORGET = 0.99  # of what was measured, at each further measurement
 _PRIOR = 4.0  # measurements that the first guess of a cost counts as much as
 _EVERY = 8  # measurements between two fits
 _LEAST = 1e-9
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds, for measuring steps: on a CPU those in which this thread was at work, since to be
+    held up by other processes is not what a pass costs."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 class StepCost:

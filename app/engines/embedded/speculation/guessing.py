@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.sampling import Row, Sampler, distribution, pick
-from app.engines.embedded.speculation.goodput import Chances, StepCost
+from app.engines.embedded.speculation.goodput import Chances, StepCost, clock_of
 from app.engines.embedded.speculation.lengths import Guess
 from app.nets.acceptance_head import AcceptanceHead
 
@@ -34,6 +33,9 @@ class DraftModel:
     head: AcceptanceHead | None = None
     cost: StepCost = field(default_factory=lambda: StepCost(0.002, 0.0005, 0.0002))
     chances: Chances = field(default_factory=lambda: Chances((*_CHANCES, *_DRAWN), 40.0))
+
+    def __post_init__(self) -> None:
+        self.clock = clock_of(self.decoder.device)
 
     @property
     def columns(self) -> npt.NDArray[np.int64] | None:
@@ -85,7 +87,7 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
 
     `told`: with the probability and entropy of each, and the head's chance where there is one.
     """
-    began = time.perf_counter()
+    began = model.clock()
     tokens: list[int] = []
     spans: list[Span] = []
     last: list[int] = []
@@ -103,7 +105,7 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
         chances = _chances(model, model.head, pens, rows, likely, entropies)
     for place, pen in enumerate(pens):
         pen.guesses.append(Guess(ids[place], likely[place], entropies[place], chances[place]))
-    model.cost.observe(len(pens), len(tokens) - len(pens), time.perf_counter() - began)
+    model.cost.observe(len(pens), len(tokens) - len(pens), model.clock() - began)
 
 
 def kind(pen: Pen, place: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,7 @@ from app.catalog import ModelCard
 from app.engines.embedded.kv_cache import KVMemory
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.scheduler import Scheduler
-from app.engines.embedded.speculation.goodput import StepCost
+from app.engines.embedded.speculation.goodput import StepCost, clock_of
 from app.engines.embedded.speculation.guessing import DraftModel
 from app.engines.embedded.speculation.speculator import LONGEST, Speculator
 from app.errors import EngineUnsupported
@@ -59,7 +58,9 @@ def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> N
             and other.card.family == model.card.family
             and other.card.price.output <= model.card.price.output
         }
-        model.scheduler.speculator = Speculator(costs[model.card.name], drafts)
+        model.scheduler.speculator = Speculator(
+            costs[model.card.name], drafts, clock_of(model.decoder.device)
+        )
 
 
 def _head(model: Loaded, path: Path) -> AcceptanceHead | None:
@@ -98,11 +99,11 @@ def _pass(decoder: Decoder, memory: KVMemory, sequences: int, rows: int) -> floa
     tokens = torch.zeros(rows * sequences, dtype=torch.long)
     for span in spans:
         decoder.forward(torch.zeros(length, dtype=torch.long), [Span(span.cache, length)])
-    took = []
+    took, clock = list[float](), clock_of(decoder.device)
     for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        decoder.logits(decoder.forward(tokens, spans))
-        took.append(time.perf_counter() - began)
+        began = clock()
+        decoder.logits(decoder.forward(tokens, spans)).argmax().item()  # waits for the result
+        took.append(clock() - began)
         for span in spans:
             span.cache.truncate(length)
     for span in spans:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.engines.embedded.sequence import RunningSequence
@@ -55,8 +55,15 @@ class _Plan:
 class Speculator:
     """Guesses for the sequences of one model. Belongs to the thread that drives it."""
 
-    def __init__(self, cost: StepCost, drafts: Mapping[str, DraftModel] | None = None) -> None:
-        """`cost`: of the model's own passes; `drafts`: the models that may guess for it."""
+    def __init__(
+        self,
+        cost: StepCost,
+        drafts: Mapping[str, DraftModel] | None = None,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`cost`: of the model's own passes, in seconds by the clock; `drafts`: the models that
+        may guess for it."""
+        self.clock = clock
         self.drafts = dict(drafts or {})
         self.cost = cost
         self._plans: dict[RunningSequence, _Plan] = {}
@@ -196,10 +203,10 @@ class Speculator:
                 active.append((sequence, plan, pen))
         started = list(active)
         while active:
-            began = time.perf_counter()
+            began = model.clock()
             told = any(plan.asked.adaptive or plan.asked.rule in _TOLD for _, plan, _ in active)
             guess(model, [pen for _, _, pen in active], told)
-            each = (time.perf_counter() - began) / len(active)
+            each = (model.clock() - began) / len(active)
             going = []
             for sequence, plan, pen in active:
                 plan.spent += each
