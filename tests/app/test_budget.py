@@ -126,10 +126,11 @@ per_million = st.decimals(min_value=0, max_value=100, places=6)
 def prices(draw):
     input = draw(per_million)
     cached = draw(st.none() | st.decimals(min_value=0, max_value=input, places=6))
-    return price(input, draw(per_million), cached)
+    return price(input, draw(per_million), cached, draw(st.none() | per_million))
 
 
 bits = st.lists(st.floats(0, 6), max_size=40)
+guesses = st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
 
 
 @settings(max_examples=300, deadline=None)
@@ -140,26 +141,33 @@ bits = st.lists(st.floats(0, 6), max_size=40)
     entropies=st.tuples(bits, bits),
     words=st.integers(1, 60),
     max_tokens=st.none() | st.integers(1, 80),
-    model=st.sampled_from(["economy", "small", "large", "entropy_switch/large"]),
+    model=st.sampled_from(
+        ["economy", "small", "large", "entropy_switch/large", "speculative/large"]
+    ),
     start=st.sampled_from(["small", "large"]),
     stop_after=st.none() | st.integers(0, 60),
     fails_after=st.none() | st.integers(0, 20),
     stops_by_itself=st.booleans(),
+    guesses=guesses,
+    longest=st.integers(1, 8),
 )
 def test_nothing_overshoots_and_nothing_leaks(
     small, large, budget, entropies, words, max_tokens, model, start, stop_after, fails_after,
-    stops_by_itself,
+    stops_by_itself, guesses, longest,
 ):  # fmt: skip
-    """Random prices, budgets, prompts, entropies, failures and hang-ups at any chunk."""
-    fake = engine(*entropies, fails_after=fails_after, stop_on_entropy=stops_by_itself)
+    """Random prices, budgets, prompts, entropies, guesses, failures and hang-ups at any chunk."""
+    more = {"fails_after": fails_after, "stop_on_entropy": stops_by_itself, "guesses": guesses}
+    fake = engine(*entropies, **more)
     message = {"role": "user", "content": "word " * words}
     asked = call(model, max_tokens=max_tokens)
     asked = type(asked)(model, (message,), max_tokens=max_tokens)
-    options = {} if model in ("small", "large") else {"start": start}
+    switches = model in ("economy", "entropy_switch/large")
+    options = {"start": start} if switches else {}
+    options |= {"longest": longest} if model == "speculative/large" else {}
     gateway = Gateway(fake, fleet(small, large))
 
     async def run() -> None:
-        if model not in ("small", "large") and small.output > large.output:
+        if switches and small.output > large.output:
             return  # refused: there would be nothing to save
         answer = ask(gateway, Order(asked, options=options, usd=budget))
         try:
@@ -174,6 +182,9 @@ def test_nothing_overshoots_and_nothing_leaks(
             await answer.aclose()
         cards = gateway.catalog.models
         made = sum(cards[m].price.output * n for m, n in fake.produced.items())
+        for name, used in fake.guessed.items():
+            paid = cards[name].price
+            made += used.drafted * paid.guess - used.accepted * paid.output
         assert made <= answer.spent <= budget
         assert fake.open == 0
         assert answer.bill.cost == answer.spent

@@ -10,7 +10,7 @@ from app.budget import Purse
 from app.engines.fake import Fake, Script
 from app.gateway import Gateway, Order
 from app.types import Call
-from tests.policies.scripts import fleet, price, read
+from tests.policies.scripts import SPECULATES, fleet, price, read
 
 
 @dataclass
@@ -51,7 +51,10 @@ dollars = st.decimals(min_value=0, max_value=100, places=6)
 def prices(draw):
     """Of a small and a large model; a token of the large one costs at least as much."""
     low, high = sorted((draw(dollars), draw(dollars)))
-    return price(draw(dollars), low), price(draw(dollars), high)
+    guess = st.none() | dollars
+    return price(draw(dollars), low, None, draw(guess)), price(
+        draw(dollars), high, None, draw(guess)
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -62,15 +65,16 @@ def prices(draw):
     length=st.integers(1, 80),
     room=st.integers(1, 120),
     max_tokens=st.none() | st.integers(1, 80),
-    model=st.sampled_from(["economy", "small", "large"]),
+    model=st.sampled_from(["economy", "small", "large", "speculative/large"]),
     start=st.sampled_from(["small", "large"]),
     window=st.integers(1, 5),
     d_min=st.integers(5, 12),
     stops_by_itself=st.booleans(),
+    guesses=st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))),
 )
 def test_the_worst_case_is_never_felt(
     prices, entropies, words, length, room, max_tokens, model, start, window, d_min,
-    stops_by_itself,
+    stops_by_itself, guesses,
 ):  # fmt: skip
     scripts = {
         name: Script(
@@ -78,6 +82,8 @@ def test_the_worst_case_is_never_felt(
             each,
             context=words + room,
             stop_on_entropy=stops_by_itself,
+            speculates=SPECULATES,
+            guesses=guesses,
         )
         for name, each in zip(("small", "large"), entropies, strict=True)
     }
