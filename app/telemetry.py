@@ -128,6 +128,14 @@ class Telemetry:
             ["model", "kind"],
             registry=self.registry,
         )
+        self._guesses = {
+            name: Counter(f"farthing_{name}_total", text, ["model"], registry=self.registry)
+            for name, text in {
+                "drafted_tokens": "Tokens guessed ahead for a model, and read by it",
+                "accepted_tokens": "Of these, written: they are among its completion tokens",
+                "verification_passes": "Passes of a model that may have read guesses",
+            }.items()
+        }
         self._cost = Counter(
             "farthing_cost_usd_total", "USD billed", ["model", "policy"], registry=self.registry
         )
@@ -203,8 +211,11 @@ class Telemetry:
             self._tokens.labels(model, "cached").inc(usage.cached)
             self._tokens.labels(model, "completion").inc(usage.completion)
             self._tokens.labels(model, "discarded").inc(max(usage.completion - line.visible, 0))
+            self._guesses["drafted_tokens"].labels(model).inc(usage.drafted)
+            self._guesses["accepted_tokens"].labels(model).inc(usage.accepted)
+            self._guesses["verification_passes"].labels(model).inc(usage.passes)
             self._cost.labels(model, policy).inc(line.cost / PICO)
-        for decision in answer.decisions:
+        for decision in (each for each in answer.decisions if each.kind != "plain"):
             self._switches.labels(policy, self._model(decision.model)).inc()
         if answer.budget is not None:
             self._outcomes.labels(policy, outcome).inc()

@@ -78,7 +78,12 @@ def _entry(front: Front, name: str, details: dict[str, Any]) -> dict[str, Any]:
 
 def _price(price: Price) -> dict[str, Any]:
     cached = price.input if price.cached_input is None else price.cached_input
-    per_million = {"input": price.input, "cached_input": cached, "output": price.output}
+    per_million = {
+        "input": price.input,
+        "cached_input": cached,
+        "output": price.output,
+        "drafted": price.guess,
+    }
     return {
         "currency": "USD",
         "per": "million tokens",

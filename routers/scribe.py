@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from app.catalog import PICO, usd
 from app.gateway import Answer
-from app.types import Candidate, Chunk, Decision, Token
+from app.types import Candidate, Chunk, Decision, Token, Usage
 from routers import relayed
 from routers.edge import rate_headers
 from routers.wire import Asked
@@ -158,6 +158,7 @@ class Scribe(ABC):
                 "cached_tokens": line.usage.cached,
                 "completion_tokens": line.usage.completion,
                 "discarded_tokens": max(line.usage.completion - line.visible, 0),
+                **_guesses(line.usage),
                 "cost": line.cost / PICO,
             }
             for line in bill.lines
@@ -179,6 +180,8 @@ class Scribe(ABC):
         failed = next((d for d in answer.decisions if d.kind == "failover"), None)
         if failed is not None:
             summary["failover"] = {"token": failed.token, "model": failed.model}
+        if any(d.kind == "plain" for d in answer.decisions):
+            summary["plain"] = True
         if self.debug:
             summary["switches"] = [_switch(decision) for decision in answer.decisions]
         return summary
@@ -186,7 +189,11 @@ class Scribe(ABC):
     def _debug_fields(self, chunk: Chunk) -> dict[str, Any] | None:
         if not (chunk.text or chunk.tokens or chunk.decision):
             return None
-        fields: dict[str, Any] = {"model": chunk.model, "entropy": _entropy(chunk.tokens)}
+        fields: dict[str, Any] = {
+            "model": chunk.model,
+            "entropy": _entropy(chunk.tokens),
+            "accepted": chunk.usage.accepted,
+        }
         if chunk.decision is not None:
             fields["switch"] = _switch(chunk.decision)
         return fields
@@ -264,6 +271,18 @@ def _ending(finish: Chunk) -> dict[str, Any]:
     if finish.stopped_by is not None:
         ending["stop_reason"] = finish.stopped_by
     return ending
+
+
+def _guesses(usage: Usage) -> dict[str, int]:
+    """What was guessed ahead, where a model was asked to."""
+    if not usage.passes and not usage.drafted:
+        return {}
+    return {
+        "drafted_tokens": usage.drafted,
+        "accepted_tokens": usage.accepted,
+        "wasted_tokens": usage.wasted,
+        "verification_passes": usage.passes,
+    }
 
 
 def _switch(decision: Decision) -> dict[str, Any]:

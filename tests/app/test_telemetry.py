@@ -33,7 +33,7 @@ class Answered:
     budget: int | None = 3 * 10**12
     decisions: list[Decision] = field(default_factory=list)
     bill: Bill = field(
-        default_factory=lambda: Bill([Line("small", Usage(10, 4, 7), 2 * 10**12, 6)])
+        default_factory=lambda: Bill([Line("small", Usage(10, 4, 7, 5, 3, 4), 2 * 10**12, 6)])
     )
 
 
@@ -58,6 +58,20 @@ def value(telemetry, name, **labels):
 def test_tokens_by_kind(telemetry, kind, tokens):
     telemetry.answered(Answered(), "kept")
     assert value(telemetry, "farthing_tokens_total", model="small", kind=kind) == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("drafted_tokens", 5), ("accepted_tokens", 3), ("verification_passes", 4)]
+)
+def test_guesses_by_model(telemetry, name, count):
+    telemetry.answered(Answered(), "kept")
+    assert value(telemetry, f"farthing_{name}_total", model="small") == count
+
+
+def test_an_answer_that_was_plain_from_its_start_is_no_hand_over(telemetry):
+    decisions = [Decision("plain", "small", 0), Decision("steer", "small", 9)]
+    telemetry.answered(Answered(decisions=decisions), "kept")
+    assert value(telemetry, "farthing_switches_total", policy="economy", to="small") == 1
 
 
 def test_money_in_usd(telemetry):

@@ -34,6 +34,7 @@ async def test_models_and_presets_are_listed(client):
             "input": 10.0,
             "cached_input": 1.0,
             "output": 20.0,
+            "drafted": 10.0,
         },
         "context": 4096,
     }
