@@ -38,7 +38,7 @@ def price(tmp_path: Path, amount: str) -> int:
     return catalog(tmp_path, text).models["large"].price.input
 
 
-def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_a_preset() -> None:
+def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_two_presets() -> None:
     fleet = read(DEFAULT_CONFIG)
     assert {name: card.precision for name, card in fleet.models.items()} == {
         "smollm2-135m": "fp32",
@@ -55,6 +55,9 @@ def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_a_preset() -
     ]
     assert fleet.presets["economy"].policy == "entropy_switch"
     assert fleet.presets["economy"].options["small"] == "smollm2-tiny"
+    swift = fleet.presets["swift"]
+    assert (swift.policy, swift.options["draft"]) == ("speculative", "smollm2-tiny")
+    assert all(card.price.guess < card.price.output for card in fleet.models.values())
 
 
 def test_a_model_is_found_by_its_name_and_its_alias(tmp_path: Path) -> None:
