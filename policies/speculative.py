@@ -69,7 +69,10 @@ class Speculative(Policy):
         "exact", description="exact, lenient or typical: which guesses stay"
     )
     lenience: float = Field(
-        1.0, gt=0, le=1, description="ε: below 1 a guess stays with probability p/ε, not p"
+        1.0,
+        gt=0,
+        le=1,
+        description="ε: below 1 a guess stays as if the model had found it 1/ε times as likely",
     )
     adaptive: bool = Field(
         True, description="guess less, or nothing, while that is measured to be faster"

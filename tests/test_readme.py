@@ -21,6 +21,7 @@ from app.catalog import read
 from app.cli import with_map
 from app.gateway import Gateway, Order
 from app.settings import DEFAULT_CONFIG, Settings
+from policies.speculative import Speculative
 from routers import terms
 from tests.policies import scripts
 from tests.policies import test_contract as contract
@@ -65,6 +66,12 @@ def test_each_request_header_has_its_row() -> None:
         assert row(f"`{header}`")[1]
 
 
+def test_each_option_of_speculation_has_its_row() -> None:
+    for name, field in Speculative.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        assert row(f"`{name}`") == [f"`{name}`", default, field.description]
+
+
 def test_each_error_s_status_has_its_row() -> None:
     kinds = [kind for kind in vars(app.errors).values() if inspect.isclass(kind)]
     for status in {kind.status for kind in kinds if issubclass(kind, app.errors.FarthingError)}:
@@ -89,8 +96,9 @@ def test_the_example_fleet_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "farthing.toml"
     path.write_text(text, encoding="utf-8")
     fleet = read(path)
-    preset = fleet.presets["thrifty"]
-    policies.load(preset.policy, preset.options).fit(fleet, None)
+    assert set(fleet.presets) == {"thrifty", "swift"}
+    for preset in fleet.presets.values():
+        policies.load(preset.policy, preset.options).fit(fleet, None)
 
 
 def test_the_first_request_fits_the_default_fleet() -> None:
