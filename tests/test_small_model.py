@@ -14,10 +14,17 @@ from transformers import AutoModelForCausalLM
 from app.bench.prompts import OWN
 from app.catalog import read
 from app.cli import main
+from app.engines.embedded.draft_folder import DraftFolder
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.tokenizer import load_tokenizer
-from app.engines.embedded.weights import load
+from app.engines.embedded.weights import load, open_checkpoint
+from app.nets.acceptance_head import HEAD, AcceptanceHead
 from app.settings import DEFAULT_CONFIG
+from app.training.acceptance_report import outcomes, ways
+from app.training.acceptance_samples import Pair, Samples
+from app.training.calibration import area, calibration_error
+from app.training.net import read_net
+from app.training.text import write
 
 TINY, TARGET = "smollm2-tiny", "smollm2-135m"
 ROOT = Path(__file__).parent.parent
@@ -38,7 +45,8 @@ def run(*arguments: object) -> None:
 
 def test_what_is_shipped_is_small_checked_and_described() -> None:
     files = {path.name: path for path in FOLDER.iterdir()}
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "curves.png"}
+    assert set(files) == {"model.safetensors", "config.json", "README.md", "curves.png", HEAD}
+    assert files[HEAD].stat().st_size <= 2_500_000
     assert sum(path.stat().st_size for path in files.values()) <= 25_000_000
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files.values())
     digest = hashlib.sha256(files["model.safetensors"].read_bytes()).hexdigest()
@@ -54,6 +62,41 @@ def test_a_wheel_has_it_too() -> None:
     patterns = project["tool"]["setuptools"]["package-data"]["app"]
     shipped = {path for pattern in patterns for path in (ROOT / "app").glob(pattern)}
     assert shipped >= set(FOLDER.iterdir())
+
+
+def test_its_acceptance_head_is_its_own() -> None:
+    head = AcceptanceHead.load(FOLDER / HEAD)
+    assert (head.about.draft, head.about.target) == (TINY, TARGET)
+    assert HEAD in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.model
+def test_its_acceptance_head_knows_which_guesses_are_kept(smollm2_gguf: Path) -> None:
+    """On drafts behind what the target writes to prompts that nobody learned."""
+    found, base = open_checkpoint(FOLDER, smollm2_gguf), open_checkpoint(smollm2_gguf)
+    assert isinstance(found.source, DraftFolder)
+    tokenizer, target = load_tokenizer(smollm2_gguf), read_net(base)
+    ends = frozenset(tokenizer.eos_ids)
+    pair = Pair(read_net(found), target, found.source.drafting, ends)
+    head, seeded = AcceptanceHead.load(FOLDER / HEAD), torch.Generator().manual_seed(0)
+    assert head.about.hidden == found.config.hidden
+    prompts = [torch.tensor(tokenizer.chat([{"role": "user", "content": text}])) for text in OWN]
+    answers = write(target, prompts, 48, torch.tensor([0.0, 1.0] * 10), ends, seeded)
+    parts = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        starts = torch.arange(len(prompt), len(prompt) + len(answer), 4)
+        greedy = torch.full_like(starts, number % 2 == 0, dtype=torch.bool)
+        text = torch.cat([prompt, answer])
+        parts.append(pair.rounds(text, starts, 4, greedy, seeded))
+    samples = Samples.joined(parts)
+    said, of = ways(head, samples), outcomes(samples)
+    scores = {
+        measure.__name__: {way: measure(p, of.accepted, of.weight) for way, p in said.items()}
+        for measure in (calibration_error, area)
+    }
+    assert len(samples) > 500
+    assert scores["area"]["head"] > 0.65, scores
+    assert scores["calibration_error"]["head"] < 0.15, scores
 
 
 @pytest.mark.model

@@ -114,7 +114,8 @@ class AcceptanceHead(nn.Module):
     def save(self, path: Path) -> None:
         """Write the file that `load` reads, its weights in fp16. Raises OSError."""
         tensors = {name: p.detach().half().cpu() for name, p in self.named_parameters()}
-        said = {"format": FORMAT, "about": json.dumps(asdict(self.about))}
+        # One entry: of several, the order in the file would be another each time.
+        said = {"about": json.dumps({"format": FORMAT, **asdict(self.about)})}
         path.write_bytes(save({name: t.contiguous() for name, t in tensors.items()}, said))
 
     @classmethod
@@ -156,11 +157,11 @@ class AcceptanceHead(nn.Module):
 
 
 def _read_about(metadata: Mapping[str, str]) -> About:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
     said = json.loads(metadata.get("about", "null"))
+    if not isinstance(said, dict) or said.pop("format", None) != FORMAT:
+        raise ValueError(f"its metadata must have 'about', of the format {FORMAT!r}")
     names = {field.name for field in fields(About)}
-    if not isinstance(said, dict) or said.keys() != names:
+    if said.keys() != names:
         raise ValueError(f"its description must have {', '.join(sorted(names))}")
     return About(**said)
 

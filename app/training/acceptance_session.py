@@ -26,7 +26,9 @@ from app.training.saving import replace_file
 from app.training.session import About as Inputs
 from app.training.session import check_widths, frozen
 
-_WARMTH = (0.0, 0.6, 1.0)  # temperatures at which the target writes, each as often
+_WARMTH = (0.3, 1.0, 1.0)  # temperatures at which the target writes, each as often
+# What `train draft` drew with one seed, this draws otherwise: a draft knows what it learned.
+_USE = 5
 _AT_ONCE = 32  # texts whose samples are in one file
 _TUNED = 2  # of so many held-out texts one is for temperature, offset and level, not the report
 _DRAFTS = 16  # of a text that is not learned
@@ -165,7 +167,7 @@ class HeadSession:
         rows = prompts.rows()
         asked = Texts.of([rows[i] for i in prompts.draw(self.recipe.texts, seeded)], prompts.names)
         warmth = torch.tensor(_WARMTH)[torch.randint(3, (len(asked),), generator=seeded)]
-        return self._writer("target", asked, warmth, 3, self.recipe.answer)
+        return self._writer("target", asked, warmth, _USE, self.recipe.answer)
 
     @property
     def _writer(self) -> Writer:

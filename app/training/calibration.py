@@ -44,13 +44,13 @@ def calibration_error(said: Array, kept: Array, weight: Array) -> float:
 def area(said: Array, kept: Array, weight: Array) -> float:
     """AUC: how often a guess that is kept was said to be likelier than one that is not.
 
-    NaN where all are kept, or none.
+    0.5, as by chance, where all are kept, or none: there is nothing to tell apart.
     """
     _, place = np.unique(said, return_inverse=True)
     good = np.bincount(place, kept * weight)
     bad = np.bincount(place, (1 - kept) * weight)
     if not (good.sum() and bad.sum()):
-        return float("nan")
+        return 0.5
     below = np.cumsum(bad) - bad / 2  # an equal pair counts half
     return float((good * below).sum() / (good.sum() * bad.sum()))
 
@@ -69,7 +69,7 @@ def measured(measure: Measure, said: Array, of: Outcomes, seed: int = 0) -> Esti
         weight = of.weight * times[index]
         here = weight > 0
         found.append(measure(said[here], of.accepted[here], weight[here]))
-    low, high = np.nanquantile(found, [0.025, 0.975])
+    low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(measure(said, of.accepted, of.weight), float(low), float(high))
 
 

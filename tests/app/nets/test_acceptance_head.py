@@ -97,7 +97,10 @@ def test_a_file_is_the_head_that_was_saved(tmp_path: Path, fields: dict[str, Any
     torch.testing.assert_close(loaded(*given), made(*given).detach(), atol=0.02, rtol=0.005)
     with safe_open(tmp_path / "head.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118  no dict
-        assert file.metadata()["format"] == "farthing-acceptance-head/1"
+        assert json.loads(file.metadata()["about"])["format"] == "farthing-acceptance-head/1"
+    again = tmp_path / "again.safetensors"
+    loaded.save(again)
+    assert again.read_bytes() == (tmp_path / "head.safetensors").read_bytes()
 
 
 def test_the_weight_of_rejections_is_undone() -> None:
@@ -156,11 +159,10 @@ def _about(metadata: dict[str, str], **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors, said: said.pop("format"), "its format is None"),
-        (lambda tensors, said: said.update(format="other/1"), "its format is 'other/1'"),
-        (lambda tensors, said: said.pop("about"), "its description must have"),
+        (lambda tensors, said: said.pop("about"), "its metadata must have 'about'"),
         (lambda tensors, said: said.update(about="{"), "is no acceptance head"),
-        (lambda tensors, said: said.update(about="[1]"), "its description must have"),
+        (lambda tensors, said: said.update(about="[1]"), "its metadata must have 'about'"),
+        (lambda tensors, said: _about(said, format="other/1"), "of the format 'farthing-"),
         (lambda tensors, said: _about(said, more=1), "its description must have"),
         (lambda tensors, said: _about(said, sees="both"), "sees must be before or after"),
         (lambda tensors, said: _about(said, hidden=10**9), "is float16 .* not of the shape"),
