@@ -139,7 +139,7 @@ def entropies(*values: float) -> list[Guess]:
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.8])
 def test_adaedl_stops_at_its_bound_of_the_acceptance(level: float) -> None:
-    """1 - sqrt(0.2 H) < level, H in nats: so the last entropy that goes on is (1 - level)^2 / 0.2."""
+    """1 - sqrt(0.2 H) < level, H in nats: the last entropy to go on is (1 - level)^2 / 0.2."""
     last = (1 - level) ** 2 / 0.2
     rule = AdaEDL(LONGEST, level)
     assert length(rule, entropies(0.0, last - 1e-9, last + 1e-9, 0.0)) == 3
