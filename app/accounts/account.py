@@ -136,6 +136,8 @@ def _lines(bill: Bill) -> tuple[Line, ...]:
             line.usage.completion,
             line.visible,
             line.cost,
+            line.usage.drafted,
+            line.usage.accepted,
         )
         for line in bill.lines
     )

@@ -20,6 +20,8 @@ class Line:
     completion: int
     visible: int
     cost: int
+    drafted: int = 0
+    accepted: int = 0  # among `completion`
 
 
 @dataclass(frozen=True, slots=True)

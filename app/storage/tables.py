@@ -113,6 +113,8 @@ lines = Table(
     Column("completion", BigInteger, nullable=False),
     Column("visible", BigInteger, nullable=False),
     Column("cost", BigInteger, nullable=False),
+    Column("drafted", BigInteger, nullable=False, server_default="0"),
+    Column("accepted", BigInteger, nullable=False, server_default="0"),  # among `completion`
 )
 
 decisions = Table(

@@ -1,8 +1,12 @@
 """What the ledger keeps of a request: who paid, what each model was paid for, what was decided."""
 
+from dataclasses import replace
+
 from sqlalchemy import select
 
 from app.storage.tables import decisions, lines, settlements
+from app.types import Usage
+from tests.policies.scripts import SPECULATES
 
 
 async def rows(house, table, id):
@@ -32,6 +36,19 @@ async def test_an_answer_is_on_record_as_its_client_was_told(house):
     (switch,) = told["farthing"]["switches"]
     for name in ("kind", "model", "token", "entropy", "threshold", "rest_usd"):
         assert decided[name] == switch[name]
+
+
+async def test_a_cost_with_guesses_can_be_explained(house, catalog, fake):
+    """By what is on record, at the prices of its day."""
+    script = replace(fake.scripts["large"], speculates=SPECULATES, guesses=[(4, 2), (3, 0)])
+    fake.scripts = {**fake.scripts, "large": script}
+    _, token = await house.key()
+    answer = await house.ask(token, "large", {"X-Policy": "speculative"})
+    (line,) = await rows(house, lines, answer.json()["id"])
+    names = ("prompt", "cached", "completion", "drafted", "accepted")
+    used = Usage(**{name: line[name] for name in names})
+    assert (used.drafted, used.accepted) == (7, 2)
+    assert line["cost"] == catalog.models["large"].price.of(used)
 
 
 async def test_a_client_s_own_id_is_not_the_ledger_s(house):
