@@ -19,15 +19,16 @@ def plain_by_oracle(
     before each pass, how many tokens are guessed, by the draft model or by look-up (`look`).
     """
     cost, tokens = track.cost, [*prompt, *answer]
-    first = cost.seconds(1)
-    guess = 0.0 if draft is None else track.draft_costs[draft.name].seconds(1)
+    first = cost.seconds(1, 0, len(prompt) + len(answer) // 2)
+    row = cost.row(len(prompt) + len(answer) // 2)
+    guess = 0.0 if draft is None else track.draft_costs[draft.name].seconds(1, 0, 256)
     modelled = [0] * len(answer) if draft is None else _right(draft, tokens, len(prompt))
     looked = _looked_up(tokens, len(prompt)) if look else [0] * len(answer)
     best = [0.0] * (len(answer) + 1)
     for at in range(len(answer) - 1, 0, -1):  # the first token is written when the prompt is read
         options = [first + best[at + 1]]
         left = len(answer) - at - 1
-        for right, each in ((looked[at], cost.row), (modelled[at], cost.row + guess)):
+        for right, each in ((looked[at], row), (modelled[at], row + guess)):
             for count in range(1, min(right, left) + 1):
                 options.append(first + count * each + best[at + count + 1])
         best[at] = min(options)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from app.bench.reading import Measured
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
-from app.engines.embedded.speculation.goodput import StepCost
 from app.engines.embedded.speculation.guessing import DraftModel
 from app.engines.embedded.speculation.joining import measure
 from app.engines.embedded.speculation.speculator import Speculator
@@ -109,11 +108,11 @@ class Track:
                     draft.model.decoder,
                     self._memories[name],
                     draft.head,
-                    cost=_copy(self.draft_costs[name]),
+                    cost=self.draft_costs[name].copy(),
                 )
                 for name, draft in self.drafts.items()
             }
-            self._guessing[way.name] = Speculator(_copy(self.cost), models)
+            self._guessing[way.name] = Speculator(self.cost.copy(), models)
         return self._guessing[way.name]
 
 
@@ -128,8 +127,3 @@ def _difference(after: Usage, before: Usage) -> Usage:
         accepted=after.accepted - before.accepted,
         passes=after.passes - before.passes,
     )
-
-
-def _copy(cost: StepCost) -> StepCost:
-    alone = cost.seconds(1)
-    return StepCost(alone, cost.seconds(2) - alone, cost.row)

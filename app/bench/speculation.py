@@ -220,10 +220,10 @@ def _report(
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "pass_seconds": track.cost.seconds(1),
-        "row": track.cost.row / track.cost.seconds(1),
+        "pass_seconds": track.cost.seconds(1, 0, 256),
+        "row": track.cost.row(256) / track.cost.seconds(1, 0, 256),
         "guess": {
-            name: cost.seconds(1) / track.cost.seconds(1)
+            name: cost.seconds(1, 0, 256) / track.cost.seconds(1, 0, 256)
             for name, cost in track.draft_costs.items()
         },
         "plan": {name: str(v) if isinstance(v, Path) else v for name, v in vars(plan).items()},

@@ -16,7 +16,7 @@ from app.engines.embedded.model import Span
 from app.engines.embedded.sampling import Drawn, draw
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.speculation.acceptance import Draft
-from app.engines.embedded.speculation.speculator import Speculator
+from app.engines.embedded.speculation.speculator import Speculator, Step
 from app.errors import EngineError, Overloaded
 from app.types import Usage
 
@@ -200,13 +200,14 @@ class Scheduler:
             if writes:
                 writers.append(sequence)
                 rows += range(len(tokens) - len(guesses) - 1, len(tokens))
-        hidden = self._model.forward(torch.tensor(tokens), spans)
         reads = batch[-1].reading
-        if reads:
+        hidden = self._model.forward(torch.tensor(tokens), spans)
+        if batch[-1].reading:
             self._reading.append(batch[-1])
         self._at_risk = writers
         if not writers:
             return
+        attended = sum(span.count * span.cache.length for span in spans)
         logits = self._model.logits(hidden if len(rows) == len(tokens) else hidden[rows])
         count, before = len(writers), sum(s.written for s in writers)
         growing = list(writers)
@@ -216,9 +217,16 @@ class Scheduler:
             self._draw(writers, logits)
         if self.speculator is not None and not reads:
             now = clock()
-            wrote = sum(s.written for s in growing) - before
-            self.speculator.passed(count, len(rows) - count, now - drafted)
-            self.speculator.wrote(count, wrote, now - began)
+            self.speculator.stepped(
+                Step(
+                    sequences=count,
+                    rows=len(rows) - count,
+                    attended=attended,
+                    written=sum(s.written for s in growing) - before,
+                    verifying=now - drafted,
+                    seconds=now - began,
+                )
+            )
 
     def _drafts(self, batch: Sequence[RunningSequence]) -> Mapping[RunningSequence, Draft]:
         """Guesses for those who ask for them, but for who is not done with its prompt."""
@@ -300,6 +308,8 @@ class Scheduler:
             self.speculator.forget(sequence)
         cache, sequence.cache = sequence.cache, None
         if cache is not None:
+            # An error between a pass and its verification leaves guesses in it.
+            cache.truncate(min(cache.length, len(sequence.tokens)))
             self.memory.release(cache, sequence.tokens, keep=keep)
 
 

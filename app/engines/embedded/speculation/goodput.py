@@ -21,43 +21,51 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 class StepCost:
-    """Seconds of one pass: `a + b * (sequences - 1) + c * (rows beyond one for each)`.
+    """Seconds of one pass: `a + b * (sequences - 1) + c * further rows + d * tokens attended`.
 
-    Fitted by least squares to what was measured, old measurements counting less and less, so that
-    it follows the load of the machine and the length of what is read. TurboSpec (Liu et al. 2024,
+    A row is a token that is read, a further row one beyond the first of its sequence; it attends
+    to all tokens before it. Fitted by least squares to what was measured, old measurements
+    counting less and less, so that it follows the load of the machine. TurboSpec (Liu et al. 2024,
     arXiv 2406.14066) has the same form, profiled beforehand.
     """
 
-    def __init__(self, first: float, sequence: float, row: float) -> None:
-        """Seconds, as far as they are known before anything was measured."""
-        self._fitted = np.array([first, sequence, row])
-        scale = np.diag([1.0, 4.0, 4.0]) * _PRIOR
+    def __init__(self, first: float, sequence: float, row: float, attended: float = 0.0) -> None:
+        """Seconds, as far as they are known before anything was measured; `attended`: of a
+        thousand tokens."""
+        self._fitted = np.array([first, sequence, row, attended])
+        self._scale = np.array([1.0, 1.0, 1.0, 0.5])
+        scale = np.diag(self._scale) * _PRIOR
         self._products, self._targets = scale, scale @ self._fitted
         self._since = 0
 
-    def observe(self, sequences: int, rows: int, seconds: float) -> None:
-        """A pass over so many sequences and further rows took so long."""
+    def copy(self) -> StepCost:
+        """The fit as it stands, to be learned on by itself."""
+        return StepCost(*self._fitted.tolist())
+
+    def observe(self, sequences: int, rows: int, attended: int, seconds: float) -> None:
+        """A pass over so many sequences and further rows, whose rows all together attended to so
+        many tokens, took so long."""
         # A process that was held up says nothing about the model: far-off values are cut.
-        seconds = min(seconds, 2.5 * self.seconds(sequences, rows))
-        said = np.array([1.0, sequences - 1.0, float(rows)])
+        seconds = min(seconds, 2.5 * self.seconds(sequences, rows, attended))
+        said = np.array([1.0, sequences - 1.0, float(rows), attended / 1000])
         # What is forgotten is replaced by the fit as it stands: no direction is ever unknown.
-        hold = (1 - _FORGET) * np.diag([1.0, 1.0, 1.0])
-        self._products = _FORGET * self._products + hold + np.outer(said, said)
-        self._targets = _FORGET * self._targets + hold @ self._fitted + seconds * said
+        hold = (1 - _FORGET) * self._scale
+        self._products = _FORGET * self._products + np.diag(hold) + np.outer(said, said)
+        self._targets = _FORGET * self._targets + hold * self._fitted + seconds * said
         self._since += 1
         if self._since % _EVERY == 0:
             fitted = np.linalg.solve(self._products, self._targets)
             self._fitted = np.maximum(fitted, _LEAST)
 
-    def seconds(self, sequences: int, rows: int = 0) -> float:
+    def seconds(self, sequences: int, rows: int = 0, attended: int = 0) -> float:
         """Expected seconds of a pass."""
-        first, sequence, row = self._fitted.tolist()
-        return float(first + sequence * (sequences - 1) + row * rows)
+        first, sequence, row, thousand = self._fitted.tolist()
+        return float(first + sequence * (sequences - 1) + row * rows + thousand * attended / 1000)
 
-    @property
-    def row(self) -> float:
-        """Seconds of one further row."""
-        return float(self._fitted[2])
+    def row(self, attended: int) -> float:
+        """Seconds of one further row that attends to so many tokens."""
+        _, _, row, thousand = self._fitted.tolist()
+        return float(row + thousand * attended / 1000)
 
 
 class Chances:

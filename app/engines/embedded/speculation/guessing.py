@@ -71,6 +71,13 @@ class Pen:
         """The tokens that the cache holds, and what follows them in the sequence."""
         return self.tokens[self.start :]
 
+    @property
+    def room(self) -> int:
+        """How many guesses the cache has room for; where it is full the draft model's context is
+        less than the sequence needs."""
+        # The last guess is not read.
+        return self.cache.capacity + 1 - (len(self.tokens) - self.start)
+
     def begin(self) -> None:
         self.guesses, self.drawn_from = [], []
 
@@ -79,6 +86,11 @@ class Pen:
         # All guesses but the last one were read, each when the next one was made.
         wrong = max(len(self.guesses) - 1 - kept, 0)
         self.cache.truncate(self.cache.length - wrong)
+        self.guesses, self.drawn_from = [], []
+
+    def drop(self) -> None:
+        """Forget all guesses, also where an error came in the middle of one."""
+        self.cache.truncate(min(self.cache.length, len(self.tokens) - self.start))
         self.guesses, self.drawn_from = [], []
 
 
@@ -105,7 +117,9 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
         chances = _chances(model, model.head, pens, rows, likely, entropies)
     for place, pen in enumerate(pens):
         pen.guesses.append(Guess(ids[place], likely[place], entropies[place], chances[place]))
-    model.cost.observe(len(pens), len(tokens) - len(pens), model.clock() - began)
+    attended = sum(pen.cache.length * span.count for pen, span in zip(pens, spans, strict=True))
+    took = model.clock() - began
+    model.cost.observe(len(pens), len(tokens) - len(pens), attended, took)
 
 
 def kind(pen: Pen, place: int) -> int:

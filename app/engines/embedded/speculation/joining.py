@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 
 from app.catalog import ModelCard
-from app.engines.embedded.kv_cache import KVMemory
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.speculation.goodput import StepCost, clock_of
@@ -20,7 +19,8 @@ from app.nets.acceptance_head import HEAD, AcceptanceHead
 from app.types import Call, LengthRule, Speculates
 
 _TRAINING_FREE: tuple[LengthRule, ...] = ("confidence", "adaedl", "heuristic", "fixed")
-_CONTEXT, _ROWS, _ROUNDS = 64, 4, 5  # of the passes that are measured
+_SHORT, _LONG = 32, 416  # tokens before the passes that are measured
+_ROWS, _ROUNDS = 4, 5  # further rows; how often
 
 
 class Loaded(Protocol):
@@ -56,6 +56,9 @@ def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> N
             for other in sorted(models, key=lambda m: m.card.price.output)
             if other is not model
             and other.card.family == model.card.family
+            # Some families pad their vocabularies by the model's size: one cannot read all that
+            # the other may write.
+            and other.decoder.config.vocabulary == model.decoder.config.vocabulary
             and other.card.price.output <= model.card.price.output
         }
         model.scheduler.speculator = Speculator(
@@ -77,23 +80,26 @@ def _head(model: Loaded, path: Path) -> AcceptanceHead | None:
 
 
 def measure(decoder: Decoder, threads: int) -> StepCost:
-    """What a pass of this decoder costs, by a few of them: alone, of two, and with more rows."""
+    """What a pass of this decoder costs, by a few of them: alone, of two, and with more rows
+    behind few and many tokens."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        memory = decoder.kv_memory(2**30, 0)
-        first, second = _pass(decoder, memory, 1, 1), _pass(decoder, memory, 2, 1)
-        rows = _pass(decoder, memory, 1, 1 + _ROWS)
+        first, second = _pass(decoder, 1, 1, _SHORT), _pass(decoder, 2, 1, _SHORT)
+        rows, long = _pass(decoder, 1, 1 + _ROWS, _SHORT), _pass(decoder, 1, 1 + _ROWS, _LONG)
     finally:
         torch.set_num_threads(before)
     # Another process may have held up one of them: within what any machine is known to do.
-    sequence = max(second - first, 0.1 * first)
-    return StepCost(first, sequence, min(max((rows - first) / _ROWS, 0.04 * first), sequence))
+    attended = max((long - rows) / ((1 + _ROWS) * (_LONG - _SHORT)), 0.0)
+    sequence = max(second - first - attended * _SHORT, 0.02 * first)
+    row = max((rows - first) / _ROWS - attended * _SHORT, 0.02 * first)
+    return StepCost(first - attended * _SHORT, sequence, min(row, sequence), 1000 * attended)
 
 
-def _pass(decoder: Decoder, memory: KVMemory, sequences: int, rows: int) -> float:
-    """Seconds of one pass, the quickest of a few."""
-    length = min(_CONTEXT, decoder.config.context - rows)
+def _pass(decoder: Decoder, sequences: int, rows: int, length: int) -> float:
+    """Seconds of one pass behind `length` tokens, the quickest of a few."""
+    length = min(length, decoder.config.context - rows)
+    memory = decoder.kv_memory(2**32, 0)
     caches = [memory.acquire([0] * length, length + rows) for _ in range(sequences)]
     spans = [Span(cache, rows, apart=True) for cache in caches if cache is not None]
     tokens = torch.zeros(rows * sequences, dtype=torch.long)

@@ -52,6 +52,18 @@ class _Plan:
         self.survival, self.spent = 1.0, 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did, and how long it took."""
+
+    sequences: int  # that wrote
+    rows: int  # beyond one for each
+    attended: int  # tokens before each row, all rows together
+    written: int  # tokens
+    verifying: float  # seconds of the model's pass
+    seconds: float  # and of all, the guessing too
+
+
 class Speculator:
     """Guesses for the sequences of one model. Belongs to the thread that drives it."""
 
@@ -75,7 +87,8 @@ class Speculator:
     def draft(self, asking: Sequence[RunningSequence], batch: int) -> dict[RunningSequence, Draft]:
         """Guesses for these sequences of a batch of so many, as far as they pay; perhaps none."""
         plans = {sequence: self._plan(sequence) for sequence in asking}
-        pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch))
+        length = sum(len(sequence.tokens) for sequence in asking) * batch // max(len(asking), 1)
+        pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch, 0, length))
         for sequence, plan in plans.items():
             plan.begin()
             self._look_up(sequence, plan, pace)
@@ -107,24 +120,23 @@ class Speculator:
             plan.rule.learn(min(accepted, plan.by_model))
         if plan.spent and plan.model is not None:
             # What the model won for this draft, less what could have been written meanwhile.
-            took = plan.spent + plan.by_model * self.cost.row
+            took = plan.spent + plan.by_model * self.cost.row(len(sequence.tokens))
             won = min(accepted, plan.by_model) - took * self._pace.last
             plan.switch.learn(won, sequence.written)
             self._wins[plan.model.name] = plan.switch.mean
 
-    def passed(self, sequences: int, rows: int, seconds: float) -> None:
-        """A pass over so many sequences and further rows took so long."""
-        self.cost.observe(sequences, rows, seconds)
-
-    def wrote(self, sequences: int, tokens: int, seconds: float) -> None:
-        """A step, drafting and all, wrote so many tokens of so many sequences."""
-        self._pace.observe(sequences, tokens, seconds, self.cost.seconds(sequences))
+    def stepped(self, step: Step) -> None:
+        """Learn what a step cost, and how many tokens it wrote."""
+        self.cost.observe(step.sequences, step.rows, step.attended, step.verifying)
+        each = step.attended * step.sequences // (step.sequences + step.rows)
+        plain = self.cost.seconds(step.sequences, 0, each)
+        self._pace.observe(step.sequences, step.written, step.seconds, plain)
 
     def forget(self, sequence: RunningSequence) -> None:
         """The sequence is over: give back what is held for it."""
         plan = self._plans.pop(sequence, None)
         if plan is not None and plan.pen is not None and plan.model is not None:
-            plan.pen.settle(0)
+            plan.pen.drop()
             plan.model.memory.release(plan.pen.cache, plan.pen.read, keep=False)
 
     def _plan(self, sequence: RunningSequence) -> _Plan:
@@ -166,18 +178,19 @@ class Speculator:
         if not plan.asked.adaptive:
             count = room if match.length >= _CERTAIN else 0
         else:
-            count = self._worth(plan, match.length, room, pace)
+            least = self.cost.row(len(sequence.tokens)) * pace
+            count = self._worth(plan, match.length, room, least)
         if count:
             plan.matched = match.length
             ids = plan.lookup.guesses(sequence.tokens, match, count, ahead)
             plan.draft.choose(_until_end(ids, sequence))
 
-    def _worth(self, plan: _Plan, matched: int, room: int, pace: float) -> int:
-        """How many looked-up guesses are worth the time that the pass takes longer by them."""
+    def _worth(self, plan: _Plan, matched: int, room: int, least: float) -> int:
+        """How many looked-up guesses are likely enough to stay."""
         first = plan.matches[min(matched, LONGEST_MATCH)]
         if not plan.by_model and plan.model is not None and plan.switch.on and first < _DOUBTFUL:
             return 0
-        least, survival, count = self.cost.row * pace, plan.survival, 0
+        survival, count = plan.survival, 0
         while count < room:
             survival *= plan.matches[min(matched + count, LONGEST_MATCH)]
             if survival < least:
@@ -198,8 +211,10 @@ class Speculator:
             if plan.asked.adaptive and not plan.switch.wants(sequence.written):
                 continue
             pen = self._pen(sequence, plan, model)
-            if pen is not None and self._caught_up(model, pen):
-                limits[sequence] = min(plan.rule.begin(), room)
+            if pen is None or pen.room < 1:
+                continue
+            if self._caught_up(model, pen):
+                limits[sequence] = min(plan.rule.begin(), room, pen.room)
                 active.append((sequence, plan, pen))
         started = list(active)
         while active:
@@ -213,8 +228,8 @@ class Speculator:
                 if self._goes_on(sequence, plan, pen, limits[sequence], each, pace):
                     going.append((sequence, plan, pen))
             active = going
-        for _, plan, pen in started:
-            self._take(plan, pen, model, pace)
+        for sequence, plan, pen in started:
+            self._take(plan, pen, model, self.cost.row(len(sequence.tokens)) * pace)
 
     def _goes_on(
         self,
@@ -232,15 +247,15 @@ class Speculator:
         if len(pen.guesses) >= limit or sequence.ends_with(made.id) or not goes_on:
             return False
         hoped = plan.survival * plan.overall[0]
-        return not plan.asked.adaptive or hoped > (cost + self.cost.row) * pace
+        dear = (cost + self.cost.row(len(sequence.tokens))) * pace
+        return not plan.asked.adaptive or hoped > dear
 
-    def _take(self, plan: _Plan, pen: Pen, model: DraftModel, pace: float) -> None:
-        """Put the guesses into the draft; those that are not worth verifying are left out."""
+    def _take(self, plan: _Plan, pen: Pen, model: DraftModel, least: float) -> None:
+        """Put the guesses into the draft; those that are not likely enough are left out."""
         plan.draft.columns = model.columns
         count = len(pen.guesses)
         if plan.asked.adaptive and not pen.drawn and plan.chances is not None:
             # Not where guesses are drawn: whether one is judged must not depend on what it is.
-            least = self.cost.row * pace
             survival = [1.0]
             for place in range(count):
                 survival.append(survival[-1] * plan.chances[kind(pen, place)])
@@ -257,7 +272,8 @@ class Speculator:
     def _pen(self, sequence: RunningSequence, plan: _Plan, model: DraftModel) -> Pen | None:
         """None where the draft model's memory has no place for the sequence."""
         if plan.pen is None:
-            start = max(0, len(sequence.tokens) - _WINDOW)
+            window = min(_WINDOW, model.decoder.config.context // 2)
+            start = max(0, len(sequence.tokens) - window)
             capacity = min(sequence.capacity - start, model.decoder.config.context)
             cache = model.memory.acquire(sequence.tokens[start:], capacity)
             if cache is None:
