@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from app.catalog import ModelCard
 from app.engines import fields
-from app.engines.remote import probing, relay, tokens
+from app.engines.remote import probing, relay, speculation, tokens
 from app.engines.remote.origin import Origin, Patience
 from app.engines.remote.probing import Abilities
 from app.engines.remote.rendering import Renderer, Renderings, check_foreign
@@ -93,7 +93,8 @@ class VllmServer:
             entropy="exact" if able.reports else entropy,
             stop_on_entropy=able.sentinel is not None,
             native=True,
-            overrun=_OVERRUN + _DRAFTED * able.speculates,
+            overrun=_OVERRUN + _drafted(able),
+            speculation=speculation.able(able.speculation),
         )
 
     async def count(self, call: Call) -> int:
@@ -117,7 +118,12 @@ class VllmServer:
     def _native(self, call: Call, prompt: int, able: Abilities) -> AsyncGenerator[Chunk]:
         if call.written or call.said or call.decoding.entropy or call.decoding.stop:
             raise EngineUnsupported("an answer in vLLM's own words is not continued or watched")
-        _check_speculation(call, able)
+        if call.decoding.speculation is not None:
+            raise EngineUnsupported(
+                "an answer in vLLM's own words is guessed ahead as the server does it for all",
+                param="policy",
+            )
+        _check_top_k(call, able)
         body = {**call.body, "model": self._served, "stream": not call.whole}
         room = self._context(able) - prompt
         named = [name for name in _LIMITS if body.get(name) is not None]
@@ -181,7 +187,7 @@ class VllmServer:
             raise EngineUnsupported("this server reports no entropy", param="policy")
         if call.decoding.stop and able.sentinel is None:
             raise EngineUnsupported("this server does not stop on entropy", param="policy")
-        _check_speculation(call, able)
+        _check_top_k(call, able)
         for name in ("presence_penalty", "frequency_penalty"):
             # vLLM counts the tokens of one call: after a hand-over it would begin anew.
             if getattr(call.sampling, name) and (call.decoding.entropy or call.written):
@@ -203,9 +209,15 @@ class VllmServer:
     def _asks(
         self, call: Call, able: Abilities, reported: bool
     ) -> tuple[dict[str, str], dict[str, Any]]:
-        """Headers and extra arguments for our plugin; none where it is not needed."""
+        """Headers and extra arguments for our plugins; none where they are not needed.
+
+        A call that asks nothing of speculation is guessed ahead as the server does it for all.
+        """
         stop = call.decoding.stop
         xargs = _theirs(call.extra.get("vllm_xargs"))
+        if call.decoding.speculation is not None:
+            asked = call.decoding.speculation
+            xargs |= speculation.xargs(asked, call.sampling, able.speculation)
         name = f"{_bare(call.id) or 'call'}-{next(_numbers)}"
         headers = {asks.REQUEST_HEADER: name}
         if able.sentinel is None or not (stop or (call.decoding.entropy and reported)):
@@ -247,12 +259,23 @@ class VllmServer:
 def _theirs(xargs: Any) -> dict[str, Any]:
     """A client's extra arguments, but for those by which it could pass for us."""
     found = xargs if isinstance(xargs, dict) else {}
-    return {key: value for key, value in found.items() if not key.startswith("farthing_")}
+    return {
+        key: value
+        for key, value in found.items()
+        if not key.startswith("farthing_") and key not in asks.SPECULATION
+    }
 
 
-def _check_speculation(call: Call, able: Abilities) -> None:
-    if able.speculates and call.sampling.top_k:
-        # vLLM 0.32 was seen to die of it: a step without drafts has nothing to cut.
+def _drafted(able: Abilities) -> int:
+    """Tokens that a step and its successor may write beyond one each."""
+    if able.speculation is None:
+        return _DRAFTED * able.speculates
+    return max(_DRAFTED, 2 * able.speculation.longest)
+
+
+def _check_top_k(call: Call, able: Abilities) -> None:
+    if able.speculates and able.speculation is None and call.sampling.top_k:
+        # vLLM 0.32 dies of it: a step without drafts has nothing to cut. Our worker keeps it alive.
         raise EngineUnsupported("top_k: not on a server that speculates; use top_p", param="top_k")
 
 

@@ -49,6 +49,7 @@ class Abilities:
     sentinel: int | None  # the reserved id by which our plugin ends a call; None: no plugin
     reports: bool  # our plugin's entropies come back in the stream
     fingerprint: str  # equal for equal tokenizers
+    speculation: asks.Speculating | None = None  # by request, as our worker does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ async def probe(origin: Origin, served: str, renderer: Renderer) -> Abilities:
     details = again.usage.get("prompt_tokens_details") or {}
     renderer.separator = await prober.reserved()
     sentinel, reports = await prober.plugin(ids)
+    speculates = _SPECULATES in await origin.text("/metrics")
     return Abilities(
         version=await prober.version(),
         context=context,
@@ -87,10 +89,11 @@ async def probe(origin: Origin, served: str, renderer: Renderer) -> Abilities:
         counts_cached="cached_tokens" in details,
         caches=bool(details.get("cached_tokens")),
         times=first.times,
-        speculates=_SPECULATES in await origin.text("/metrics"),
+        speculates=speculates,
         sentinel=sentinel,
         reports=reports,
         fingerprint=hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
+        speculation=await prober.speculation() if speculates else None,
     )
 
 
@@ -183,6 +186,12 @@ class _Prober:
             log.warning("model %s: the entropy plugin is there, but idle", self.origin.model)
             return None, False
         return stop_id, sum(len(report.bits) for report in tried.reports) == 2
+
+    async def speculation(self) -> asks.Speculating | None:
+        """What our worker does by request; None: it is vLLM's own, of one length for all."""
+        with suppress(FarthingError):
+            return asks.Speculating.read(await self.origin.json(asks.SPECULATES_PATH))
+        return None
 
     async def complete(
         self, ids: list[int], headers: dict[str, str] | None = None, **fields: Any

@@ -191,6 +191,7 @@ class _Reader:
         parsed = [found for event in self.events.feed(data) if (found := self._parse(event))]
         for content in parsed:  # all of them first: what we report is then as new as can be
             self._count(content.get("usage"))
+            self._count_guesses(content.get("metrics"))
         for content in parsed:
             for choice in content.get("choices") or ():
                 async with aclosing(self._choice(choice)) as chunks:
@@ -257,10 +258,27 @@ class _Reader:
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         counts = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
         prompt, cached, completion = (n if isinstance(n, int) and n > 0 else 0 for n in counts)
-        self.total = Usage(
-            max(prompt, self.total.prompt),
-            max(min(cached, prompt), self.total.cached),
-            max(completion, self.total.completion),
+        self.total = replace(
+            self.total,
+            prompt=max(prompt, self.total.prompt),
+            cached=max(min(cached, prompt), self.total.cached),
+            completion=max(completion, self.total.completion),
+        )
+
+    def _count_guesses(self, metrics: Any) -> None:
+        """vLLM tells of them with its last event: of an answer that we cut short they stay 0."""
+        told = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
+        if not isinstance(told, dict):
+            return
+        names = ("num_draft_tokens", "num_accepted_draft_tokens", "num_spec_steps")
+        drafted, accepted, passes = (
+            n if isinstance(n := told.get(name), int) and n > 0 else 0 for name in names
+        )
+        self.total = replace(
+            self.total,
+            drafted=max(drafted, self.total.drafted),
+            accepted=max(min(accepted, drafted), self.total.accepted),
+            passes=max(passes, self.total.passes),
         )
 
     def _news(self) -> Usage:
@@ -270,6 +288,9 @@ class _Reader:
             now.prompt - told.prompt,
             now.cached - told.cached,
             max(now.completion, self.written) - told.completion,
+            now.drafted - told.drafted,
+            now.accepted - told.accepted,
+            now.passes - told.passes,
         )
         self.told += news
         return news

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from app.engines.remote.entropy import MOST_VOCABULARY
 from app.engines.remote.probing import Abilities, probe
 from app.engines.remote.rendering import Renderer, Renderings
-from app.errors import BadRequest, EngineError, EngineUnavailable, FarthingError
+from app.errors import BadRequest, EngineError, EngineUnavailable, EngineUnsupported, FarthingError
 from app.vllm_plugins import asks
 from app.vllm_plugins.asks import Report, format_report
 from tests.app.engines.remote.toy import END, ToyOrigin, choice, event, usage
@@ -149,9 +150,21 @@ async def test_a_vocabulary_that_stays_unknown_is_taken_for_a_large_one() -> Non
     assert found.vocabulary == MOST_VOCABULARY
 
 
-async def test_a_server_that_speculates() -> None:
-    found, _ = await probed(Server(metrics="vllm:spec_decode_num_drafts_total 0\n"))
-    assert found.speculates
+SPECULATES = "vllm:spec_decode_num_drafts_total 0\n"
+
+
+@pytest.mark.parametrize("answer", [EngineUnsupported("404"), [], {"longest": "5"}])
+async def test_a_server_that_speculates_as_vllm_does(answer: Any) -> None:
+    routes = {asks.SPECULATES_PATH: answer}
+    found, _ = await probed(Server(metrics=SPECULATES, routes=routes))
+    assert found.speculates and found.speculation is None
+
+
+async def test_a_server_that_speculates_by_request() -> None:
+    said = asks.Speculating(longest=6, sampled=True, level=0.7)
+    routes = {asks.SPECULATES_PATH: json.loads(said.to_json())}
+    found, _ = await probed(Server(metrics=SPECULATES, routes=routes))
+    assert found.speculates and found.speculation == said
 
 
 async def test_the_render_endpoint_and_a_version_that_is_not_told() -> None:

@@ -116,6 +116,34 @@ async def test_a_usage_that_lies_never_takes_back_what_was_told(lie: Any) -> Non
     assert total.cached <= total.prompt
 
 
+def guessed(drafted: Any, accepted: Any, passes: Any) -> dict[str, Any]:
+    """A server's last event, with what it says of its guesses."""
+    told = {"num_draft_tokens": drafted, "num_accepted_draft_tokens": accepted}
+    metrics = {"speculative_decoding": {**told, "num_spec_steps": passes}}
+    return {"choices": [], "usage": usage(3, 2), "metrics": metrics}
+
+
+async def test_what_was_guessed_ahead_comes_with_the_end() -> None:
+    start = one(0, 1, done=2, finish_reason="length")
+    chunks = await read([start, event(guessed(7, 1, 2)), DONE])
+    assert [chunk.usage for chunk in chunks] == [Usage(3, 0, 2), Usage(0, 0, 0, 7, 1, 2)]
+    assert sum((chunk.usage for chunk in chunks), Usage()).wasted == 6
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        None, [], {}, {"speculative_decoding": None}, {"speculative_decoding": []},
+        guessed("7", -1, 1.5)["metrics"],
+        {"speculative_decoding": {"num_accepted_draft_tokens": 3}},
+    ],
+)  # fmt: skip
+async def test_guesses_that_are_not_told_are_none(metrics: Any) -> None:
+    last = event({"choices": [], "usage": usage(3, 2), "metrics": metrics})
+    chunks = await read([one(0, 1, done=2, finish_reason="length"), last, DONE])
+    assert sum((chunk.usage for chunk in chunks), Usage()) == Usage(3, 0, 2)
+
+
 async def test_entropies_that_the_plugin_reports_are_exact() -> None:
     report = format_report(Report(0, (1.5, 0.25)))
     events = [report, one(0, done=1), one(1, done=2, finish_reason="length"), DONE]
