@@ -15,7 +15,7 @@ from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.speculation.goodput import StepCost
 from app.engines.embedded.speculation.guessing import DraftModel
-from app.engines.embedded.speculation.speculator import Speculator
+from app.engines.embedded.speculation.speculator import Speculator, Step
 from app.engines.embedded.tokenizer import load_tokenizer
 from app.engines.embedded.weights import Weights, load
 from app.nets.acceptance_head import About, AcceptanceHead
@@ -33,10 +33,7 @@ class Steady(Speculator):
     With a model that takes a second a pass every guess pays, with one that takes no time none.
     """
 
-    def passed(self, sequences: int, rows: int, seconds: float) -> None:
-        """Say nothing of it."""
-
-    def wrote(self, sequences: int, tokens: int, seconds: float) -> None:
+    def stepped(self, step: Step) -> None:
         """Say nothing of it."""
 
 
