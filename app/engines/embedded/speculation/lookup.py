@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _GRAM = 4  # tokens of the longest indexed n-gram
 LONGEST_MATCH = 16  # tokens; a longer match tells no more
+_NEW, _AGREED, _DIFFERED = range(3)  # how the n-gram was followed the last two times
+KINDS = 3 * (LONGEST_MATCH + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,12 @@ class Match:
 
     place: int
     length: int
+    constancy: int = _NEW
+
+    def kind(self, ahead: int) -> int:
+        """Which of KINDS the guess is that stands `ahead` of the first one, for telling how likely
+        it is: those before it have made the match longer."""
+        return self.constancy * (LONGEST_MATCH + 1) + min(self.length + ahead, LONGEST_MATCH)
 
 
 class Lookup:
@@ -25,7 +33,8 @@ class Lookup:
     """
 
     def __init__(self) -> None:
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(_GRAM)]
+        # Where what followed begins, and how constant it is.
+        self._after: list[dict[tuple[int, ...], tuple[int, int]]] = [{} for _ in range(_GRAM)]
         self._indexed = 0  # n-grams that end before this index are known
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -33,16 +42,21 @@ class Lookup:
         # The last token is left out: nothing has followed it yet.
         for end in range(self._indexed, len(tokens) - 1):
             for n in range(1, min(_GRAM, end + 1) + 1):
-                self._after[n - 1][tuple(tokens[end + 1 - n : end + 1])] = end + 1
+                known, gram = self._after[n - 1], tuple(tokens[end + 1 - n : end + 1])
+                before, constancy = known.get(gram), _NEW
+                if before is not None:
+                    constancy = _AGREED if tokens[before[0]] == tokens[end + 1] else _DIFFERED
+                known[gram] = end + 1, constancy
         self._indexed = max(self._indexed, len(tokens) - 1)
 
     def match(self, tokens: Sequence[int], ahead: Sequence[int] = ()) -> Match | None:
         """Where the last tokens of `tokens`, with `ahead` written after them, stood last."""
         recent = [*tokens[-LONGEST_MATCH:], *ahead]
         for n in range(min(_GRAM, len(recent)), 0, -1):
-            place = self._after[n - 1].get(tuple(recent[-n:]))
-            if place is not None:
-                return Match(place, self._length(tokens, recent, place, n))
+            found = self._after[n - 1].get(tuple(recent[-n:]))
+            if found is not None:
+                place, constancy = found
+                return Match(place, self._length(tokens, recent, place, n), constancy)
         return None
 
     @staticmethod

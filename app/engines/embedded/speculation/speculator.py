@@ -11,18 +11,25 @@ from app.engines.embedded.speculation.acceptance import Acceptance, Draft
 from app.engines.embedded.speculation.goodput import Chances, Pace, StepCost, Switch
 from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind, read
 from app.engines.embedded.speculation.lengths import Rule, make_rule
-from app.engines.embedded.speculation.lookup import LONGEST_MATCH, Lookup
+from app.engines.embedded.speculation.lookup import LONGEST_MATCH, Lookup, Match
 from app.types import Speculation
 
 LONGEST = 16
 """Tokens of one draft, at most."""
 
-# Share of looked-up tokens that are accepted, by the tokens that matched before them: measured on
-# Spec-Bench with smollm2-135m, greedily. Where to begin; what is measured counts.
-_MATCHES = (0.26, 0.26, 0.54, 0.60, 0.72, 0.80, 0.85, 0.88, *[0.92] * (LONGEST_MATCH - 7))
+# Share of looked-up tokens that are accepted, by the tokens that matched before them (0, 1, ...),
+# where what matched stood once before, was followed twice by the same, or by something else:
+# measured on Spec-Bench with smollm2-135m, greedily. Where to begin; what is measured counts.
+_LONG = (0.89,) * (LONGEST_MATCH - 7)
+_MATCHES = (
+    *(0.26, 0.34, 0.55, 0.64, 0.73, 0.74, 0.79, 0.85, *_LONG),
+    *(0.26, 0.50, 0.65, 0.65, 0.73, 0.74, 0.83, 0.85, *_LONG),
+    *(0.26, 0.16, 0.33, 0.47, 0.59, 0.72, 0.80, 0.86, *_LONG),
+)
 _CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
 _DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
 _WINDOW = 256  # tokens of the prompt's end that a draft model reads: it guesses, it need not know
+_NONE = Match(0, 0)
 _CATCH_UP = 64  # tokens that it reads in one step at most
 
 
@@ -43,12 +50,12 @@ class _Plan:
     # Of the present draft:
     draft: Draft = field(default_factory=Draft)
     by_model: int = 0  # of its guesses the first so many are the model's
-    matched: int = 0  # tokens that matched before the first looked-up guess
+    match: Match = _NONE  # that the looked-up guesses follow
     survival: float = 1.0  # chance that all guesses so far are accepted
     spent: float = 0.0  # seconds of the draft model
 
     def begin(self) -> None:
-        self.draft, self.by_model, self.matched = Draft(), 0, 0
+        self.draft, self.by_model, self.match = Draft(), 0, _NONE
         self.survival, self.spent = 1.0, 0.0
 
 
@@ -110,7 +117,7 @@ class Speculator:
         accepted = sum(kept)
         for place, good in enumerate(kept):
             if place >= plan.by_model:
-                plan.matches.learn(min(plan.matched + place - plan.by_model, LONGEST_MATCH), good)
+                plan.matches.learn(plan.match.kind(place - plan.by_model), good)
             elif plan.pen is not None and plan.chances is not None:
                 plan.chances.learn(kind(plan.pen, place), good)
                 plan.overall.learn(0, good)
@@ -179,20 +186,20 @@ class Speculator:
             count = room if match.length >= _CERTAIN else 0
         else:
             least = self.cost.row(len(sequence.tokens)) * pace
-            count = self._worth(plan, match.length, room, least)
+            count = self._worth(plan, match, room, least)
         if count:
-            plan.matched = match.length
+            plan.match = match
             ids = plan.lookup.guesses(sequence.tokens, match, count, ahead)
             plan.draft.choose(_until_end(ids, sequence))
 
-    def _worth(self, plan: _Plan, matched: int, room: int, least: float) -> int:
+    def _worth(self, plan: _Plan, match: Match, room: int, least: float) -> int:
         """How many looked-up guesses are likely enough to stay."""
-        first = plan.matches[min(matched, LONGEST_MATCH)]
+        first = plan.matches[match.kind(0)]
         if not plan.by_model and plan.model is not None and plan.switch.on and first < _DOUBTFUL:
             return 0
         survival, count = plan.survival, 0
         while count < room:
-            survival *= plan.matches[min(matched + count, LONGEST_MATCH)]
+            survival *= plan.matches[match.kind(count)]
             if survival < least:
                 break
             count += 1
