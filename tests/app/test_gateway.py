@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 
@@ -10,7 +11,7 @@ from app.budget import Meter, Purse
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
 from app.gateway import Answer, Gateway, Order, Plan
-from app.types import Chunk, Goals, Usage
+from app.types import Chunk, Fidelity, Goals, Usage
 from policies.base import Policy
 from tests.policies.scripts import ask, call, engine, fleet, read, usd
 
@@ -111,7 +112,7 @@ async def test_the_account_is_charged_once_at_the_end_however_it_ends():
 class Leaky(Policy):
     """Abandons the stream it opened, as a policy must not."""
 
-    fidelity = "exact"
+    fidelity: ClassVar[Fidelity] = "exact"
 
     def worst_case(self, model, prompt, completion):
         return {"small": Usage(prompt=prompt, completion=completion)}
