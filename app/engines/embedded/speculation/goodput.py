@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _FORGET = 0.99  # of what was measured, at each further measurement
@@ -54,8 +55,21 @@ class StepCost:
         self._targets = _FORGET * self._targets + hold * self._fitted + seconds * said
         self._since += 1
         if self._since % _EVERY == 0:
-            fitted = np.linalg.solve(self._products, self._targets)
-            self._fitted = np.maximum(fitted, _LEAST)
+            self._fitted = self._fit()
+
+    def _fit(self) -> npt.NDArray[np.float64]:
+        """The least squares, of costs that are all above nothing."""
+        free = np.ones(len(self._targets), bool)
+        while True:
+            fitted = np.where(free, 0.0, _LEAST)
+            known = self._targets - self._products @ fitted
+            fitted[free] = np.linalg.solve(self._products[np.ix_(free, free)], known[free])
+            low = fitted < _LEAST
+            if not low.any():
+                return fitted
+            # What would save time is held at nothing, and the others are fitted anew: cut short
+            # they would make up for what is no longer there.
+            free &= ~low
 
     def seconds(self, sequences: int, rows: int = 0, attended: int = 0) -> float:
         """Expected seconds of a pass."""

@@ -38,7 +38,7 @@ class Rig:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.decoder.logits(hidden)
 
-    def scheduler(self, tokens: int = 100_000, prefixes: bool = True, **bounds: int) -> Scheduler:
+    def scheduler(self, tokens: int = 100_000, prefixes: bool = True, **bounds: Any) -> Scheduler:
         """`tokens`: how many the KV memory holds."""
         size = self.decoder.kv_memory(1).bytes_per_token
         memory = self.decoder.kv_memory(tokens * size, None if prefixes else 0)

@@ -9,94 +9,121 @@ import pytest
 from app.engines.embedded.speculation.goodput import Chances, Pace, StepCost, Switch
 
 FIRST, SEQUENCE, ROW = 0.008, 0.002, 0.0004  # seconds
+THOUSAND = 0.0005  # seconds, of a thousand tokens that are attended to
+EACH = 200  # tokens that a row attends to, unless it is said otherwise
 
 
-def true_seconds(sequences: int, rows: int) -> float:
-    return FIRST + SEQUENCE * (sequences - 1) + ROW * rows
+def attended(sequences: int, rows: int, each: int = EACH) -> int:
+    return (sequences + rows) * each
+
+
+def true_seconds(sequences: int, rows: int, each: int = EACH) -> float:
+    read = attended(sequences, rows, each) / 1000
+    return FIRST + SEQUENCE * (sequences - 1) + ROW * rows + THOUSAND * read
+
+
+def known(wrong: float = 1.0) -> StepCost:
+    return StepCost(*(wrong * value for value in (FIRST, SEQUENCE, ROW, THOUSAND)))
+
+
+def said(cost: StepCost, sequences: int, rows: int, each: int = EACH) -> float:
+    return cost.seconds(sequences, rows, attended(sequences, rows, each))
 
 
 def observed(cost: StepCost, rng: random.Random, passes: int, noise: float, held: float) -> None:
     """Passes of a machine with this much noise, some of them held up by another process."""
     for _ in range(passes):
-        sequences = rng.randrange(1, 9)
-        rows = rng.randrange(0, 17)
-        seconds = true_seconds(sequences, rows) * rng.uniform(1 - noise, 1 + noise)
+        sequences, rows, each = rng.randrange(1, 9), rng.randrange(0, 17), rng.randrange(1, 1000)
+        seconds = true_seconds(sequences, rows, each) * rng.uniform(1 - noise, 1 + noise)
         if rng.random() < held:
             seconds *= rng.uniform(5, 50)
-        cost.observe(sequences, rows, seconds)
+        cost.observe(sequences, rows, attended(sequences, rows, each), seconds)
 
 
 def told(cost: StepCost) -> tuple[float, float, float]:
+    """Of a first sequence, of another, of a further row; attention left out."""
     first = cost.seconds(1)
-    return first, cost.seconds(2) - first, cost.row
+    return first, cost.seconds(2) - first, cost.row(0)
 
 
 def test_what_is_known_beforehand_is_said_before_anything_was_measured() -> None:
-    cost = StepCost(FIRST, SEQUENCE, ROW)
+    cost = known()
     for sequences, rows in ((1, 0), (3, 0), (1, 7), (8, 40)):
-        assert cost.seconds(sequences, rows) == pytest.approx(true_seconds(sequences, rows))
-    assert cost.row == pytest.approx(ROW)
+        assert said(cost, sequences, rows) == pytest.approx(true_seconds(sequences, rows))
+    assert cost.row(3000) == pytest.approx(ROW + 3 * THOUSAND)
 
 
 @pytest.mark.parametrize("wrong", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_cost_of_a_pass_is_found_under_noise(seed: int, wrong: float) -> None:
     """Whatever was thought beforehand."""
-    cost = StepCost(FIRST * wrong, SEQUENCE * wrong, ROW * wrong)
-    observed(cost, random.Random(seed), 600, noise=0.15, held=0.0)
-    assert told(cost) == pytest.approx((FIRST, SEQUENCE, ROW), rel=0.25)
+    cost = known(wrong)
+    observed(cost, random.Random(seed), 600, noise=0.1, held=0.0)
+    assert told(cost) == pytest.approx((FIRST, SEQUENCE, ROW), rel=0.35)
+    for sequences, rows, each in ((1, 0, 10), (1, 8, 800), (8, 0, 500), (8, 16, 100)):
+        wanted = true_seconds(sequences, rows, each)
+        assert said(cost, sequences, rows, each) == pytest.approx(wanted, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_passes_that_were_held_up_hardly_count(seed: int) -> None:
-    """One in fifty takes 5 to 50 times as long, which would double the mean."""
-    cost = StepCost(FIRST, SEQUENCE, ROW)
+    """One in fifty takes 5 to 50 times as long, which would make the mean half as much again."""
+    cost = known()
     observed(cost, random.Random(seed), 600, noise=0.1, held=0.02)
     for sequences, rows in ((1, 0), (1, 8), (8, 0), (8, 16)):
-        assert cost.seconds(sequences, rows) == pytest.approx(
-            true_seconds(sequences, rows), rel=0.25
-        )
+        wanted = true_seconds(sequences, rows)
+        assert said(cost, sequences, rows) == pytest.approx(wanted, rel=0.25)
 
 
 def test_one_that_stands_still_for_a_minute_moves_little() -> None:
-    cost = StepCost(FIRST, SEQUENCE, ROW)
+    cost = known()
     observed(cost, random.Random(0), 200, noise=0.05, held=0.0)
-    before = cost.seconds(1)
-    cost.observe(1, 0, 60.0)
+    before = said(cost, 1, 0)
+    cost.observe(1, 0, EACH, 60.0)
     observed(cost, random.Random(1), 8, noise=0.05, held=0.0)
-    assert cost.seconds(1) == pytest.approx(before, rel=0.1)
+    assert said(cost, 1, 0) == pytest.approx(before, rel=0.1)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_it_follows_the_load_of_the_machine(factor: float) -> None:
-    cost, rng = StepCost(FIRST, SEQUENCE, ROW), random.Random(0)
+    cost, rng = known(), random.Random(0)
     observed(cost, rng, 1000, noise=0.1, held=0.0)
     for _ in range(600):
         sequences, rows = rng.randrange(1, 9), rng.randrange(0, 17)
-        cost.observe(sequences, rows, factor * true_seconds(sequences, rows))
-    assert cost.seconds(4, 8) == pytest.approx(factor * true_seconds(4, 8), rel=0.1)
+        seconds = factor * true_seconds(sequences, rows)
+        cost.observe(sequences, rows, attended(sequences, rows), seconds)
+    assert said(cost, 4, 8) == pytest.approx(factor * true_seconds(4, 8), rel=0.1)
 
 
 def test_what_is_never_seen_keeps_what_was_known_of_it() -> None:
     """A thousand passes of one sequence and one row say nothing of two sequences, nor of guesses:
     their costs are still those measured at the start."""
-    cost = StepCost(FIRST, SEQUENCE, ROW)
-    rng = random.Random(0)
+    cost, rng = known(), random.Random(0)
     for _ in range(1000):
-        cost.observe(1, 0, FIRST * rng.uniform(1.3, 1.7))
-    first, sequence, row = told(cost)
-    assert first == pytest.approx(1.5 * FIRST, rel=0.1)
+        cost.observe(1, 0, EACH, FIRST * rng.uniform(1.3, 1.7))
+    _, sequence, row = told(cost)
+    assert said(cost, 1, 0) == pytest.approx(1.5 * FIRST, rel=0.1)
     assert (sequence, row) == pytest.approx((SEQUENCE, ROW), rel=0.3)
 
 
 def test_nothing_costs_less_than_nothing() -> None:
     """Noise would have it that a row saves time."""
-    cost, rng = StepCost(FIRST, SEQUENCE, ROW), random.Random(0)
+    cost, rng = known(), random.Random(0)
     for _ in range(400):
         rows = rng.randrange(0, 17)
-        cost.observe(1, rows, FIRST * (1.5 - 0.05 * rows))
-    assert cost.row > 0
-    assert cost.seconds(8, 16) >= cost.seconds(8) >= cost.seconds(1) > 0
+        cost.observe(1, rows, attended(1, rows), FIRST * (1.5 - 0.05 * rows))
+    assert cost.row(EACH) > 0
+    assert said(cost, 8, 16) >= said(cost, 8, 0) >= said(cost, 1, 0) > 0
+
+
+def test_a_copy_learns_by_itself() -> None:
+    cost = known()
+    observed(cost, random.Random(0), 100, noise=0.0, held=0.0)
+    other, before = cost.copy(), said(cost, 4, 4)
+    assert said(other, 4, 4) == pytest.approx(before)
+    for _ in range(200):
+        other.observe(4, 4, attended(4, 4), 3 * before)
+    assert said(cost, 4, 4) == before < 2 * before < said(other, 4, 4)
 
 
 def test_chances_begin_at_what_was_known_and_go_where_they_are_seen() -> None:

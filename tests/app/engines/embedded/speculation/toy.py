@@ -33,7 +33,7 @@ NEAR = (MODEL + 0.5 * DRAFT).astype(np.float32)
 
 
 def normal(weights: Row) -> Row:
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def drawn(
