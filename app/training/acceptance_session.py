@@ -118,8 +118,6 @@ class HeadSession:
         answers = self._answers()
         seeded = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(answers), generator=seeded)[: self.recipe.texts].tolist()
-        if not order:
-            raise ValueError(f"{self.folder}: there are no texts to learn on")
         found = {name: self._held(name, warmth) for name, warmth in HELD.items()}
         learned = self._kept("learned", answers, order, self._learned)
         tuning = [samples.at(samples.text % _TUNED == 0) for samples in found.values()]
@@ -178,18 +176,21 @@ class HeadSession:
         """The samples of these texts, in files, so that they are made once."""
         folder = self.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
+        starts, prompts = texts.starts.tolist(), texts.prompts.tolist()
+        chosen = [i for i in chosen if starts[i + 1] - starts[i] > prompts[i]]
+        if not chosen:
+            raise ValueError(f"{self.folder}: no text of {name} has an answer")
         parts = []
         for at in range(0, len(chosen), _AT_ONCE):
             path = folder / f"{name}-{at // _AT_ONCE:04}.safetensors"
-            some = list(chosen[at : at + _AT_ONCE])
+            some = chosen[at : at + _AT_ONCE]
             said = {"said": self._said(name, texts.digest, some)}
             part = Samples.read(path, said)
             if part is None:
                 if self.watch.stopping:
                     raise Interrupted("stopped while samples were made; the same command goes on")
                 self.watch.progress(f"reading: {name}", at, len(chosen))
-                each = [self._of(texts, index, made) for index in some]
-                part = Samples.joined([samples for samples in each if len(samples)])
+                part = Samples.joined([self._of(texts, index, made) for index in some])
                 part.save(path, said)
             parts.append(part)
         self.watch.progress(f"reading: {name}", len(chosen), len(chosen))

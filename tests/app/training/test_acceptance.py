@@ -19,9 +19,10 @@ from app.training.acceptance_samples import Samples
 from app.training.acceptance_session import reuse
 from app.training.answers import Interrupted
 from app.training.calibration import area, calibration_error
+from app.training.inputs import Texts
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.training.heads import head_session
-from tests.app.training.runs import Watched, session
+from tests.app.training.runs import Watched, session, texts
 
 WIDE = 16
 
@@ -230,6 +231,19 @@ def test_texts_that_are_not_there(tmp_path: Path, model: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no texts that its target wrote"):
         reuse(tmp_path / "begun", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_without_an_answer_are_left_out(model: Path, draft: Path, tmp_path: Path) -> None:
+    answered = texts(5, 0, 1, answers=True).rows()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = [(prompt, nothing, group) for prompt, _, group in answered]
+    some, none = tmp_path / "some", tmp_path / "none"
+    trained = {folder: head_session(folder, model, draft) for folder in (some, none)}
+    for folder, rows in ((some, [empty[0], *answered]), (none, empty)):
+        Texts.of(rows, ["one", "two"]).save(folder / "inputs" / "answers.safetensors")
+    AcceptanceHead.load(trained[some].train())
+    with pytest.raises(ValueError, match="no text of learned has an answer"):
+        trained[none].train()
 
 
 def test_another_targets_inputs(model: Path, draft: Path, tmp_path: Path) -> None:
