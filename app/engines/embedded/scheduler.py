@@ -149,8 +149,8 @@ class Scheduler:
             self._at_risk = [sequence]
             cache = self.memory.acquire(sequence.tokens, sequence.capacity)
             if cache is None:
-                if self._running:
-                    break
+                if self.memory.running_bytes:
+                    break  # of ours, or of those for whom this model guesses
                 # With nobody to wait for it would wait for ever.
                 self._end(sequence, "the KV memory does not hold this call")
                 admitted = True
@@ -196,7 +196,7 @@ class Scheduler:
             writes = cache.length + len(new) == len(sequence.tokens)
             guesses = draft.ids if draft is not None else []
             tokens += [*new, *guesses]
-            spans.append(Span(cache, len(new) + len(guesses), apart=bool(guesses)))
+            spans.append(Span(cache, len(new) + len(guesses)))
             if writes:
                 writers.append(sequence)
                 rows += range(len(tokens) - len(guesses) - 1, len(tokens))
