@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.engines.embedded.attention import MOST, Attention, Floats, serves
 from app.engines.embedded.folding import LayerWeights, ModelConfig, Weights
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
 from app.engines.embedded.linear import PEAKED_LEVELS, Linear, Precision, make_linear
@@ -17,15 +18,10 @@ from app.engines.embedded.rotation import Rotation
 
 @dataclass(frozen=True)
 class Span:
-    """The next `count` tokens of one sequence.
-
-    `apart`: in int8 each token's result is bitwise what it would be if they came one by one, which
-    takes longer. It is for guesses: whether they are verified together must not matter.
-    """
+    """The next `count` tokens of one sequence."""
 
     cache: SequenceCache
     count: int
-    apart: bool = False
 
 
 class Decoder:
@@ -37,8 +33,8 @@ class Decoder:
 
     In int8 a token's result is bitwise the same whatever else is in the pass. Sums over a row, by
     torch, depend on that row alone; the products are so by construction (`Int8Linear`); attention
-    is called for each sequence by itself, and for each token of a span that is `apart`; and SwiGLU
-    sees to it below. The tests hold all to it.
+    is computed for each sequence by itself; and SwiGLU sees to it below. Nor does it matter whether
+    up to `attention.MOST` tokens come together or one by one. The tests hold all to it.
     """
 
     def __init__(
@@ -60,6 +56,9 @@ class Decoder:
         self._head: Linear
         self.device = torch.device("cpu" if precision == "int8" else device)
         self._kv_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._attention: Attention | None = None
+        if serves(self.device, self._kv_dtype):
+            self._attention = Attention(config.heads // config.kv_heads, config.context)
         if precision == "int8":
             self._build_rotated(weights, beside)
         else:
@@ -130,9 +129,7 @@ class Decoder:
         IndexError for an id outside of the vocabulary.
         """
         self._check(tokens, spans)
-        counts = [span.count for span in spans]
-        apart = self.precision == "int8"
-        reaches = [_Reach(span, self.config, self._kv_dtype, apart) for span in spans]
+        reaches = [_Reach(span, self.config, self._kv_dtype, self._attention) for span in spans]
         turns = [self._turns[reach.start : reach.stop] for reach in reaches]
         turn = (turns[0] if len(turns) == 1 else torch.cat(turns)).unsqueeze(1)
         rotated = self.config.heads + self.config.kv_heads
@@ -144,7 +141,7 @@ class Decoder:
             if layer.qkv_bias is not None:
                 qkv += layer.qkv_bias
             torch.view_as_complex(qkv.view(pairs)[:, :rotated]).mul_(turn)
-            attended = self._attend(qkv.view(by_head), counts, reaches, index)
+            attended = self._attend(qkv.view(by_head), reaches, index)
             residual = layer.output.add_to(residual, attended)
             gate_up = layer.gate_up.divided(residual, self._root(residual))
             residual = layer.down.add_to(residual, _swiglu(gate_up))
@@ -172,33 +169,35 @@ class Decoder:
         """`sqrt(sum(x^2) + hidden * epsilon)` for each row, `[n, 1]`."""
         return torch.hypot(torch.linalg.vector_norm(rows, 2, -1, True), self._floor)
 
-    def _attend(
-        self, qkv: Tensor, counts: list[int], reaches: Sequence["_Reach"], index: int
-    ) -> Tensor:
+    def _attend(self, qkv: Tensor, reaches: Sequence["_Reach"], index: int) -> Tensor:
         """Attention of one layer, `[n, heads * head_dim]`; writes the new keys and values."""
+        out = qkv.new_empty(len(qkv), self.config.heads * self.config.head_dim)
+        at = 0
+        views: tuple[Floats, Floats] | None = None
+        for reach in reaches:
+            if reach.attention is not None:
+                rows, ours = views = views or (qkv.numpy(), out.numpy())
+                reach.attention(rows, at, reach.count, reach.buffer, index, reach.start, ours)
+            else:
+                part = slice(at, at + reach.count)
+                out[part] = self._attend_by_torch(qkv[part], reach, index)
+            at += reach.count
+        return out
+
+    def _attend_by_torch(self, qkv: Tensor, reach: "_Reach", index: int) -> Tensor:
         heads = self.config.heads
         by_head = qkv.transpose(0, 1)
-        queries = by_head[:heads].to(self._kv_dtype).unsqueeze(0).split_with_sizes(counts, 2)
-        written = by_head[heads:].split_with_sizes(counts, 1)
-        results = []
-        for reach, query, new in zip(reaches, queries, written, strict=True):
-            reach.slots[index].copy_(new)
-            if reach.apart:
-                results += _one_by_one(query, reach.apart, index)
-                continue
-            results.append(
-                F.scaled_dot_product_attention(
-                    query,
-                    reach.keys[index],
-                    reach.values[index],
-                    attn_mask=reach.mask,
-                    is_causal=reach.causal,
-                    scale=1.0,  # folded into q
-                    enable_gqa=True,
-                )
-            )
-        result = results[0] if len(results) == 1 else torch.cat(results, 2)
-        return result.transpose(1, 2).reshape(len(qkv), -1)
+        reach.slots[index].copy_(by_head[heads:])
+        attended = F.scaled_dot_product_attention(
+            by_head[:heads].to(self._kv_dtype).unsqueeze(0),
+            reach.keys[index],
+            reach.values[index],
+            attn_mask=reach.mask,
+            is_causal=reach.causal,
+            scale=1.0,  # folded into q
+            enable_gqa=True,
+        )
+        return attended[0].transpose(0, 1).reshape(len(qkv), -1)
 
     def _check(self, tokens: Tensor, spans: Sequence[Span]) -> None:
         if sum(span.count for span in spans) != len(tokens) or not spans:
@@ -228,20 +227,22 @@ class _Reach:
     """What one span touches: for each layer where it writes, and what its queries see."""
 
     def __init__(
-        self, span: Span, config: ModelConfig, dtype: torch.dtype, may_be_apart: bool
+        self,
+        span: Span,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        attention: Attention | None,
     ) -> None:
-        buffer, kv_heads = span.cache.buffer, config.kv_heads
+        self.buffer, kv_heads = span.cache.buffer, config.kv_heads
+        self.count = span.count
         self.start = span.cache.length
         self.stop = self.start + span.count
+        self.attention = attention if span.count <= MOST else None
+        if self.attention is not None:
+            return
+        buffer = self.buffer
         # One unbind for all layers, since it costs a third of as many slices.
         self.slots = buffer[:, :, self.start : self.stop].unbind(0)
-        # For each token, for each layer, what it sees.
-        self.apart: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
-        if may_be_apart and span.apart and span.count > 1:
-            for stop in range(self.start + 1, self.stop + 1):
-                seen = buffer[:, None, :, :stop].split_with_sizes((kv_heads, kv_heads), 2)
-                self.apart.append((seen[0].unbind(0), seen[1].unbind(0)))
-            return
         self.keys = buffer[:, None, :kv_heads, : self.stop].unbind(0)
         self.values = buffer[:, None, kv_heads:, : self.stop].unbind(0)
         self.causal = self.start == 0 and span.count > 1
@@ -249,18 +250,6 @@ class _Reach:
         if self.start > 0 and span.count > 1:
             shut = torch.full((span.count, self.stop), -math.inf, dtype=dtype, device=buffer.device)
             self.mask = shut.triu_(self.start + 1)
-
-
-def _one_by_one(
-    query: Tensor, seen: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], index: int
-) -> list[Tensor]:
-    """Attention of `[1, heads, n, head_dim]`, one token at a time."""
-    return [
-        F.scaled_dot_product_attention(one, keys[index], values[index], scale=1.0, enable_gqa=True)
-        for one, (keys, values) in zip(
-            query.split_with_sizes([1] * len(seen), 2), seen, strict=True
-        )
-    ]
 
 
 # Of fewer numbers torch computes an elementwise operation on one thread (its GRAIN_SIZE).

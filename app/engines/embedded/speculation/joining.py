@@ -101,7 +101,7 @@ def _pass(decoder: Decoder, sequences: int, rows: int, length: int) -> float:
     length = min(length, decoder.config.context - rows)
     memory = decoder.kv_memory(2**32, 0)
     caches = [memory.acquire([0] * length, length + rows) for _ in range(sequences)]
-    spans = [Span(cache, rows, apart=True) for cache in caches if cache is not None]
+    spans = [Span(cache, rows) for cache in caches if cache is not None]
     tokens = torch.zeros(rows * sequences, dtype=torch.long)
     for span in spans:
         decoder.forward(torch.zeros(length, dtype=torch.long), [Span(span.cache, length)])
