@@ -64,17 +64,27 @@ def exported(precision: str, model: str = MODEL) -> Path:
 
 @contextmanager
 def serving(
-    precision: str, core: int, logs: Path, further: Sequence[str] = (), model: str = MODEL
+    precision: str,
+    core: int,
+    logs: Path,
+    further: Sequence[str] = (),
+    model: str = MODEL,
+    own: Sequence[str] = (),
+    path: str | None = None,
 ) -> Iterator[VLLMServer]:
-    """A server of this model in this precision, on this core; `further`: vLLM's flags."""
+    """A server of this model in this precision, on this core.
+
+    `further`: vLLM's flags; `own`: the launcher's; `path`: a PYTHONPATH for it.
+    """
     folder, port = exported(precision, model), free_port()
     log = logs / f"vllm-{folder.name}.log"
     command = [str(FARTHING), "serve-vllm", str(folder), "--python", str(python())]
-    command += ["--cores", str(core), "--port", str(port)]
+    command += ["--cores", str(core), "--port", str(port), *own]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--", "--max-model-len", "2048", *further],
             cwd=logs,
+            env=os.environ | ({} if path is None else {"PYTHONPATH": path}),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
