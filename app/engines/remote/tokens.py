@@ -266,8 +266,12 @@ class _Reader:
         )
 
     def _count_guesses(self, metrics: Any) -> None:
-        """vLLM tells of them with its last event: of an answer that we cut short they stay 0."""
-        told = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
+        """Only of a call that asked for them: others cost what they cost without.
+
+        vLLM tells of them with its last event: of an answer that we cut short they stay 0.
+        """
+        asked = self.call.decoding.speculation is not None and isinstance(metrics, dict)
+        told = metrics.get("speculative_decoding") if asked else None
         if not isinstance(told, dict):
             return
         names = ("num_draft_tokens", "num_accepted_draft_tokens", "num_spec_steps")

@@ -13,7 +13,7 @@ import pytest
 from app.engines.remote.entropy import interval
 from app.engines.remote.tokens import Reading, stream
 from app.errors import BadRequest, ContextOverflow, EngineError
-from app.types import Chunk, Decoding, EntropyStop, Token, Usage
+from app.types import Chunk, Decoding, EntropyStop, Speculation, Token, Usage
 from app.vllm_plugins.asks import Report, format_report
 from tests.app.engines.remote.toy import (
     END,
@@ -29,6 +29,7 @@ from tests.app.engines.remote.toy import (
 )
 
 ENTROPY = Decoding(entropy=True)
+SPECULATION = Decoding(speculation=Speculation())
 DONE = event("[DONE]")
 LAST = [event({"choices": [], "usage": usage(3, 2)}), DONE]
 
@@ -125,9 +126,12 @@ def guessed(drafted: Any, accepted: Any, passes: Any) -> dict[str, Any]:
 
 async def test_what_was_guessed_ahead_comes_with_the_end() -> None:
     start = one(0, 1, done=2, finish_reason="length")
-    chunks = await read([start, event(guessed(7, 1, 2)), DONE])
+    pieces = [start, event(guessed(7, 1, 2)), DONE]
+    chunks = await read(pieces, call(decoding=SPECULATION))
     assert [chunk.usage for chunk in chunks] == [Usage(3, 0, 2), Usage(0, 0, 0, 7, 1, 2)]
     assert sum((chunk.usage for chunk in chunks), Usage()).wasted == 6
+    unasked = await read(pieces)  # the server does so for all; nobody holds money for it
+    assert sum((chunk.usage for chunk in unasked), Usage()) == Usage(3, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,8 @@ async def test_what_was_guessed_ahead_comes_with_the_end() -> None:
 )  # fmt: skip
 async def test_guesses_that_are_not_told_are_none(metrics: Any) -> None:
     last = event({"choices": [], "usage": usage(3, 2), "metrics": metrics})
-    chunks = await read([one(0, 1, done=2, finish_reason="length"), last, DONE])
+    pieces = [one(0, 1, done=2, finish_reason="length"), last, DONE]
+    chunks = await read(pieces, call(decoding=SPECULATION))
     assert sum((chunk.usage for chunk in chunks), Usage()) == Usage(3, 0, 2)
 
 
