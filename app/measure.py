@@ -18,6 +18,12 @@ bench = typer.Typer(help="Measure this machine and its models.", no_args_is_help
 Threads = Annotated[int | None, typer.Option(min=1, help="torch's; default: cores but one.")]
 
 
+Clock = Annotated[
+    Literal["wall", "cpu"],
+    typer.Option(help="cpu: of the computing thread, where others use the machine."),
+]
+
+
 def _in_a_folder(path: Path | None) -> Path | None:
     """Measuring takes minutes: where the figures cannot be kept is said before it."""
     if path is not None and not path.absolute().parent.is_dir():
@@ -96,10 +102,7 @@ def speculation(
     tokens: Annotated[int, typer.Option(min=2, help="Of each answer, at most.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 0.0,
-    clock: Annotated[
-        Literal["wall", "cpu"],
-        typer.Option(help="cpu: of the computing thread, where others use the machine."),
-    ] = "wall",
+    clock: Clock = "wall",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer ways, questions, tokens.")] = False,
     threads: Threads = None,
@@ -124,6 +127,34 @@ def speculation(
     )
     small = _weights(draft) if draft else None
     run(_weights(model), small, plan, head=head, threads=threads, json_file=json_file)
+
+
+@bench.command()
+def lenience(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An embedded model of the fleet.")
+    ] = "smollm2-135m-int8",
+    draft: Annotated[str, typer.Option(help="The model that guesses for it.")] = "smollm2-tiny",
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Questions. Default: ours.")
+    ] = None,
+    squad: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Questions with answers.")
+    ] = None,
+    each: Annotated[int, typer.Option(min=1, help="Questions of a category, at most.")] = 6,
+    questions: Annotated[int, typer.Option(min=1, help="Of the task, at most.")] = 100,
+    tokens: Annotated[int, typer.Option(min=2, help="Of each answer, at most.")] = 128,
+    clock: Clock = "wall",
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """The dial of lenient acceptance: speed, agreement with the exact answer, a task's score."""
+    from app.bench.lenience import Plan, run
+    from app.bench.speculation import Plan as Asked
+
+    asked = Asked(prompts=prompts, each=each, tokens=tokens, clock=clock)
+    plan = Plan(asked, squad=squad, questions=questions)
+    run(_weights(model), _weights(draft), plan, threads=threads, json_file=json_file)
 
 
 @bench.command()

@@ -78,6 +78,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
         "app.estimates",
         "app.prompt_files",
         "app.engines",
+        "app.nets",
         "app.bench",
     ),
     "app.factory": EVERYTHING,

@@ -54,7 +54,7 @@ class Track:
     tokens: int  # of an answer, at most
     clock: Callable[[], float] = time.perf_counter
     sampling: Sampling = Sampling(temperature=0.0)
-    _guessing: dict[str, Speculator] = field(default_factory=dict)
+    _guessing: dict[str, Speculator] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         decoder = self.model.decoder

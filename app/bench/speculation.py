@@ -102,7 +102,7 @@ def run(
     try:
         with console.status("loading the models"):
             model = Measured.load(target)
-            drafts = {} if draft is None else {draft.name: _draft(draft, head, model)}
+            drafts = {} if draft is None else {draft.name: load_draft(draft, head, model)}
             sampling = Sampling(temperature=plan.temperature)
             clock = time.thread_time if plan.clock == "cpu" else time.perf_counter
             track = Track(model, drafts, threads, plan.tokens, clock, sampling)
@@ -117,7 +117,8 @@ def run(
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _draft(weights: Weights, head: Path | None, model: Measured) -> Draft:
+def load_draft(weights: Weights, head: Path | None, model: Measured) -> Draft:
+    """A draft for this model, with its own head or the one named. Raises ValueError, OSError."""
     found = Measured.load(weights)
     if not alike(found.tokenizer, model.tokenizer):
         raise ValueError(f"{weights.name} and {model.name} have different tokenizers")
