@@ -145,14 +145,14 @@ def _attend(
     kv_heads = cache.shape[1] // 2
     heads = rows.shape[1] - 2 * kv_heads
     group, width = heads // kv_heads, rows.shape[2]
-    for each in range(count):
-        row, length = rows[at + each], start + each + 1
-        for shared in range(kv_heads):
-            keys, values = cache[layer, shared], cache[layer, kv_heads + shared]
+    for shared in range(kv_heads):  # outermost: its keys and values stay near for all rows
+        keys, values = cache[layer, shared], cache[layer, kv_heads + shared]
+        for each in range(count):
+            row, length = rows[at + each], start + each + 1
             for d in range(width):
                 keys[length - 1, d] = row[heads + shared, d]
                 values[length - 1, d] = row[heads + kv_heads + shared, d]
-            for member in range(group):  # all of each step: keys and values stay near
+            for member in range(group):
                 _score_compiled(row[shared * group + member], keys, length, scores[member])
             for member in range(group):
                 _softmax_compiled(scores[member], powers[member], scores[group], length)
