@@ -97,9 +97,9 @@ class Sampler:
         """What the next token is drawn from, unnormalised [vocab]; not for greedy sampling."""
         return distribution(self.adjusted(logits), self.sampling)
 
-    def chance(self, use: str = "", ahead: int = 0) -> float:
-        """The number drawn for the next token, or the one `ahead` of it; each use has its own."""
-        return uniform(self._seed, self.position + ahead, use)
+    def chance(self, use: str = "") -> float:
+        """The number drawn for the next token; each use has its own."""
+        return uniform(self._seed, self.position, use)
 
     def _take(self, drawn: Drawn) -> Drawn:
         self.position += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -154,8 +155,9 @@ def _choose(
             row = logits[place].cpu().numpy().astype(np.float64)
             drawn_from = distribution(row, pen.sampler.sampling)
             drawn_from /= drawn_from.sum()
-            use = pen.sampler.chance("guess", len(pen.guesses))
-            chosen[place] = pick(drawn_from, use)
+            # A new number for each guess, also where one was refused before: how many guesses
+            # there are may depend on those, and so on the numbers that they were drawn with.
+            chosen[place] = pick(drawn_from, secrets.randbits(53) * 2.0**-53)
             likely[place] = float(drawn_from[chosen[place]])
         pen.drawn_from.append(drawn_from)
     drafting = model.decoder.drafting

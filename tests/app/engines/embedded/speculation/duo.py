@@ -72,7 +72,9 @@ class Duo:
         **call: Any,
     ) -> list[RunningSequence]:
         """An answer to each of the prompts, so many at a time; all memory is given back."""
-        scheduler = self.scheduler(seconds, max_running=together, prefill_chunk=16)
+        scheduler = self.scheduler(
+            seconds, max_running=together, max_waiting=len(prompts), prefill_chunk=16
+        )
         sequences = [self.sequence(prompt, asked, **call) for prompt in prompts]
         run(scheduler, *sequences)
         assert self.held(scheduler) == (0, 0)
@@ -108,12 +110,13 @@ def duo(
     head: AcceptanceHead | None = None,
     memory: int = 2**26,
     memory_of: float = 1.0,
+    favours: Sequence[int] = (),
 ) -> Duo:
     """The model of this folder, and as its draft the same with noise, or fewer layers, or a head
     of fewer tokens.
 
     `memory_of`: how much the layers add to the stream. Where that is little the next token hangs
-    on the last one, and the model repeats itself.
+    on the last one, and the model repeats itself. `favours`: the only tokens that it guesses.
     """
     config, weights = load(folder)
     scaled = (
@@ -121,6 +124,7 @@ def duo(
         for layer in weights.layers
     )
     weights = replace(weights, layers=tuple(scaled))
+    drafting = sorted(favours) or drafting
     target = Rig(Decoder(config, weights, precision), load_tokenizer(folder), [])
     fewer = config if layers is None else replace(config, layers=layers)
     weights = replace(

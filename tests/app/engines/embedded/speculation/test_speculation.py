@@ -13,6 +13,7 @@ import torch
 
 from app.engines.embedded.model import Span
 from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.speculation.speculator import LONGEST
 from app.types import AcceptanceRule, Decoding, EntropyStop, LengthRule, Sampling, Speculation
 from tests.app.engines.embedded.rig import GREEDY
 from tests.app.engines.embedded.speculation.duo import (
@@ -240,25 +241,26 @@ def test_a_lenient_answer_need_not_be_the_same(int8_duo: Duo, acceptance: Accept
 
 @pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("start", [1, 30])
-def test_tokens_that_are_apart_are_computed_as_if_one_by_one(
+def test_guesses_are_read_as_if_they_came_one_by_one(
     int8_duo: Duo, start: int, others: int
 ) -> None:
-    """In int8: hidden states, keys and values to the last bit, also beside other sequences."""
-    decoder = int8_duo.target.decoder
-    ids = torch.randint(256, (start + 12,), generator=torch.Generator().manual_seed(start))
+    """In int8, the longest draft and the token before it: hidden states, keys and values to the
+    last bit, also beside other sequences."""
+    decoder, count = int8_duo.target.decoder, LONGEST + 1
+    ids = torch.randint(256, (start + count,), generator=torch.Generator().manual_seed(start))
 
-    def state(apart: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def state(together: bool) -> tuple[torch.Tensor, torch.Tensor]:
         memory = decoder.kv_memory(2**26, 0)
         caches = [memory.acquire([0], len(ids)) for _ in range(1 + others)]
         one, *rest = [cache for cache in caches if cache is not None]
         decoder.forward(ids[:start], [Span(one, start)])
-        if not apart:
+        if not together:
             found = [decoder.forward(id[None], [Span(one, 1)]) for id in ids[start:]]
             return torch.cat(found), one.buffer[:, :, : len(ids)].clone()
-        spans = [Span(one, 12, apart=True), *(Span(cache, 3 + n) for n, cache in enumerate(rest))]
+        spans = [Span(one, count), *(Span(cache, 3 + n) for n, cache in enumerate(rest))]
         beside = torch.arange(sum(span.count for span in spans[1:])) % 256
         hidden = decoder.forward(torch.cat([ids[start:], beside]), spans)
-        return hidden[:12], one.buffer[:, :, : len(ids)].clone()
+        return hidden[:count], one.buffer[:, :, : len(ids)].clone()
 
     for one, other in zip(state(True), state(False), strict=True):
         assert torch.equal(one, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ from app.types import Sampling
 
 VOCABULARY = 8
 PROMPT = (3, 5)
+NUMBERS = random.Random(0)
+"""That guesses are drawn with: never the same one twice, also where one was refused before."""
 Logits: TypeAlias = npt.NDArray[np.float32]
 
 
 def table(seed: int, scale: float = 1.5) -> Logits:
     """Logits of the next token behind each token, `[vocabulary, vocabulary]`."""
-    random = np.random.default_rng(seed)
-    return (random.standard_normal((VOCABULARY, VOCABULARY)) * scale).astype(np.float32)
+    numbers = np.random.default_rng(seed)
+    return (numbers.standard_normal((VOCABULARY, VOCABULARY)) * scale).astype(np.float32)
 
 
 MODEL, DRAFT = table(1), table(2)
@@ -42,10 +45,10 @@ def drawn(
     """Guesses drawn as the engine draws them: with the answer's own warpers, over `columns`."""
     ids = np.arange(VOCABULARY) if columns is None else np.array(columns)
     draft = Draft(columns=None if columns is None else ids)
-    for ahead in range(count):
+    for _ in range(count):
         row = by[last, ids].astype(np.float64)
         likely = normal(distribution(row, sampler.sampling))
-        place = pick(likely, sampler.chance("guess", ahead))
+        place = pick(likely, NUMBERS.random())
         last = int(ids[place])
         draft.draw(last, likely, float(likely[place]))
     return draft
