@@ -122,6 +122,9 @@ def load_draft(weights: Weights, head: Path | None, model: Measured) -> Draft:
     found = Measured.load(weights)
     if not alike(found.tokenizer, model.tokenizer):
         raise ValueError(f"{weights.name} and {model.name} have different tokenizers")
+    widths = [each.decoder.config.vocabulary for each in (found, model)]
+    if widths[0] != widths[1]:
+        raise ValueError(f"{weights.name} has {widths[0]} tokens, and {model.name} {widths[1]}")
     beside = weights.path / HEAD
     if head is None and beside.is_file():
         head = beside
@@ -143,7 +146,7 @@ def read_questions(model: Measured, plan: Plan) -> list[Question]:
         pairs = [(_category(line), text) for line, text in zip(lines, asked, strict=True)]
     for name, text in pairs:
         ids = model.chat(text)
-        if len(ids) <= plan.longest:
+        if len(ids) <= min(plan.longest, model.decoder.config.context - plan.tokens):
             by_category.setdefault(name, []).append(tuple(ids))
     drawn = random.Random(plan.seed)
     return [
@@ -159,25 +162,25 @@ def _category(said: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Heat:
+class Heat:
     """Questions of one category that are answered together, in every way."""
 
     category: str
     prompts: tuple[tuple[int, ...], ...]
 
 
-def _heats(questions: Sequence[Question], batch: int) -> list[_Heat]:
+def _heats(questions: Sequence[Question], batch: int) -> list[Heat]:
     by_category: dict[str, list[tuple[int, ...]]] = {}
     for question in questions:
         by_category.setdefault(question.category, []).append(question.ids)
     return [
-        _Heat(name, tuple(ids[at : at + batch]))
+        Heat(name, tuple(ids[at : at + batch]))
         for name, ids in by_category.items()
         for at in range(0, len(ids), batch)
     ]
 
 
-Laps = dict[str, list[tuple[_Heat, Lap]]]
+Laps = dict[str, list[tuple[Heat, Lap]]]
 
 
 def _race(
