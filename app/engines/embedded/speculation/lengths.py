@@ -32,8 +32,9 @@ class Rule(Protocol):
         """Whether to guess on after this one, which is part of the draft in any case."""
         ...
 
-    def learn(self, accepted: int) -> None:
-        """The draft was verified: so many of its first guesses were accepted."""
+    def learn(self, accepted: int, verified: int) -> None:
+        """The first `verified` guesses of the draft were put to the model, and of these the first
+        so many accepted. (What is hardly worth its time is guessed and not verified.)"""
         ...
 
 
@@ -49,7 +50,7 @@ class Fixed:
     def goes_on(self, guess: Guess) -> bool:
         return True
 
-    def learn(self, accepted: int) -> None:
+    def learn(self, accepted: int, verified: int) -> None:
         """Nothing to learn."""
 
 
@@ -60,18 +61,15 @@ class Heuristic:
     def __init__(self, longest: int, start: int = 5) -> None:
         self._longest = longest
         self._next = min(start, longest)
-        self._made = 0
 
     def begin(self) -> int:
-        self._made = 0
         return self._next
 
     def goes_on(self, guess: Guess) -> bool:
-        self._made += 1
         return True
 
-    def learn(self, accepted: int) -> None:
-        whole = accepted >= self._made > 0
+    def learn(self, accepted: int, verified: int) -> None:
+        whole = accepted >= verified
         self._next = min(self._next + 2, self._longest) if whole else max(self._next - 1, 1)
 
 
@@ -102,10 +100,11 @@ class Confidence:
         self._probabilities.append(guess.probability)
         return guess.probability >= self._level
 
-    def learn(self, accepted: int) -> None:
+    def learn(self, accepted: int, verified: int) -> None:
         if not self._learns:
             return
-        judged = self._probabilities[: accepted + 1]  # what follows a refused guess tells nothing
+        # What follows a refused guess tells nothing.
+        judged = self._probabilities[: min(accepted + 1, verified)]
         self._seen += [(value, place < accepted) for place, value in enumerate(judged)]
         del self._seen[:-256]
         good = sum(accepted for _, accepted in self._seen)
@@ -145,24 +144,21 @@ class AdaEDL:
         self._learns = level is None
         self._level = 0.5 if level is None else level
         self._accepted = self._TARGET
-        self._made = 0
 
     @property
     def level(self) -> float:
         return self._level
 
     def begin(self) -> int:
-        self._made = 0
         return self._longest
 
     def goes_on(self, guess: Guess) -> bool:
-        self._made += 1
         return 1 - math.sqrt(self._GAMMA * max(guess.entropy, 0.0)) >= self._level
 
-    def learn(self, accepted: int) -> None:
-        if not self._learns or not self._made:
+    def learn(self, accepted: int, verified: int) -> None:
+        if not self._learns or not verified:
             return
-        share = accepted / self._made
+        share = accepted / verified
         self._accepted = self._SMOOTH * self._accepted + (1 - self._SMOOTH) * share
         step = self._STEP if self._accepted < self._TARGET else -self._STEP
         wanted = self._level + step
@@ -190,7 +186,7 @@ class HeadRule:
         self._survival *= guess.chance
         return 1 - self._survival <= self._level
 
-    def learn(self, accepted: int) -> None:
+    def learn(self, accepted: int, verified: int) -> None:
         """Trained beforehand."""
 
 

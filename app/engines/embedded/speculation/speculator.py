@@ -124,7 +124,7 @@ class Speculator:
         if plan.pen is not None:
             plan.pen.settle(min(accepted, plan.by_model))
         if plan.by_model:
-            plan.rule.learn(min(accepted, plan.by_model))
+            plan.rule.learn(min(accepted, plan.by_model), plan.by_model)
         if plan.spent and plan.model is not None:
             # What the model won for this draft, less what could have been written meanwhile.
             took = plan.spent + plan.by_model * self.cost.row(len(sequence.tokens))

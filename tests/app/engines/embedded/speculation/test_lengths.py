@@ -37,7 +37,7 @@ def length(rule: Rule, guesses: Sequence[Guess]) -> int:
 def draft(rule: Rule, accepted: int, guesses: Sequence[Guess] = (SURE,) * LONGEST) -> int:
     """Make a draft of which so many are accepted (all, where it has fewer); its length."""
     made = length(rule, guesses)
-    rule.learn(min(accepted, made))
+    rule.learn(min(accepted, made), made)
     return made
 
 
@@ -66,13 +66,14 @@ def test_the_heuristic_keeps_to_the_longest() -> None:
     assert draft(Heuristic(3), LONGEST) == 3
 
 
-def test_the_heuristic_judges_what_was_guessed_not_what_it_allowed() -> None:
-    """A draft that ended early, and was accepted so far, was accepted whole."""
+@pytest.mark.parametrize("made", [2, 5])
+def test_the_heuristic_judges_what_was_verified_not_what_it_allowed(made: int) -> None:
+    """A draft that ended early, or was cut, and was accepted so far, was accepted whole."""
     rule = Heuristic(LONGEST)
     rule.begin()
-    for _ in range(2):
+    for _ in range(made):
         rule.goes_on(SURE)
-    rule.learn(2)
+    rule.learn(2, 2)
     assert rule.begin() == 7
 
 
@@ -107,7 +108,7 @@ def test_confidence_learns_the_threshold_of_least_fpr_and_three_fnr(seed: int) -
         rule.begin()
         for guess in probabilities(*values):
             rule.goes_on(guess)
-        rule.learn(accepted)
+        rule.learn(accepted, len(values))
         judged = values[: accepted + 1]
         seen += [(value, place < accepted) for place, value in enumerate(judged)]
         both = {accepted for _, accepted in seen} == {True, False}
@@ -124,6 +125,17 @@ def test_what_follows_a_refused_guess_teaches_nothing() -> None:
     for _ in range(10):
         draft(rule, 0, probabilities(0.9, 0.9, 0.1))
     assert rule.level == 0.4
+
+
+def test_what_was_not_verified_teaches_nothing() -> None:
+    """Guesses that were left out, as they were hardly worth their time, were not refused."""
+    confidence, adaedl = Confidence(LONGEST), AdaEDL(LONGEST)
+    for _ in range(10):
+        for rule in (confidence, adaedl):
+            length(rule, [*probabilities(0.9, 0.9, 0.5), Guess(1, 0.1, entropy=9.0)])
+            rule.learn(2, 2)
+    assert confidence.level == 0.4
+    assert adaedl.level < 0.5  # all that it was told of was accepted
 
 
 def test_a_named_level_stays() -> None:
@@ -167,7 +179,7 @@ def test_adaedl_moves_its_level_by_the_acceptance() -> None:
 def test_adaedl_learns_nothing_of_no_draft() -> None:
     rule = AdaEDL(4)
     rule.begin()
-    rule.learn(0)
+    rule.learn(0, 0)
     assert rule.level == AdaEDL(4).level
 
 
