@@ -44,6 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail, rather than skip, where PostgreSQL or Redis is not installed",
     )
+    parser.addoption(
+        "--prompts",
+        type=int,
+        default=100,
+        help="how many prompts the slow test of speculation takes",
+    )
 
 
 @pytest.fixture(scope="session")
