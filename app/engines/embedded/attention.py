@@ -23,12 +23,18 @@ _T5, _T6 = np.float32(0.0013333558146428443), np.float32(0.00015403530393381606)
 _T7 = np.float32(1.5252733804059841e-05)
 _TO_BASE_2 = np.float32(1.4426950408889634)
 _ZERO, _LOWEST = np.float32(0), np.float32(-126)
-
-
 # Sums may be made in another order than written, which vectors need; always in the same one.
-_compiled = njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-# It is compiled at the first call, by each process anew: numba's cache on disk needs a folder to
-# write to, which a container need not have.
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+def _compiled(function: _Compiled) -> _Compiled:
+    """Compiled at its first call, a matter of seconds; on disk, where there is room, for others."""
+    made: _Compiled
+    try:
+        made = njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")(function)
+    except RuntimeError:  # no folder to write to: a container need not have one
+        made = njit(nogil=True, fastmath=_FAST, error_model="numpy")(function)
+    return made
 
 
 class Attention:
