@@ -84,7 +84,7 @@ def run(
 
 
 def _ways(draft: str, degrees: Sequence[float]) -> list[Way]:
-    exact = Speculation(draft=draft, lookup=True, longest=16)
+    exact = Speculation(draft=draft, lookup=True)
     return [
         Way(_PLAIN),
         *(

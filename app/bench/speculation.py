@@ -74,9 +74,11 @@ def ways(draft: str | None, headed: bool, quick: bool) -> list[Way]:
         for rule in _RULES if headed else _RULES[:-1]:
             asked = Speculation(draft=draft, rule=rule, longest=8, adaptive=False)
             found.append(Way(f"model {rule}", asked))
-        found.append(Way("look-up adaptive", Speculation(lookup=True, longest=16)))
-        found.append(Way("model adaptive", Speculation(draft=draft, longest=16)))
-    ours = Speculation(draft=draft or "", lookup=True, longest=16)
+        found.append(Way("look-up adaptive", Speculation(lookup=True)))
+        found.append(Way("model adaptive", Speculation(draft=draft)))
+    # As the policy `speculative` asks where nothing is said.
+    rule: LengthRule = "head" if headed else "confidence"
+    ours = Speculation(draft=draft or "", lookup=True, rule=rule)
     return [*found, Way(OURS, ours)]
 
 
