@@ -55,9 +55,9 @@ def test_a_fixed_draft_is_always_as_long(accepted: int) -> None:
 def test_the_heuristic_adds_two_and_takes_one() -> None:
     """Hugging Face's: two more after a draft that was accepted whole, else one less, at least 1."""
     rule = Heuristic(LONGEST)
-    outcomes = [LONGEST, LONGEST, 3, 0, LONGEST, *[0] * 12]
+    outcomes = [LONGEST, LONGEST, 3, 0, LONGEST, *[0] * 12, LONGEST, 0]
     lengths = [draft(rule, accepted) for accepted in outcomes]
-    assert lengths == [5, 7, 9, 8, 7, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1, 1, 1]
+    assert lengths == [5, 7, 9, 8, 7, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1, 1, 1, 1, 3]
 
 
 def test_the_heuristic_keeps_to_the_longest() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engines.embedded.speculation.lookup import LONGEST_MATCH, Lookup, Match
+from app.engines.embedded.speculation.lookup import KINDS, LONGEST_MATCH, Lookup, Match
 
 GRAM = 4  # tokens of the n-grams that are looked for
 
@@ -95,6 +95,29 @@ def test_guesses_follow_what_somebody_else_has_guessed() -> None:
 def test_a_match_is_no_longer_than_tells_anything() -> None:
     match = found([*range(40), *range(40)])
     assert place_and_length(match) == (40, LONGEST_MATCH)
+
+
+def kind(tokens: Sequence[int], ahead: int = 0) -> int:
+    match = found(tokens)
+    assert match is not None
+    return match.kind(ahead)
+
+
+def test_kinds_tell_what_was_constant_from_what_was_not() -> None:
+    """Whether the n-gram was followed by the same token the last two times, or by another, or came
+    once only; and how many tokens matched."""
+    once, same, another = [5, 1, 9, 5], [5, 1, 9, 5, 1, 8, 5], [5, 1, 9, 5, 2, 8, 5]
+    kinds = [kind(tokens) for tokens in (once, same, another)]
+    assert len(set(kinds)) == 3
+    assert kind([5, 1, 9, 5, 2, 8, 5, 2, 7, 5]) == kinds[1]  # the last two count, no others
+    assert len({kind([5, 6, 1, 9, 5, 6]), *kinds}) == 4
+
+
+def test_a_guess_behind_others_is_of_the_kind_of_a_longer_match() -> None:
+    assert kind([5, 1, 9, 5], ahead=1) == kind([5, 6, 1, 9, 5, 6])
+    long = [*range(40), *range(40)]
+    assert kind(long) == kind(long, ahead=3)
+    assert 0 <= kind(long) < KINDS
 
 
 small = st.lists(st.integers(0, 3), min_size=1, max_size=60)
