@@ -77,8 +77,8 @@ def ways(draft: str | None, headed: bool, quick: bool) -> list[Way]:
         found.append(Way("look-up adaptive", Speculation(lookup=True)))
         found.append(Way("model adaptive", Speculation(draft=draft)))
     # As the policy `speculative` asks where nothing is said.
-    rule: LengthRule = "head" if headed else "confidence"
-    ours = Speculation(draft=draft or "", lookup=True, rule=rule)
+    best: LengthRule = "head" if headed else "confidence"
+    ours = Speculation(draft=draft or "", lookup=True, rule=best)
     return [*found, Way(OURS, ours)]
 
 
