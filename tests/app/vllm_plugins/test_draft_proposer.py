@@ -161,10 +161,12 @@ def test_the_draft_model_works_no_more_than_is_wanted(monkeypatch: pytest.Monkey
     made = started(monkeypatch, [{asks.SPEC_STOP: 0.0}])
     assert propose(made, [sure(0)]) == [[0]]
     assert made.drafter.passes == 1
-    # Its KV cache is kept whole even so.
+    # Its KV cache is kept whole even so, and no more.
     made = started(monkeypatch, [{asks.SPEC_K: 0}])
+    made.drafter.model.compute_logits = lambda states: pytest.fail("nobody wants a guess")
     assert propose(made, [sure(0)]) == [[]]
     assert made.drafter.passes == 1
+    assert not made.drafter._failed
 
 
 def test_what_was_drawn_from_is_told_with_the_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
