@@ -1,4 +1,4 @@
-# A vLLM server on the CPU with our entropy plugin. From the repository's root:
+# A vLLM server on the CPU with our plugins. From the repository's root:
 #
 #   docker build -f docker/vllm.Dockerfile -t farthing-vllm .
 #   docker run --rm -p 8000:8000 --shm-size 1g --cap-add SYS_NICE -v ./models:/models \
