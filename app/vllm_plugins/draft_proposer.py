@@ -5,7 +5,7 @@ Named to vLLM by `--worker-cls app.vllm_plugins.draft_proposer.SpeculatingWorker
 cache; how long each draft becomes and which guesses pass is ours, as `asks.py` names it and
 `drafts.py` does it. Where this cannot be, the worker is vLLM's own, which makes as many guesses
 for every request. It works with model runner V1, one device and scheduling in step; a request
-without asks is served as vLLM would.
+without asks is served as vLLM would. On a GPU it has been read, not run.
 """
 
 from __future__ import annotations
