@@ -27,20 +27,20 @@ def between(one: Mapping[K, int], other: Mapping[K, int]) -> float:
     """The p-value of two samples being of one distribution."""
     sizes = sum(one.values()), sum(other.values())
     share = sizes[0] / sum(sizes)
-    cells = []
+    cells: list[tuple[float, float, float]] = []
+    # All that are rare make one cell: which go with which must not depend on where they were seen.
+    rare = [0.0, 0.0, 0.0]
     for key in {**one, **other}:
-        both = one.get(key, 0) + other.get(key, 0)
-        cells.append((float(one.get(key, 0)), both * share, both))
-    # A cell counts in both samples: what is expected of the smaller one must be enough.
-    cells.sort(key=lambda cell: cell[2])
-    pooled: list[list[float]] = []
-    for found, wanted, both in cells:
-        if pooled and min(pooled[-1][1], pooled[-1][2] - pooled[-1][1]) < _FEW:
-            pooled[-1] = [pooled[-1][0] + found, pooled[-1][1] + wanted, pooled[-1][2] + both]
+        found, both = float(one.get(key, 0)), float(one.get(key, 0) + other.get(key, 0))
+        cell = (found, both * share, both * (1 - share))
+        if min(cell[1:]) < _FEW:
+            rare = [total + part for total, part in zip(rare, cell, strict=True)]
         else:
-            pooled.append([found, wanted, both])
-    statistic = sum((f - w) ** 2 / w + (f - w) ** 2 / (b - w) for f, w, b in pooled)
-    return _tail(statistic, len(pooled) - 1)
+            cells.append(cell)
+    if min(rare[1:]) >= _FEW:
+        cells.append((rare[0], rare[1], rare[2]))
+    statistic = sum((found - a) ** 2 / a + (found - a) ** 2 / b for found, a, b in cells)
+    return _tail(statistic, len(cells) - 1)
 
 
 def together(p_values: Sequence[float]) -> float:
