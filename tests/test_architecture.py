@@ -99,8 +99,7 @@ MAY_PRINT = (
     "app.bench",
     "app.vllm_plugins.launch",
 )
-# The plugins run in vLLM's processes, where there are no settings of ours: the environment is all
-# that reaches them, and the launcher is what writes it.
+# The plugins run in vLLM's processes: the environment is all that reaches them from the launcher.
 MAY_READ_THE_ENVIRONMENT = ("app.settings", "app.vllm_plugins")
 METRICS = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 FILE, FUNCTION = 400, 80  # lines

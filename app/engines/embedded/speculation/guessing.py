@@ -173,7 +173,7 @@ def _chances(
     likely: Sequence[float],
     entropies: Sequence[float],
 ) -> list[float]:
-    """What the head says, as it was trained; of the guess before, where it sees states after."""
+    """What the head says; of the guess before, where it sees states after."""
     states = model.decoder.trained_states(rows)
     if head.sees == "before":
         told = [
@@ -182,7 +182,7 @@ def _chances(
         ]
     else:
         told = [_before(pen) for pen in pens]
-    raw = head.biased(head(states, torch.tensor(told))).tolist()
+    raw = head.probability(head(states, torch.tensor(told))).tolist()
     if head.sees == "after":
         # The first state is of a token that is in the answer already.
         return [chance if pen.guesses else 1.0 for chance, pen in zip(raw, pens, strict=True)]

@@ -18,7 +18,7 @@ class Guess:
     id: int
     probability: float = 1.0  # by the draft model
     entropy: float = 0.0  # nats, of the distribution that it came from
-    chance: float = 1.0  # of being accepted, by the acceptance head as it was trained
+    chance: float = 1.0  # of being accepted, by the acceptance head
 
 
 class Rule(Protocol):
@@ -169,8 +169,9 @@ class HeadRule:
     """Stops where the draft will probably not be accepted whole, by the acceptance head.
 
     SpecDec++ (Huang et al. 2024, arXiv 2405.19715): stop at `1 - product of chances > level`, at
-    0.7 unless it was named. Where the head sees the state after a guess was fed, as in the paper,
-    `chance` is of the guess before, and 1 with the first.
+    0.7 unless it was named or fitted. Chances are calibrated (`AcceptanceHead.probability`); the
+    paper's come of weighted rejections as they are. Where the head sees the state after a guess
+    was fed, as in the paper, `chance` is of the guess before, and 1 with the first.
     """
 
     def __init__(self, longest: int, level: float | None = None) -> None:
@@ -190,13 +191,15 @@ class HeadRule:
         """Trained beforehand."""
 
 
-def make_rule(asked: Speculation, longest: int) -> Rule:
-    """The rule that was asked for, of at most `longest` guesses."""
+def make_rule(asked: Speculation, longest: int, fitted: float | None = None) -> Rule:
+    """The rule that was asked for, of at most `longest` guesses; `fitted`: the level that the
+    acceptance head was found to do best with."""
+    own = fitted if asked.level is None else asked.level
     makers: dict[LengthRule, Rule] = {
         "fixed": Fixed(longest),
         "heuristic": Heuristic(longest),
         "confidence": Confidence(longest, asked.level),
         "adaedl": AdaEDL(longest, asked.level),
-        "head": HeadRule(longest, asked.level),
+        "head": HeadRule(longest, own),
     }
     return makers[asked.rule]

@@ -156,7 +156,7 @@ class Speculator:
                 acceptance=Acceptance(asked),
                 lookup=Lookup() if asked.lookup else None,
                 matches=self._matches.child(12.0),
-                rule=make_rule(asked, min(asked.longest, LONGEST)),
+                rule=make_rule(asked, min(asked.longest, LONGEST), _fitted(model)),
                 model=model,
                 switch=Switch(self._wins.get(asked.draft, Switch.HOPE)),
                 chances=None if model is None else model.chances.child(12.0),
@@ -302,6 +302,10 @@ class Speculator:
 
 
 _TOLD = ("confidence", "adaedl", "head")  # rules that go by what the draft model thinks
+
+
+def _fitted(model: DraftModel | None) -> float | None:
+    return None if model is None or model.head is None else model.head.about.level
 
 
 def _until_end(ids: list[int], sequence: RunningSequence) -> list[int]:

@@ -228,3 +228,5 @@ def test_a_level_that_was_named_reaches_its_rule() -> None:
         assert rule.level == 0.25
     head = make_rule(Speculation(rule="head", level=0.1), LONGEST)
     assert length(head, chances(0.8, 1.0)) == 1
+    fitted = make_rule(Speculation(rule="head"), LONGEST, fitted=0.1)
+    assert length(fitted, chances(0.8, 1.0)) == 1
