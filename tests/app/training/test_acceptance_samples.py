@@ -83,13 +83,27 @@ def test_a_trimmed_head_guesses_its_own_tokens_alone(tiny_folder: Path) -> None:
 
 
 def test_mixed_texts_are_those_of_specdec(tiny_folder: Path) -> None:
+    """The draft reads what it drew itself, and each of these tokens is a sample."""
     both = pair(tiny_folder)
-    found = both.mixed(TEXT, PROMPT, 0.3, seeded())
-    greedy = found.extras[:, 2] > 0
-    # Loss on the draft's own tokens alone: fewer than there are places, at both temperatures.
-    assert 0 < int(greedy.sum()) < 8 and 0 < int((~greedy).sum()) < 8
+    found = both.mixed(TEXT, PROMPT, 0.0, seeded())
+    assert len(found) == 2 * 8
+    with torch.no_grad():
+        log_q = logs(both.draft, both.draft(TEXT[None])[0, 3:11])
+    for half in (slice(0, 8), slice(8, 16)):
+        drawn = (log_q - found.extras[half, :1]).abs().argmin(1)
+        with torch.no_grad():
+            hidden = both.draft(torch.cat([TEXT[:PROMPT], drawn])[None])[0]
+        torch.testing.assert_close(found.before[half].float(), hidden[3:11], atol=0.03, rtol=0.01)
+        torch.testing.assert_close(found.after[half].float(), hidden[4:12], atol=0.03, rtol=0.01)
+    assert found.extras[:, 2].tolist() == [0.0] * 8 + [1.0] * 8
     assert (found.reached == 1).all()
-    assert set(found.accepted[greedy].tolist()) <= {0.0, 1.0}
+    assert set(found.accepted[8:].tolist()) <= {0.0, 1.0}
+
+
+def test_a_share_of_a_mixed_text_is_the_target_s_and_no_sample(tiny_folder: Path) -> None:
+    both = pair(tiny_folder)
+    made = [both.mixed(TEXT, PROMPT, 0.25, torch.Generator().manual_seed(n)) for n in range(40)]
+    assert sum(len(found) for found in made) / (40 * 2 * 8) == pytest.approx(0.75, abs=0.06)
 
 
 def test_with_nothing_mixed_every_place_is_a_sample_of_the_text_itself(tiny_folder: Path) -> None:
