@@ -193,17 +193,19 @@ class Speculator:
             plan.draft.choose(_until_end(ids, sequence))
 
     def _worth(self, plan: _Plan, match: Match, room: int, least: float) -> int:
-        """How many looked-up guesses are likely enough to stay."""
-        first = plan.matches[match.kind(0)]
-        if not plan.by_model and plan.model is not None and plan.switch.on and first < _DOUBTFUL:
-            return 0
-        survival, count = plan.survival, 0
+        """How many looked-up guesses are likely enough to stay; none where the draft model is
+        expected to win more tokens than they would."""
+        survival, count, won = plan.survival, 0, 0.0
         while count < room:
             survival *= plan.matches[match.kind(count)]
             if survival < least:
                 break
+            won += survival - least
             count += 1
-        return count
+        if plan.model is None or plan.by_model or not plan.switch.on:
+            return count
+        doubtful = plan.matches[match.kind(0)] < _DOUBTFUL
+        return 0 if doubtful or won < plan.switch.mean else count
 
     def _guess(
         self, model: DraftModel, plans: Mapping[RunningSequence, _Plan], pace: float
