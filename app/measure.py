@@ -148,7 +148,8 @@ def lenience(
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:
-    """The dial of lenient acceptance: speed, agreement with the exact answer, a task's score."""
+    """The dial of lenient acceptance: speed, how often the model agrees with what it accepted (its
+    own likeliest token there), how close the answer stays to the exact one, a task's score."""
     from app.bench.lenience import Plan, run
     from app.bench.speculation import Plan as Asked
 

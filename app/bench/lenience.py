@@ -45,7 +45,10 @@ class _Seen:
     """What was found of one way."""
 
     seconds: list[float] = field(default_factory=list)  # a token, by question
-    agreed: list[float] = field(default_factory=list)  # share of tokens, by question
+    agreed: list[float] = field(default_factory=list)  # share of the model's own choice there
+    same: list[float] = field(
+        default_factory=list
+    )  # share of the plain answer, up to where it parts
     likely: list[float] = field(default_factory=list)  # nats a token, by question
     scores: list[float] = field(default_factory=list)  # F1, by question of the task
 
@@ -108,9 +111,12 @@ def _measure(
         bar = progress.add_task("answering", total=(len(prompts) + len(task)) * len(ways))
         for prompt in prompts:
             track.lap(Way("warm"), [prompt])
+            laps = {}
             for way in drawn.sample(ways, len(ways)):
-                _note(seen[way.name], track, prompt, track.lap(way, [prompt]))
+                laps[way.name] = track.lap(way, [prompt])
                 progress.advance(bar)
+            for name, lap in laps.items():
+                _note(seen[name], track, prompt, lap, laps[_PLAIN].answers[0])
         short = replace(track, tokens=_SHORT)
         for question in task:
             ids = track.model.chat(squad_prompt(question))
@@ -123,8 +129,10 @@ def _measure(
     return seen
 
 
-def _note(seen: _Seen, track: Track, prompt: Sequence[int], lap: Lap) -> None:
+def _note(seen: _Seen, track: Track, prompt: Sequence[int], lap: Lap, plain: Sequence[int]) -> None:
     (answer,) = lap.answers
+    parts = (place for place, (a, b) in enumerate(zip(answer, plain, strict=False)) if a != b)
+    seen.same.append(next(parts, min(len(answer), len(plain))) / len(plain))
     seen.seconds.append(lap.seconds / max(lap.usage.completion, 1))
     logs = track.model.log_probabilities([*prompt, *answer], len(prompt))
     written = torch.tensor(answer)
@@ -140,6 +148,7 @@ def _report(seen: Mapping[str, _Seen], plan: Plan, model: str, draft: str) -> di
             "speedup": asdict(ratio(plain.seconds, found.seconds)),
             "over_first": asdict(ratio(exact.seconds, found.seconds)),
             "agreement": asdict(mean(found.agreed)),
+            "same_as_plain": asdict(mean(found.same)),
             "log_likelihood": asdict(mean(found.likely)),
         }
         if found.scores:
@@ -154,7 +163,7 @@ def _report(seen: Mapping[str, _Seen], plan: Plan, model: str, draft: str) -> di
 def _show(report: Mapping[str, Any], console: Console) -> None:
     table = Table(title=f"lenient acceptance, {report['setup']['model']}")
     table.add_column("lenience")
-    columns = ("speedup", "over_first", "agreement", "log_likelihood", "f1", "f1_lost")
+    columns = ("speedup", "agreement", "same_as_plain", "log_likelihood", "f1", "f1_lost")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, row in report["ways"].items():

@@ -31,6 +31,10 @@ def plain_by_oracle(
         for right, each in ((looked[at], row), (modelled[at], row + guess)):
             for count in range(1, min(right, left) + 1):
                 options.append(first + count * each + best[at + count + 1])
+        for guessed in range(1, min(modelled[at], left) + 1):  # and look-up behind the model
+            for more in range(1, min(looked[at + guessed], left - guessed, LONGEST - guessed) + 1):
+                took = first + guessed * (row + guess) + more * row
+                options.append(took + best[at + guessed + more + 1])
         best[at] = min(options)
     return first * (len(answer) - 1), best[1] if len(answer) > 1 else 0.0
 

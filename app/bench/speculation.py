@@ -172,14 +172,20 @@ class Heat:
 
 
 def _heats(questions: Sequence[Question], batch: int) -> list[Heat]:
+    """Raises ValueError where a category has too few questions to tell an interval."""
     by_category: dict[str, list[tuple[int, ...]]] = {}
     for question in questions:
         by_category.setdefault(question.category, []).append(question.ids)
-    return [
-        Heat(name, tuple(ids[at : at + batch]))
-        for name, ids in by_category.items()
-        for at in range(0, len(ids), batch)
-    ]
+    heats = []
+    for name, ids in by_category.items():
+        if len(ids) < 2 * batch:
+            raise ValueError(
+                f"{name} has {len(ids)} questions: intervals need two of each category, and with"
+                f" --batch {batch} {2 * batch}; raise --each, or name a file with more"
+            )
+        starts = range(0, len(ids) - batch + 1, batch)  # none that is not full
+        heats += [Heat(name, tuple(ids[at : at + batch])) for at in starts]
+    return heats
 
 
 Laps = dict[str, list[tuple[Heat, Lap]]]

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
+from typing import TypeVar
 
 from app.catalog import ModelCard
 from app.engines.affinity import Affinity, links
@@ -21,7 +22,9 @@ from app.errors import (
     FarthingError,
     Overloaded,
 )
-from app.types import Call, Capabilities, Chunk, Load
+from app.types import Call, Capabilities, Chunk, Load, Speculates
+
+T = TypeVar("T")
 
 _RECENT = 64  # calls whose durations tell how long others will take
 _ENTROPY = (None, "bounds", "exact")  # weakest first
@@ -148,6 +151,7 @@ class Pool:
             stop_on_entropy=all(each.stop_on_entropy for each in found),
             native=all(each.native for each in found),
             overrun=max(each.overrun for each in found),
+            speculation=_common([each.speculation for each in found]),
         )
 
     def load(self, model: str) -> Load:
@@ -275,6 +279,29 @@ class Pool:
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The deadline passed before {self.card.name} had a free place")
+
+
+def _common(found: Sequence[Speculates | None]) -> Speculates | None:
+    """What all of these can do; None: they have nothing in common."""
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
+        return None
+    able = Speculates(
+        drafts=_shared([each.drafts for each in known]),
+        lookup=all(each.lookup for each in known),
+        rules=_shared([each.rules for each in known]),
+        acceptance=_shared([each.acceptance for each in known]),
+        longest=min(each.longest for each in known),
+        sampled=all(each.sampled for each in known),
+    )
+    guesses = able.drafts or able.lookup
+    return able if guesses and able.rules and able.acceptance and able.longest else None
+
+
+def _shared(offers: Sequence[tuple[T, ...]]) -> tuple[T, ...]:
+    """What is in all of them, in the first one's order."""
+    first, *others = offers
+    return tuple(each for each in first if all(each in other for other in others))
 
 
 def _busy(replica: Replica) -> int:

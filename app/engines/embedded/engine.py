@@ -213,10 +213,7 @@ class EmbeddedEngine:
             )
             took = time.monotonic() - began
             _log.info("model %s (%s) is ready after %.1f s", card.name, card.precision, took)
-        try:
-            join(self.models.values(), self._paths, self._threads or spare_threads())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"acceptance head: {error}") from error
+        join(self.models.values(), self._paths, self._threads or spare_threads())
 
 
 def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:

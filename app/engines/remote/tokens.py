@@ -269,6 +269,7 @@ class _Reader:
         """Only of a call that asked for them: others cost what they cost without.
 
         vLLM tells of them with its last event: of an answer that we cut short they stay 0.
+        `_written_guesses` says how many of those that it accepted are in the answer.
         """
         asked = self.call.decoding.speculation is not None and isinstance(metrics, dict)
         told = metrics.get("speculative_decoding") if asked else None
@@ -288,16 +289,26 @@ class _Reader:
     def _news(self) -> Usage:
         """What was used since it was last told; at least what we have seen."""
         now, told = self.total, self.told
+        completion = max(now.completion, self.written)
         news = Usage(
             now.prompt - told.prompt,
             now.cached - told.cached,
-            max(now.completion, self.written) - told.completion,
+            completion - told.completion,
             now.drafted - told.drafted,
-            now.accepted - told.accepted,
+            max(self._written_guesses(completion) - told.accepted, 0),
             now.passes - told.passes,
         )
         self.told += news
         return news
+
+    def _written_guesses(self, completion: int) -> int:
+        """How many guesses can be among so many tokens, at most as many as were accepted.
+
+        vLLM counts before it cuts at the model's end or at max_tokens. Every pass wrote a token
+        that was no guess, except the last, which may have been cut before it; and the prompt's
+        own pass wrote one.
+        """
+        return min(self.total.accepted, max(completion - self.total.passes, 0))
 
     async def _choice(self, choice: Any) -> AsyncGenerator[Chunk]:
         try:

@@ -145,7 +145,7 @@ def test_all_of_it_is_measured_and_written(
     base: Weights, draft: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "figures.json"
-    plan = Plan(each=1, tokens=8, batch=2, quick=True)
+    plan = Plan(each=3, tokens=8, quick=True)
     run(base, draft, plan, threads=1, json_file=file)
     report = json.loads(file.read_text())
     assert report["speedup"] == report["ways"]["adaptive"]["speedup"]["mean"] > 0
@@ -172,6 +172,12 @@ def test_the_dial_of_lenience(base: Weights, draft: Weights, tmp_path: Path) -> 
     assert found["1"]["f1_lost"]["mean"] == 0
     assert found["0.1"]["agreement"]["mean"] < found["1"]["agreement"]["mean"]
     assert found["1"]["agreement"]["mean"] == found["plain"]["agreement"]["mean"]
+    assert found["1"]["same_as_plain"]["mean"] == 1 > found["0.1"]["same_as_plain"]["mean"]
+
+
+def test_an_interval_needs_two_of_each_category(base: Weights, draft: Weights) -> None:
+    with pytest.raises(ConfigError, match="conversation has 3 questions: .* --batch 2 4;"):
+        run(base, draft, Plan(each=3, tokens=8, batch=2, quick=True), threads=1)
 
 
 def test_another_vocabulary_is_refused(base: Weights, tmp_path: Path) -> None:

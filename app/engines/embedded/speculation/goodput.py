@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -122,14 +123,18 @@ class Switch:
     not flutter; off, it tries again after a while, and ever more seldom.
     """
 
-    OFF, ON = -0.04, 0.02  # tokens a draft
+    OFF, ON = -0.05, 0.02  # tokens a draft
     HOPE = 0.05  # what is expected before anything was measured
     _FIRST, _LAST = 24, 384  # tokens between two tries
 
-    def __init__(self, expected: float) -> None:
+    def __init__(self, expected: float, tries: bool = True, weight: float = 0.05) -> None:
+        """`expected`: tokens that a draft wins, by other sequences; `tries`: whether to find out
+        here too, where that is a loss; `weight`: of the newest draft in the rolling mean. One
+        draft wins a token more or less, so the mean must be slow to tell a tenth of one."""
+        self._weight = weight
         self.on = expected > self.OFF
         self._mean = expected
-        self._next = 0
+        self._next = 0 if tries else sys.maxsize
         self._wait = self._FIRST
 
     @property
@@ -142,7 +147,7 @@ class Switch:
         return self.on or written >= self._next
 
     def learn(self, won: float, written: int) -> None:
-        self._mean += 0.15 * (min(max(won, -3.0), 3.0) - self._mean)
+        self._mean += self._weight * (min(max(won, -3.0), 3.0) - self._mean)
         if self.on and self._mean < self.OFF:
             self.on, self._wait = False, self._FIRST
         elif not self.on and self._mean > self.ON:

@@ -182,7 +182,7 @@ def _chances(
         ]
     else:
         told = [_before(pen) for pen in pens]
-    raw = head.probability(head(states, torch.tensor(told))).tolist()
+    raw = head.probability(head(states, torch.tensor(told, device=states.device))).tolist()
     if head.sees == "after":
         # The first state is of a token that is in the answer already.
         return [chance if pen.guesses else 1.0 for chance, pen in zip(raw, pens, strict=True)]

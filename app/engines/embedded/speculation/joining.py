@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,9 @@ from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.speculation.goodput import StepCost, clock_of
 from app.engines.embedded.speculation.guessing import DraftModel
 from app.engines.embedded.speculation.speculator import LONGEST, Speculator
-from app.errors import EngineUnsupported
+from app.errors import ConfigError, EngineUnsupported
 from app.nets.acceptance_head import HEAD, AcceptanceHead
-from app.types import Call, LengthRule, Speculates
+from app.types import LEAST_LENIENCE, Call, LengthRule, Speculates
 
 _TRAINING_FREE: tuple[LengthRule, ...] = ("confidence", "adaedl", "heuristic", "fixed")
 _SHORT, _LONG = 32, 416  # tokens before the passes that are measured
@@ -39,7 +39,7 @@ class Loaded(Protocol):
 def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> None:
     """Give each model's scheduler somebody who guesses: the cheaper models of its family.
 
-    Raises FileNotFoundError, ValueError for an acceptance head that is none, or not of its model.
+    Raises ConfigError for an acceptance head that is none, or not of its model.
     """
     models = list(models)
     costs = {m.card.name: measure(m.decoder, threads) for m in models}
@@ -51,7 +51,7 @@ def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> N
                 other.decoder,
                 other.scheduler.memory,
                 heads[other.card.name],
-                cost=costs[other.card.name],
+                cost=costs[other.card.name].copy(),
             )
             for other in sorted(models, key=lambda m: m.card.price.output)
             if other is not model
@@ -67,16 +67,21 @@ def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> N
 
 
 def _head(model: Loaded, path: Path) -> AcceptanceHead | None:
-    named = model.card.acceptance_head
-    file = Path(named) if named else path / HEAD
+    """Raises ConfigError naming the model's table."""
+    named, at = model.card.acceptance_head, f"[models.{model.card.name}]: acceptance_head"
+    file = Path(named).expanduser() if named else path / HEAD
     if not named and not file.is_file():
         return None
-    head, hidden = AcceptanceHead.load(file), model.decoder.config.hidden
-    if head.about.hidden != hidden:
-        raise ValueError(
-            f"{file}: is for states of {head.about.hidden} numbers, and this model's have {hidden}"
+    try:
+        head = AcceptanceHead.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{at}: {error}") from error
+    if head.about.hidden != model.decoder.config.hidden:
+        raise ConfigError(
+            f"{at}: {file} is for states of {head.about.hidden} numbers, and this model's have"
+            f" {model.decoder.config.hidden}"
         )
-    return head
+    return head.to(model.decoder.device)
 
 
 def measure(decoder: Decoder, threads: int) -> StepCost:
@@ -120,12 +125,14 @@ def _pass(decoder: Decoder, sequences: int, rows: int, length: int) -> float:
 def abilities(scheduler: Scheduler) -> Speculates:
     """What may be asked of this model."""
     drafts = {} if scheduler.speculator is None else scheduler.speculator.drafts
-    headed = any(model.head is not None for model in drafts.values())
-    rules: Sequence[LengthRule] = ("head", *_TRAINING_FREE) if headed else _TRAINING_FREE
+    heads = [model.head is not None for model in drafts.values()]
+    rules: tuple[LengthRule, ...] = _TRAINING_FREE
+    if any(heads):  # best where the best draft has one
+        rules = ("head", *rules) if heads[0] else (*rules, "head")
     return Speculates(
         drafts=tuple(drafts),
         lookup=True,
-        rules=tuple(rules),
+        rules=rules,
         acceptance=("exact", "lenient", "typical"),
         longest=LONGEST,
     )
@@ -146,8 +153,8 @@ def check(call: Call, scheduler: Scheduler) -> None:
         raise _refusal(f"{asked.draft} has no acceptance head; see `farthing train`")
     if not 1 <= asked.longest <= LONGEST:
         raise _refusal(f"a draft has 1 to {LONGEST} tokens, not {asked.longest}")
-    if not 0 < asked.lenience <= 1:
-        raise _refusal(f"lenience is above 0 and at most 1, not {asked.lenience:g}")
+    if not LEAST_LENIENCE <= asked.lenience <= 1:
+        raise _refusal(f"lenience is {LEAST_LENIENCE:g} to 1, not {asked.lenience:g}")
 
 
 def _refusal(why: str) -> EngineUnsupported:

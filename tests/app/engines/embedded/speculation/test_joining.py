@@ -153,9 +153,9 @@ REFUSED = {
     "no head": (replace(TOLD, rule="head"), "guesser has no acceptance head"),
     "none long": (replace(TOLD, longest=0), "a draft has 1 to 16 tokens, not 0"),
     "too long": (replace(TOLD, longest=17), "a draft has 1 to 16 tokens, not 17"),
-    "no lenience": (replace(TOLD, acceptance="lenient", lenience=0.0), "above 0 and at most 1"),
-    "strict": (replace(TOLD, acceptance="lenient", lenience=1.1), "above 0 and at most 1"),
-    "no number": (replace(TOLD, acceptance="lenient", lenience=float("nan")), "above 0"),
+    "no lenience": (replace(TOLD, acceptance="lenient", lenience=0.0009), "0.001 to 1, not 0.0009"),
+    "strict": (replace(TOLD, acceptance="lenient", lenience=1.1), "0.001 to 1"),
+    "no number": (replace(TOLD, acceptance="lenient", lenience=float("nan")), "not nan"),
 }
 
 
@@ -191,6 +191,28 @@ async def test_a_head_that_is_there_is_offered_and_used(start: Start, tmp_path: 
     assert total(found).drafted > 0
 
 
+async def test_a_head_that_only_a_dearer_draft_has_is_not_the_best_rule(
+    start: Start, tmp_path: Path
+) -> None:
+    """What an engine offers first must go with the draft that it offers first."""
+    cards = headed(tmp_path / "head")
+    cheap = card("cheap", precision="int8", price=price("0.5"))
+    engine = await start([*cards, cheap])
+    able = engine.capabilities("tiny").speculation
+    assert able is not None and able.drafts == ("cheap", "guesser")
+    assert (able.rules[0], able.rules[-1]) == ("confidence", "head")
+
+
+async def test_guessing_for_another_leaves_a_model_its_prefixes(start: Start) -> None:
+    engine = await start(PAIR)
+    short = {"messages": (), "prompt": tuple(range(30))}
+    of_its_own = replace(ANSWER, model="guesser", max_tokens=1, **short)
+    await collect(engine.generate(of_its_own))
+    cached = total(await collect(engine.generate(of_its_own))).cached
+    await collect(engine.generate(asked(TOLD, **short)))
+    assert total(await collect(engine.generate(of_its_own))).cached == cached > 0
+
+
 async def test_a_head_of_another_model_is_no_head(start: Start, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is for states of 32 numbers, and this model's have 64"):
         await start(headed(tmp_path / "head", hidden=32))
@@ -198,7 +220,7 @@ async def test_a_head_of_another_model_is_no_head(start: Start, tmp_path: Path) 
 
 async def test_a_head_that_is_missing_is_told(start: Start, tmp_path: Path) -> None:
     missing = PAIR[1].model_copy(update={"acceptance_head": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match="acceptance head"):
+    with pytest.raises(ConfigError, match=r"\[models.guesser\]: acceptance_head: "):
         await start([PAIR[0], missing])
 
 
