@@ -13,6 +13,7 @@ import pytest
 
 from app.catalog import read
 from app.downloads import local_path
+from app.engines.fleet import Fleet
 from app.engines.remote.rendering import Renderings
 from app.engines.vllm import VllmServer
 from app.nets.acceptance_head import HEAD, AcceptanceHead
@@ -230,10 +231,13 @@ def test_malformed_asks_are_refused_at_the_door(client: Client, wrong: dict[str,
 async def test_the_gateway_asks_for_it_and_counts_it(
     server: VLLMServer, client: Client, plain: dict[str, list[int]]
 ) -> None:
-    one = VllmServer(card("m", server.url, served=server.name), server.url, None, Renderings())
+    fleet = Fleet.build(
+        [card("m", server.url, served=server.name)],
+        lambda of, url: VllmServer(of, url, None, Renderings()),
+    )
     try:
-        await one.probe()
-        told = one.capabilities("m").speculation
+        await fleet.start()
+        told = fleet.capabilities("m").speculation
         assert told == Speculates(
             ("",), False, ("head", "confidence", "fixed"), ("exact", "lenient"), LONGEST, True
         )
@@ -246,7 +250,7 @@ async def test_the_gateway_asks_for_it_and_counts_it(
                 sampling=Sampling(temperature=0, ignore_eos=True),
                 decoding=Decoding(speculation=asked),
             )
-            chunks = [chunk async for chunk in one.generate(call)]
+            chunks = [chunk async for chunk in fleet.generate(call)]
             assert [t.id for chunk in chunks for t in chunk.tokens] == plain[text]
             usage = sum((chunk.usage for chunk in chunks), Usage())
             assert usage.completion == LENGTH
@@ -255,7 +259,7 @@ async def test_the_gateway_asks_for_it_and_counts_it(
                 continue
             assert 0 < usage.accepted < usage.drafted <= min(asked.longest, 5) * usage.passes
     finally:
-        await one.aclose()
+        await fleet.aclose()
 
 
 FAULTY = """

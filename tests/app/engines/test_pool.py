@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ from app.errors import (
     FarthingError,
     Overloaded,
 )
-from app.types import Capabilities, Chunk, Goals, Load, Usage
+from app.types import Capabilities, Chunk, Goals, Load, Speculates, Usage
 from tests.app.engines.scripted import (
     END,
     call,
@@ -364,5 +365,35 @@ def test_capabilities_are_what_all_ready_replicas_can_do() -> None:
             await asyncio.sleep(30)  # none is ready, but it is known what they could
             assert not fleet.load("m").healthy
             assert fleet.capabilities("m").context == 4000
+
+    run(test)
+
+
+BOTH = Speculates(("x", "y"), True, ("head", "confidence", "fixed"), ("exact", "lenient"), 16)
+LESS = Speculates(("y", "x"), False, ("fixed", "confidence"), ("exact",), 5, False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        (BOTH, BOTH, BOTH),
+        (BOTH, LESS, Speculates(("x", "y"), False, ("confidence", "fixed"), ("exact",), 5, False)),
+        (BOTH, None, None),
+        (BOTH, replace(LESS, drafts=("z",)), None),
+        (BOTH, replace(BOTH, drafts=()), replace(BOTH, drafts=())),  # look-up is left
+        (BOTH, replace(LESS, rules=("adaedl",)), None),
+        (BOTH, replace(LESS, longest=0), None),
+    ],
+)
+def test_a_model_speculates_as_all_its_replicas_can(
+    one: Speculates, other: Speculates | None, common: Speculates | None
+) -> None:
+    async def test() -> None:
+        many = servers("a", "b")
+        many[A].abilities = Capabilities("f", 1000, speculation=one)
+        many[B].abilities = Capabilities("f", 1000, speculation=other)
+        async with many.started(card("m", A), card("n", A, B)) as fleet:
+            assert fleet.capabilities("m").speculation == one
+            assert fleet.capabilities("n").speculation == common
 
     run(test)
