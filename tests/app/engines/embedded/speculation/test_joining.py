@@ -203,16 +203,6 @@ async def test_a_head_that_only_a_dearer_draft_has_is_not_the_best_rule(
     assert (able.rules[0], able.rules[-1]) == ("confidence", "head")
 
 
-async def test_guessing_for_another_leaves_a_model_its_prefixes(start: Start) -> None:
-    engine = await start(PAIR)
-    short = {"messages": (), "prompt": tuple(range(30))}
-    of_its_own = replace(ANSWER, model="guesser", max_tokens=1, **short)
-    await collect(engine.generate(of_its_own))
-    cached = total(await collect(engine.generate(of_its_own))).cached
-    await collect(engine.generate(asked(TOLD, **short)))
-    assert total(await collect(engine.generate(of_its_own))).cached == cached > 0
-
-
 async def test_a_head_of_another_model_is_no_head(start: Start, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is for states of 32 numbers, and this model's have 64"):
         await start(headed(tmp_path / "head", hidden=32))
