@@ -98,8 +98,12 @@ def speculation(
             help="Questions with a category. Default: FARTHING_DATA's spec_bench.jsonl, else ours.",
         ),
     ] = None,
-    each: Annotated[int, typer.Option(min=1, help="Questions of a category, at most.")] = 6,
-    tokens: Annotated[int, typer.Option(min=2, help="Of each answer, at most.")] = 128,
+    each: Annotated[
+        int | None, typer.Option(min=2, help="Questions of a category, at most. [6, quick: 2]")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Of each answer, at most. [128, quick: 96]")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 0.0,
     clock: Clock = "wall",
@@ -117,8 +121,8 @@ def speculation(
         prompts = offered if offered.is_file() else None
     plan = Plan(
         prompts=prompts,
-        each=min(each, 2) if quick else each,
-        tokens=min(tokens, 96) if quick else tokens,
+        each=each or (2 if quick else 6),
+        tokens=tokens or (96 if quick else 128),
         batch=batch,
         temperature=temperature,
         clock=clock,
