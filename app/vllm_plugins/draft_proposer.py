@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from vllm import __version__ as vllm_version
 from vllm.platforms import current_platform
+from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
@@ -66,6 +67,19 @@ class SpeculatingWorker(_Worker):
             )
         )
 
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """What the scheduler will have verified.
+
+        Near the end of the draft model's context vLLM asks nobody, and guesses token 0 throughout,
+        for every row: a tensor, where ours are lists. Nobody asked for these.
+        """
+        taken: DraftTokenIds | None = super().take_draft_token_ids()
+        runner = self.model_runner
+        ours = isinstance(getattr(runner, "drafter", None), AdaptiveDraft)
+        if taken is None or not ours or not torch.is_tensor(runner._draft_token_ids):
+            return taken
+        return DraftTokenIds(taken.req_ids, [[] for _ in taken.req_ids])
+
 
 def _why_not(config: Any, runner: Any) -> str | None:
     """Why vLLM's own drafting has to stay; None: ours may take its place."""
@@ -88,16 +102,20 @@ def _why_not(config: Any, runner: Any) -> str | None:
 
 
 def _head(runner: Any) -> AcceptanceHead | None:
-    """The acceptance head that the environment names, seen to fit the draft model."""
+    """The acceptance head that the environment names, seen to fit the draft model.
+
+    None where it cannot be used, whatever the reason: that is logged, and the rule `head` is not
+    offered.
+    """
     path = os.environ.get(asks.HEAD_VARIABLE)
     if not path:
         return None
     try:
         head = AcceptanceHead.load(Path(path)).to(runner.device)
-    except (OSError, ValueError):
+        width = runner.speculative_config.draft_model_config.get_hidden_size()
+    except Exception:  # the worker would end, and the server with it
         logger.exception("farthing: the acceptance head cannot be used; drafts end without it")
         return None
-    width = runner.speculative_config.draft_model_config.get_hidden_size()
     if head.about.hidden != width:
         logger.error(
             "farthing: the acceptance head is for states of width %d, and the draft model's have"
@@ -147,8 +165,8 @@ class AdaptiveDraft(DraftModelProposer):
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """Guesses of each row, of different numbers. Never raises."""
-        rows = kwargs["common_attn_metadata"].batch_size()
         try:
+            rows = kwargs["common_attn_metadata"].batch_size()
             return self._propose(rows, *args, **kwargs)
         except Exception:
             # A step without drafts is only slower; an exception would end the server.
@@ -156,14 +174,18 @@ class AdaptiveDraft(DraftModelProposer):
             if not self._failed:  # once: this runs for every token
                 logger.exception("farthing: drafting failed; steps go on without drafts")
             self._failed = True
-            return [[] for _ in range(rows)]
+            return [[] for _ in range(self._runner.input_batch.num_reqs)]
         finally:
             self._drafting = None
 
     def _propose(self, rows: int, num_speculative_tokens: int, **kwargs: Any) -> list[list[int]]:
         sampling = kwargs["sampling_metadata"]
         greedy = _greedy(sampling, rows, self.device)
-        given = [self._ask(row, bool(is_greedy)) for row, is_greedy in enumerate(greedy.tolist())]
+        given = [
+            # vLLM draws guesses without a request's seed: with them it could not be repeated.
+            Ask(longest=0) if row in sampling.generators else self._ask(row, bool(is_greedy))
+            for row, is_greedy in enumerate(greedy.tolist())
+        ]
         drafting = Drafting(given, num_speculative_tokens, greedy, self._head)
         self._drafting, self._draft_probs = drafting, []
         with suppress(_Stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,6 +27,20 @@ class Worker:
 
     def init_device(self) -> None:
         self.model_runner = self._runner
+
+    def take_draft_token_ids(self) -> Any:
+        runner = self.model_runner
+        if not runner._draft_token_req_ids:
+            return None
+        guesses = runner._draft_token_ids
+        guesses = guesses.tolist() if torch.is_tensor(guesses) else guesses
+        return DraftTokenIds(runner._draft_token_req_ids, guesses)
+
+
+@dataclass
+class DraftTokenIds:
+    req_ids: list[str]
+    draft_token_ids: list[list[int]]
 
 
 class Proposer:
@@ -141,6 +156,7 @@ def load(
         "vllm": {"__version__": version},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: True)},
         "vllm.triton_utils.dispatcher": {"register_kernels": kernels.register},
+        "vllm.v1.outputs": {"DraftTokenIds": DraftTokenIds},
         "vllm.v1.sample.rejection_sampler": {
             "RejectionSampler": RejectionSampler,
             "apply_sampling_constraints": kernels.constrain,
@@ -213,11 +229,12 @@ def config(**changes: Any) -> Any:
     )
 
 
-def sampling(*temperatures: float, told: Any = None) -> Any:
-    """A batch's sampling metadata."""
+def sampling(*temperatures: float, told: Any = None, seeded: tuple[int, ...] = ()) -> Any:
+    """A batch's sampling metadata; `seeded` rows have generators of their own."""
     return SimpleNamespace(
         all_greedy=not any(temperatures),
         all_random=all(temperatures),
         temperature=torch.tensor(temperatures),
         told=told,
+        generators={row: torch.Generator() for row in seeded},
     )

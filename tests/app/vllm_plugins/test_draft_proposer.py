@@ -38,21 +38,42 @@ def started(
     **changes: Any,
 ) -> Any:
     """A worker's model runner, once its device is there."""
+    return worker(
+        monkeypatch, given, kernels=kernels, unread=unread, version=version, **changes
+    ).model_runner
+
+
+def worker(
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[dict[str, Any] | None] | None = None,
+    *,
+    kernels: Kernels | None = None,
+    unread: tuple[int, ...] = (),
+    version: str = "0.32.0",
+    **changes: Any,
+) -> Any:
     module = straw_vllm.load(monkeypatch, kernels, version)
     made = runner([{}] if given is None else given, unread)
     if changes.pop("v2", False):
         del made.drafter
-    module.SpeculatingWorker(config(**changes), made).init_device()
-    return made
+    found = module.SpeculatingWorker(config(**changes), made)
+    found.init_device()
+    return found
 
 
-def propose(made: Any, logits: list[list[float]], *temperatures: float, longest: int = 4) -> Any:
+def propose(
+    made: Any,
+    logits: list[list[float]],
+    *temperatures: float,
+    longest: int = 4,
+    seeded: tuple[int, ...] = (),
+) -> Any:
     """Drafts of rows of which each pass of the draft model gives the same logits."""
     made.drafter.states = [torch.tensor(logits)] * 9
     return made.drafter.propose(
         num_speculative_tokens=longest,
         common_attn_metadata=SimpleNamespace(batch_size=lambda: len(logits)),
-        sampling_metadata=sampling(*(temperatures or [0.0] * len(logits))),
+        sampling_metadata=sampling(*(temperatures or [0.0] * len(logits)), seeded=seeded),
     )
 
 
@@ -198,6 +219,49 @@ def test_a_failure_is_logged_once_and_costs_drafts_only(
     assert record.levelname == "ERROR"
 
 
+def test_a_batch_that_cannot_be_read_gets_no_drafts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = started(monkeypatch, [{}, {}])
+    for broken in ({}, {"common_attn_metadata": None}):
+        assert made.drafter.propose(num_speculative_tokens=4, **broken) == [[], []]
+    assert caplog.text.count("drafting failed") == 1
+
+
+def test_who_has_a_seed_and_a_temperature_gets_no_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM draws them without the seed."""
+    made = started(monkeypatch, [{}, {}, {}])
+    drafts = propose(made, [sure(row) for row in range(3)], 1.0, 1.0, 0.0, seeded=(1,))
+    assert [len(draft) for draft in drafts] == [4, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("guesses", "taken"),
+    [
+        ([[3], [4, 5]], [[3], [4, 5]]),
+        # vLLM's own, near the end of the draft's context.
+        (torch.zeros(1, dtype=torch.int32).expand(2, 4), [[], []]),
+    ],
+)
+def test_nobody_verifies_guesses_that_nobody_made(
+    monkeypatch: pytest.MonkeyPatch, guesses: Any, taken: list[list[int]]
+) -> None:
+    made = worker(monkeypatch, [{}, {asks.SPEC_K: 0}])
+    made.model_runner._draft_token_ids = guesses
+    made.model_runner._draft_token_req_ids = ["r0", "r1"]
+    found = made.take_draft_token_ids()
+    assert (found.req_ids, found.draft_token_ids) == (["r0", "r1"], taken)
+    made.model_runner._draft_token_req_ids = None
+    assert made.take_draft_token_ids() is None
+
+
+def test_without_our_drafts_vllm_s_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = worker(monkeypatch, [{}], version="0.33.0")
+    made.model_runner._draft_token_ids = torch.zeros(1, 4, dtype=torch.int32)
+    made.model_runner._draft_token_req_ids = ["r0"]
+    assert made.take_draft_token_ids().draft_token_ids == [[0] * 4]
+
+
 def test_another_s_guesses_are_drawn_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own warm-up has no drafts of ours under way."""
     made = started(monkeypatch)
@@ -234,6 +298,17 @@ def test_a_head_that_does_not_fit_is_left_out(
     made = started(monkeypatch, [{asks.SPEC_STOP: 0.6}])
     assert why in caplog.text
     assert propose(made, [sure(0, 0.999)]) == [[0] * 4]
+
+
+def test_a_head_that_fails_in_any_way_ends_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(asks.HEAD_VARIABLE, str(tmp_path / "head"))
+    monkeypatch.setenv(asks.STATE_VARIABLE, str(tmp_path / "state"))
+    monkeypatch.setattr(AcceptanceHead, "load", lambda path: 1 / 0)
+    started(monkeypatch)
+    assert "the acceptance head cannot be used" in caplog.text
+    assert json.loads((tmp_path / "state").read_text())["level"] is None
 
 
 def test_a_step_without_guesses_is_sampled_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

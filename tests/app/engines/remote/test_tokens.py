@@ -126,12 +126,30 @@ def guessed(drafted: Any, accepted: Any, passes: Any) -> dict[str, Any]:
 
 async def test_what_was_guessed_ahead_comes_with_the_end() -> None:
     start = one(0, 1, done=2, finish_reason="length")
-    pieces = [start, event(guessed(7, 1, 2)), DONE]
+    pieces = [start, event(guessed(7, 1, 1)), DONE]
     chunks = await read(pieces, call(decoding=SPECULATION))
-    assert [chunk.usage for chunk in chunks] == [Usage(3, 0, 2), Usage(0, 0, 0, 7, 1, 2)]
+    assert [chunk.usage for chunk in chunks] == [Usage(3, 0, 2), Usage(0, 0, 0, 7, 1, 1)]
     assert sum((chunk.usage for chunk in chunks), Usage()).wasted == 6
     unasked = await read(pieces)  # the server does so for all; nobody holds money for it
     assert sum((chunk.usage for chunk in unasked), Usage()) == Usage(3, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("completion", "passes", "accepted"),
+    [(9, 2, 5), (6, 2, 4), (2, 1, 1), (1, 1, 0), (1, 2, 0)],
+)
+@pytest.mark.parametrize("together", [True, False])
+async def test_guesses_beyond_the_answer_s_end_are_not_in_it(
+    completion: int, passes: int, accepted: int, together: bool
+) -> None:
+    """The server accepted five, before it cut."""
+    text = one(*[0] * completion, finish_reason="length")
+    last = event(guessed(8, 5, passes) | {"usage": usage(3, completion)})
+    pieces = [text + last + DONE] if together else [text, last, DONE]
+    chunks = await read(pieces, call(decoding=SPECULATION))
+    total = sum((chunk.usage for chunk in chunks), Usage())
+    assert total == Usage(3, 0, completion, 8, accepted, passes)
+    assert total.accepted + total.wasted == 8
 
 
 @pytest.mark.parametrize(
