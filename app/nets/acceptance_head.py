@@ -169,7 +169,7 @@ def _read_about(metadata: Mapping[str, str]) -> About:
 _Rule: TypeAlias = tuple[type | tuple[type, ...], Callable[[Any], bool], str]
 _NUMBER = (int, float)
 _RULES: dict[str, _Rule] = {
-    "hidden": (int, lambda value: value >= 1, "at least 1"),
+    "hidden": (int, lambda value: 1 <= value <= 65536, "1 to 65536"),
     "depth": (int, lambda value: 0 <= value <= 16, "0 to 16"),
     "tied": (bool, lambda value: True, "true or false"),
     "extras": (bool, lambda value: True, "true or false"),

@@ -72,6 +72,8 @@ def run_head(choices: HeadChoices) -> None:
 
 def _recipe(choices: HeadChoices) -> HeadRecipe:
     """That of the folder, where there is one; else the one asked for."""
+    if choices.prompts and choices.texts:
+        raise ConfigError("--prompts and --texts: a training reads one or the other, not both")
     path = choices.folder / "head_recipe.json"
     if not path.exists():
         recipe = HeadRecipe(**choices.recipe)

@@ -115,14 +115,19 @@ class HeadSession:
 
     def _samples(self) -> tuple[Samples, Samples, dict[str, Samples]]:
         """Those to learn; of the held-out texts, those to calibrate by and those to report on."""
+        found = {name: self._held(name, warmth) for name, warmth in HELD.items()}
+        tuning = Samples.joined([each.at(each.text % _TUNED == 0) for each in found.values()])
+        held = {name: samples.at(samples.text % _TUNED > 0) for name, samples in found.items()}
+        if not len(tuning) or not all(len(samples) for samples in held.values()):
+            raise ValueError(
+                f"{self.folder / 'inputs'}: too few held-out texts with answers: by every second"
+                " one the head is calibrated, and on the others it is judged"
+            )
         answers = self._answers()
         seeded = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(answers), generator=seeded)[: self.recipe.texts].tolist()
-        found = {name: self._held(name, warmth) for name, warmth in HELD.items()}
         learned = self._kept("learned", answers, order, self._learned)
-        tuning = [samples.at(samples.text % _TUNED == 0) for samples in found.values()]
-        held = {name: samples.at(samples.text % _TUNED > 0) for name, samples in found.items()}
-        return learned, Samples.joined(tuning), held
+        return learned, tuning, held
 
     def _learned(self, ids: Tensor, prompt: int, seeded: torch.Generator) -> Samples:
         if self.recipe.made == "mixed":

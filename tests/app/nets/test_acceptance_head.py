@@ -134,8 +134,9 @@ def test_the_weight_of_rejections_is_undone() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"hidden": 0}, "hidden must be at least 1, not 0"),
-        ({"hidden": True}, "hidden must be at least 1, not True"),
+        ({"hidden": 0}, "hidden must be 1 to 65536, not 0"),
+        ({"hidden": True}, "hidden must be 1 to 65536, not True"),
+        ({"hidden": 65537}, "hidden must be 1 to 65536, not 65537"),
         ({"depth": 17}, "depth must be 0 to 16, not 17"),
         ({"tied": 1}, "tied must be true or false, not 1"),
         ({"sees": "both"}, "sees must be before or after, not 'both'"),
@@ -165,7 +166,8 @@ def _about(metadata: dict[str, str], **fields: Any) -> None:
         (lambda tensors, said: _about(said, format="other/1"), "of the format 'farthing-"),
         (lambda tensors, said: _about(said, more=1), "its description must have"),
         (lambda tensors, said: _about(said, sees="both"), "sees must be before or after"),
-        (lambda tensors, said: _about(said, hidden=10**9), "is float16 .* not of the shape"),
+        (lambda tensors, said: _about(said, hidden=65536), "is float16 .* not of the shape"),
+        (lambda tensors, said: _about(said, hidden=10**20), "hidden must be 1 to 65536"),
         (lambda tensors, said: _about(said, depth=2), "do not fit .*blocks.2"),
         (lambda tensors, said: _about(said, extras=False), "do not fit .*told.weight"),
         (lambda tensors, said: tensors.pop("output.bias"), "do not fit .*output.bias"),

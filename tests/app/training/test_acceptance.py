@@ -246,6 +246,18 @@ def test_texts_without_an_answer_are_left_out(model: Path, draft: Path, tmp_path
         trained[none].train()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_held_out_text_is_too_few(model: Path, draft: Path, tmp_path: Path, count: int) -> None:
+    begun = head_session(tmp_path, model, draft)
+    texts(count, 0, 2).save(tmp_path / "inputs" / "held.safetensors")
+    if count == 2:
+        assert begun.train().exists()
+        return
+    with pytest.raises(ValueError, match="too few held-out texts with answers"):
+        begun.train()
+    assert not list((tmp_path / "samples").glob("learned-*"))  # before anything was learned
+
+
 def test_another_targets_inputs(model: Path, draft: Path, tmp_path: Path) -> None:
     head_session(tmp_path / "run", model, draft)
     other = write_model(tmp_path / "other")

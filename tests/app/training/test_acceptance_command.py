@@ -77,6 +77,7 @@ def test_in_the_folder_of_the_draft_itself(model: Path, drafted: Path, tmp_path:
     [
         ((), "is new: name prompts with --prompts, or with --texts"),
         (("--prompts", "none.jsonl"), "none.jsonl: no such file"),
+        (("--prompts", "a.jsonl", "--texts", "b"), "one or the other, not both"),
         (("--texts", "nowhere"), "nowhere/inputs/about.json: No such file"),
         (("--depth", "17"), "depth must be 0 to 16, not 17"),
         (("--mixing", "2"), "mixing must be 0 to 1, not 2"),
