@@ -57,6 +57,8 @@ AcceptanceRule: TypeAlias = Literal["exact", "lenient", "typical"]
 """Which guesses stay: the answer is distributed as the model's own; or accept by p / epsilon
 (DistillSpec); or what is typical of the model's distribution (Medusa)."""
 
+LEAST_LENIENCE = 0.001  # of epsilon: with less, whatever is guessed stays
+
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
@@ -68,7 +70,7 @@ class Speculation:
     longest: int = 8  # tokens guessed for one pass of the model, at most
     level: float | None = None  # of the rule; None: its own
     acceptance: AcceptanceRule = "exact"
-    lenience: float = 1.0  # epsilon of `lenient`, in (0, 1]; 1 is exact
+    lenience: float = 1.0  # epsilon of `lenient`, LEAST_LENIENCE to 1; 1 is exact
     adaptive: bool = True  # guess fewer, or nothing, while that is measured to be faster
 
 

@@ -45,7 +45,8 @@ SOCKET_FOLDER = "farthing-vllm-"
 SPEC_K = "spec_k"  # int: guesses for one pass of the model, at most; 0: none
 SPEC_STOP = "spec_stop"  # number in [0, 1]: P(some guess is refused) above which a draft ends
 SPEC_CONFIDENCE = "spec_confidence"  # number in [0, 1]: a guess less likely than it ends a draft
-SPEC_LENIENCE = "spec_lenience"  # number in (0, 1]: epsilon, accept by p / epsilon; 1 is exact
+SPEC_LENIENCE = "spec_lenience"  # epsilon, accept by p / epsilon; 1 is exact
+LEAST_LENIENCE = 0.001  # as `app.types` has it; a number from it to 1
 SPECULATION = (SPEC_K, SPEC_STOP, SPEC_CONFIDENCE, SPEC_LENIENCE)
 
 SPECULATES_PATH = "/farthing/speculation"

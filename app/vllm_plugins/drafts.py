@@ -35,8 +35,8 @@ class Ask:
         """From a request's `vllm_xargs`. Raises ValueError for what is malformed."""
         given = given or {}
         lenience = _number(given, asks.SPEC_LENIENCE)
-        if lenience == 0:
-            raise ValueError(f"{asks.SPEC_LENIENCE} is to be above 0")
+        if lenience is not None and lenience < asks.LEAST_LENIENCE:
+            raise ValueError(f"{asks.SPEC_LENIENCE} is to be {asks.LEAST_LENIENCE:g} at least")
         return cls(
             _guesses(given),
             _number(given, asks.SPEC_STOP),

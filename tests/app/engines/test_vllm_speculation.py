@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.errors import EngineUnsupported
-from app.types import Decoding, Sampling, Speculates, Speculation
+from app.types import LEAST_LENIENCE, Decoding, Sampling, Speculates, Speculation
 from app.vllm_plugins import asks
 from tests.app.engines.remote.toy import collected
 from tests.app.engines.test_vllm import ABLE, asked, call, refused, server
@@ -107,6 +107,10 @@ async def test_top_k_is_for_servers_that_survive_it() -> None:
     error = await refused(FOR_ALL, sampling=Sampling(top_k=5))
     assert isinstance(error, EngineUnsupported) and error.param == "top_k"
     assert (await asked(WITH_HEAD, sampling=Sampling(top_k=5))).body["top_k"] == 5
+
+
+def test_gateway_and_server_take_the_same_lenience() -> None:
+    assert asks.LEAST_LENIENCE == LEAST_LENIENCE
 
 
 def test_what_it_can_do_is_told() -> None:

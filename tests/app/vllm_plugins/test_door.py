@@ -72,6 +72,23 @@ async def test_malformed_asks_are_refused(http: httpx.AsyncClient, field: str) -
 @pytest.mark.parametrize(
     "body",
     [
+        rb'{"vllm_xargs": {"\u0073pec_k": -1}}',
+        rb'{"vllm_xargs": {"spec\u005fk": -1}}',
+        '{"vllm_xargs": {"spec_k": -1}}'.encode("utf-16"),
+        '{"vllm_xargs": {"spec_k": -1}}'.encode("utf-32-be"),
+    ],
+)
+async def test_they_are_known_however_they_are_spelled(
+    http: httpx.AsyncClient, body: bytes
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await http.post("/v1/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         b"",
         b"{",
         b'["spec_k"]',

@@ -122,7 +122,7 @@ def test_without_levels_nothing_is_weighed() -> None:
         *({asks.SPEC_K: value} for value in (-1, 1.0, "3", True, 10**9, [3])),
         *({asks.SPEC_STOP: value} for value in (-0.1, 1.1, "0.5", True, math.nan, math.inf)),
         *({asks.SPEC_CONFIDENCE: value} for value in (2, "x")),
-        *({asks.SPEC_LENIENCE: value} for value in (0, 0.0, -0.5, 1.01, "1")),
+        *({asks.SPEC_LENIENCE: value} for value in (0, 0.0, 0.0009, -0.5, 1.01, "1")),
     ],
     ids=str,
 )
