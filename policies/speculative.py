@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from app.catalog import Catalog, Price
 from app.errors import BadRequest, EngineUnsupported, Unaffordable
 from app.types import (
+    LEAST_LENIENCE,
     AcceptanceRule,
     Call,
     Chunk,
@@ -70,9 +71,10 @@ class Speculative(Policy):
     )
     lenience: float = Field(
         1.0,
-        gt=0,
+        ge=LEAST_LENIENCE,
         le=1,
-        description="ε: below 1 a guess stays as if the model had found it 1/ε times as likely",
+        description="ε, at least 0.001: below 1 a guess stays as if the model had found it 1/ε"
+        " times as likely",
     )
     adaptive: bool = Field(
         True, description="guess less, or nothing, while that is measured to be faster"
@@ -209,7 +211,8 @@ class Speculative(Policy):
         self._check(able)
         draft = next(iter(able.drafts), "") if self.draft is None else self.draft
         lookup = self.lookup and able.lookup
-        if not lookup and draft not in able.drafts:
+        # An engine whose own draft has no name is not asked for it by `none`.
+        if not lookup and (self.draft == "" or draft not in able.drafts):
             self._insist(f"there is nothing that guesses for {self.target}")
             return None
         return Speculation(

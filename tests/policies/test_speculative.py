@@ -119,6 +119,7 @@ def test_fidelity_is_of_the_acceptance(options, fidelity):
         ({"longest": 0}, "longest"),
         ({"longest": 33}, "longest"),
         ({"lenience": 0}, "lenience"),
+        ({"lenience": 0.0009}, "lenience"),
         ({"lenience": 1.1}, "lenience"),
         ({"lenience": 0.5, "acceptance": "exact"}, "not exact"),
         ({"lenience": 0.5, "acceptance": "typical"}, "lenience is of"),
@@ -170,6 +171,19 @@ async def test_else_it_answers_plainly_and_says_so(able):
     assert said == WORDS and fake.calls[0].decoding.speculation is None
     (decision,) = answer.decisions
     assert (decision.kind, decision.model, decision.token) == ("plain", "large", 0)
+
+
+SERVER = replace(SPECULATES, drafts=("",), lookup=False)  # with a draft that has no name
+
+
+async def test_none_is_not_the_server_s_own_draft():
+    fake = engine(speculates=SERVER)
+    said, answer = await answered(fake, order(draft="none"))
+    assert said == WORDS and fake.calls[0].decoding.speculation is None
+    assert answer.decisions[0].kind == "plain"
+    for option in ({"rule": "confidence"}, {"lookup": True}, {"lenience": 0.5}):
+        with pytest.raises(EngineUnsupported):
+            await answered(engine(speculates=SERVER), order(draft="none", **option))
 
 
 async def test_who_guesses_for_greedy_answers_only_does_so():
