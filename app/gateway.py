@@ -284,7 +284,7 @@ class Answer:
         each = room if call.max_tokens is None else min(call.max_tokens, room)
         completion = each * call.choices
         worst = self._plan.policy.worst_case(self._plan.model, prompt, completion)
-        cost = sum(prices[model].of(usage) for model, usage in worst.items())
+        cost = sum(prices[model].of(self._possible(model, usage)) for model, usage in worst.items())
         self._prompt = prompt
         self.estimate = cost if self.budget is None else min(cost, self.budget)
         if self.order.strict and self.budget is not None and cost > self.budget:
@@ -297,6 +297,14 @@ class Answer:
         shortest = Usage(prompt=prompt, completion=call.choices)
         least = min(prices[m].of(shortest) for m in worst)
         await self._reserve(least, prompt + min(call.max_tokens or 0, room) * call.choices)
+
+    def _possible(self, model: str, worst: Usage) -> Usage:
+        """Without guesses that the engine cannot make."""
+        if not worst.drafted:
+            return worst
+        able = self._meter.capabilities(model).speculation
+        longest = 0 if able is None else able.longest
+        return replace(worst, drafted=min(worst.drafted, longest * worst.completion))
 
     async def _counted(self) -> tuple[str, int]:
         """The first model that can be asked, and the prompt's tokens as it reads them."""

@@ -6,13 +6,13 @@ import math
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from app.catalog import Catalog, Price
-from app.errors import BadRequest, EngineUnsupported, Unaffordable
+from app.errors import BadRequest, EngineUnsupported, Overloaded, Unaffordable
 from app.types import (
     LEAST_LENIENCE,
     AcceptanceRule,
@@ -32,9 +32,58 @@ from policies.base import Policy
 _MAY_COST = 0.1
 """Of what a budget buys of an answer: the part that guessing ahead may cost where it is short."""
 
+_REFUSED = (BadRequest, Overloaded)
+"""What a call raises that is not taken; in mid-answer, what is written stays the answer."""
+
 
 def _name(value: Any) -> Any:
     return "" if value == "none" else value
+
+
+@dataclass(frozen=True, slots=True)
+class _Money:
+    """How far a budget lets an answer be guessed ahead; all money in 1e-12 USD.
+
+    A budget that is short pays for stretches: calls that end by themselves, each no longer than
+    what it costs at worst leaves enough for plain decoding to write `keep` tokens in all.
+    """
+
+    price: Price
+    longest: int  # tokens guessed for one pass
+    prompt: int  # tokens
+    wanted: int  # tokens of the answer
+    keep: int  # of these, to be written surely
+    whole: bool  # the answer cannot be handed on from call to call
+
+    def stretch(self, allowance: int, written: int) -> int:
+        """Tokens that the next call may write; 0: no such call; sys.maxsize: all the rest.
+
+        `allowance`: as the Meter says it, after so many tokens of the answer.
+        """
+        if allowance == sys.maxsize:
+            return sys.maxsize
+        price, left = self.price, self.wanted - written
+        read = (self.prompt + written) * price.input
+        has = allowance * price.output - (0 if written else read)  # when it will have been read
+        if left * price.written(self.longest) <= has:
+            return sys.maxsize
+        spare = has - max(self.keep - written, 0) * price.output - read
+        # Each token may cost a draft in vain, and is read once more by the call that goes on.
+        each = self.longest * price.guess + price.input
+        number = spare // each if each else left
+        if number <= self.longest or self.whole:
+            return 0  # too little for a draft
+        return number if number < left else sys.maxsize
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that is being guessed ahead."""
+
+    cut: Chunk  # how it ends if nothing more can be written
+    written: list[int] = field(default_factory=list)
+    ahead: bool = True  # guessing may go on
+    over: bool = False
 
 
 class Speculative(Policy):
@@ -46,8 +95,8 @@ class Speculative(Policy):
 
     An option that is not given is as the engine can best. An engine that guesses nothing ahead
     answers plainly, as `direct` has it, and the answer says so; an option that it cannot do is
-    refused. Where the budget is short, plain decoding ends what guessing ahead began, so that
-    guesses which prove wrong do not eat up the answer.
+    refused. Where the budget is short, guesses are made in stretches and plain decoding ends what
+    they began, so that guesses which prove wrong do not eat up the answer.
     """
 
     target: str = Field("", description="model that answers where the client names none")
@@ -63,9 +112,17 @@ class Speculative(Policy):
         " the engine's best",
     )
     longest: int = Field(
-        8, ge=1, le=32, description="tokens of a draft, at most; fewer where the engine says so"
+        8,
+        ge=1,
+        le=16,
+        description="tokens of a draft, at most (1 to 16); fewer where the engine says so",
     )
-    level: float | None = Field(None, ge=0, le=1, description="of `rule`; default: its own")
+    level: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of the rule confidence, adaedl or head; default: its own",
+    )
     acceptance: AcceptanceRule = Field(
         "exact", description="exact, lenient or typical: which guesses stay"
     )
@@ -86,6 +143,8 @@ class Speculative(Policy):
     def _makes_sense(self) -> Self:
         if self.level is not None and self.rule is None:
             raise ValueError("level is of a rule: name `rule` too")
+        if self.level is not None and self.rule in ("fixed", "heuristic"):
+            raise ValueError(f"level: the rule {self.rule} has none")
         if self.lenience < 1 and self.acceptance == "typical":
             raise ValueError("lenience is of the acceptance `lenient`")
         if self.lenience < 1 and self.acceptance == "exact" and self._gives("acceptance"):
@@ -132,36 +191,59 @@ class Speculative(Policy):
         self, call: Call, engine: MeteredEngine, guesses: Speculation
     ) -> AsyncGenerator[Chunk]:
         """The answer with guesses, and plainly from where the budget does not pay for them."""
-        written, used = list[int](), Usage()
-        cut = Chunk(model=self.target, finish="length", reason="budget")
-        may_cost = await self._may_cost(call, engine, guesses.longest)
-        if may_cost > 0:
-            asked = call.decoded(Decoding(speculation=guesses))
-            try:
-                async with aclosing(engine.generate(asked)) as stream:
-                    async for chunk in stream:
-                        if chunk.reason == "budget":
-                            cut = chunk
-                        elif chunk.finish is not None:
-                            yield chunk
-                            return
-                        dear = chunk.usage.passes > 0 and self._cost_of(used) > may_cost
-                        if cut is chunk or (dear and engine.allowance(self.target) > 0):
-                            break  # after a token that is not the last one: this pass says so
-                        written += [token.id for token in chunk.tokens]
-                        used += chunk.usage
-                        yield chunk
-            except Unaffordable:
-                pass  # guessing ahead; a plain token costs less
-        rest = call.after(tuple(written)).decoded(Decoding())
+        call = call.decoded(Decoding(speculation=guesses))
+        answer = _Answer(cut=Chunk(model=self.target, finish="length", reason="budget"))
+        money = await self._money(call, engine, guesses.longest)
+        number = 1
+        while answer.ahead:
+            last = number
+            number = money.stretch(engine.allowance(self.target), len(answer.written))
+            if number < last:
+                break  # guesses saved less than what reading them again may cost
+            async with aclosing(self._stretch(call, engine, number, answer)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        if answer.over:
+            return
+        rest = call.after(tuple(answer.written)).decoded(Decoding())
         try:
             async with aclosing(self._plain(rest, engine, "steer")) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        except Unaffordable:
-            if not written:
+        except (Unaffordable, *_REFUSED):
+            if not answer.written:
                 raise
-            yield cut
+            yield answer.cut
+
+    async def _stretch(
+        self, call: Call, engine: MeteredEngine, number: int, answer: _Answer
+    ) -> AsyncGenerator[Chunk]:
+        """The next tokens, guessed ahead. The call is let run to its end, as what a stream that is
+        closed may have done unseen is to be paid for."""
+        asked, end, began = call.after(tuple(answer.written)), Chunk(), len(answer.written)
+        if number < sys.maxsize:
+            asked = replace(asked, max_tokens=number)
+        answer.ahead = False
+        try:
+            async with aclosing(engine.generate(asked)) as stream:
+                async for chunk in stream:
+                    answer.written += [token.id for token in chunk.tokens]
+                    if chunk.finish is not None:
+                        end = chunk
+                    else:
+                        yield chunk
+        except Unaffordable:
+            return  # guessing ahead; a plain token costs less
+        except _REFUSED:
+            if not answer.written:
+                raise
+            return
+        if end.finish == "length" and (number < sys.maxsize or end.reason == "budget"):
+            answer.cut = replace(end, reason="budget")  # what it holds the next call says
+            answer.ahead = end.reason is None and len(answer.written) > began
+        else:
+            answer.over = True
+            yield end
 
     async def _plain(
         self, call: Call, engine: MeteredEngine, why: Literal["plain", "steer"]
@@ -173,30 +255,15 @@ class Speculative(Policy):
                 yield replace(chunk, decision=decided)
                 decided = None
 
-    async def _may_cost(self, call: Call, engine: MeteredEngine, longest: int) -> float:
-        """What guesses may cost beyond plain decoding, in 1e-12 USD: all, or 0 for none at all.
-
-        A call that the budget cuts has to be read again by the next one. None may begin where
-        that would take too much of the answer.
-        """
+    async def _money(self, call: Call, engine: MeteredEngine, longest: int) -> _Money:
         tokens, price = engine.allowance(self.target), self._price
-        if tokens == sys.maxsize:
-            return math.inf
         prompt = await engine.count(call)
         room = max(engine.capabilities(self.target).context - prompt, 1)
         wanted = room if call.max_tokens is None else min(call.max_tokens, room)
-        amount = (tokens + 1) * price.output - 1  # what does not buy a whole token is there too
-        surely = price.buys(amount, prompt, longest)
-        if wanted <= surely:
-            return math.inf
-        plain = min(wanted, price.buys(amount, prompt))
-        again = min(wanted, price.buys(amount, 2 * prompt + surely))
-        begins = again >= (1 - _MAY_COST) * plain > 0
-        return _MAY_COST * plain * price.output if begins else 0
-
-    def _cost_of(self, used: Usage) -> int:
-        """What guesses cost beyond the tokens that they saved."""
-        return used.drafted * self._price.guess - used.accepted * self._price.output
+        plain = min(wanted, price.buys(tokens * price.output, prompt))
+        # Not every engine knows in its next call which tokens are to be penalised.
+        whole = bool(call.sampling.presence_penalty or call.sampling.frequency_penalty)
+        return _Money(price, longest, prompt, wanted, math.ceil((1 - _MAY_COST) * plain), whole)
 
     def _guesses(self, call: Call, engine: MeteredEngine) -> Speculation | None:
         """What is asked of the engine; None: nothing, as it cannot, and nobody insisted.
