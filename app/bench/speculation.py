@@ -58,8 +58,10 @@ class Question:
     ids: tuple[int, ...]
 
 
-def ways(draft: str | None, headed: bool, quick: bool) -> list[Way]:
-    """Plain; each drafter with fixed lengths, and together; the published rules; ours."""
+def ways(draft: str | None, headed: bool, quick: bool, batch: int = 1) -> list[Way]:
+    """Plain; each drafter with fixed lengths, and together; the published rules; ours. Quick and in
+    batches, one fixed length will do."""
+    short = (4,) if batch > 1 else (2, 4, 8)
     found = [Way(_PLAIN)]
     drafters = {"look-up": Speculation(lookup=True)}
     if draft is not None:
@@ -68,7 +70,7 @@ def ways(draft: str | None, headed: bool, quick: bool) -> list[Way]:
             "both": Speculation(draft=draft, lookup=True),
         }
     for name, speculation in drafters.items():
-        for length in (2, 4, 8) if quick else (*_GRID, 12) if name != "model" else _GRID:
+        for length in short if quick else (*_GRID, 12) if name != "model" else _GRID:
             found.append(Way(f"{name} K={length}", _fixed(speculation, length)))
     if draft is not None and not quick:
         for rule in _RULES if headed else _RULES[:-1]:
@@ -109,7 +111,7 @@ def run(
             clock = time.thread_time if plan.clock == "cpu" else time.perf_counter
             track = Track(model, drafts, threads, plan.tokens, clock, sampling)
         questions = read_questions(model, plan)
-        chosen = ways(draft.name if draft else None, _headed(drafts), plan.quick)
+        chosen = ways(draft.name if draft else None, _headed(drafts), plan.quick, plan.batch)
         laps = _race(track, questions, chosen, plan, console)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
