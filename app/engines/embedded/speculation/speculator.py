@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ _MATCHES = (
 )
 _CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
 _DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
-# Tokens of the prompt's end that a draft model reads: it guesses, it need not know. With 64 instead,
+# Tokens of a prompt's end that a draft model reads: it guesses, it need not know. With 64 instead,
 # smollm2-tiny's guesses stay 0.6 % less often; but of a good draft a fifth less (Qwen2.5-Coder-0.5B
 # before 1.5B, HumanEval and GSM8K). With whole prompts tiny's stay 0.8 % more often.
 _WINDOW = 256
@@ -96,21 +97,29 @@ class Speculator:
         self._wins = {name: Switch(Switch.HOPE, weight=0.02) for name in self.drafts}
         self._without = dict.fromkeys(self.drafts, 0)
         self._pace = Pace()
+        # Whether to guess at all, by the size of the batch: 1, 2, 3 to 4, 5 to 8, ...
+        self._sizes: defaultdict[int, Switch] = defaultdict(
+            lambda: Switch(Switch.HOPE, weight=0.02)
+        )
+        self._written = 0  # tokens, of all sequences
 
     def draft(self, asking: Sequence[RunningSequence], batch: int) -> dict[RunningSequence, Draft]:
         """Guesses for these sequences of a batch of so many, as far as they pay; perhaps none."""
         plans = {sequence: self._plan(sequence) for sequence in asking}
+        for plan in plans.values():
+            plan.begin()
+        if not self._sizes[(batch - 1).bit_length()].wants(self._written):
+            plans = {s: plan for s, plan in plans.items() if not plan.asked.adaptive}
         length = sum(len(sequence.tokens) for sequence in asking) * batch // max(len(asking), 1)
         pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch, 0, length))
         for sequence, plan in plans.items():
-            plan.begin()
             self._look_up(sequence, plan, pace)
         for model in self.drafts.values():
             self._guess(model, {s: p for s, p in plans.items() if p.model is model}, pace)
         for sequence, plan in plans.items():
             if plan.by_model:
                 self._look_up(sequence, plan, pace)
-        return {sequence: plan.draft for sequence, plan in plans.items()}
+        return {sequence: self._plans[sequence].draft for sequence in asking}
 
     def acceptance(self, sequence: RunningSequence) -> Acceptance:
         """The rule by which its guesses are judged."""
@@ -144,6 +153,11 @@ class Speculator:
         each = step.attended * step.sequences // (step.sequences + step.rows)
         plain = self.cost.seconds(step.sequences, 0, each)
         self._pace.observe(step.sequences, step.written, step.seconds, plain)
+        self._written += step.written
+        if step.rows:
+            # What guessing won in this step, all that it took counted: it decides for the next.
+            won = step.written / step.sequences - step.seconds / plain
+            self._sizes[(step.sequences - 1).bit_length()].learn(won, self._written)
 
     def forget(self, sequence: RunningSequence) -> None:
         """The sequence is over: give back what is held for it."""
