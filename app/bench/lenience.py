@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,15 +15,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.bench.racing import Lap, Track, Way
-from app.bench.reading import Measured, Weights
+from app.bench.reading import Weights
 from app.bench.speculation import Plan as Asked
-from app.bench.speculation import load_draft, read_questions
+from app.bench.speculation import laid_out, read_questions
 from app.bench.tasks import SQUAD, answers_of, f1, squad_prompt
 from app.bench.tasks import read_questions as read_task
-from app.engines.embedded.worker import spare_threads
 from app.errors import ConfigError
 from app.estimates import mean, ratio
-from app.types import Sampling, Speculation
+from app.types import Speculation
 
 _PLAIN = "plain"
 _SHORT = 24  # tokens of the task's answers
@@ -46,9 +44,7 @@ class _Seen:
 
     seconds: list[float] = field(default_factory=list)  # a token, by question
     agreed: list[float] = field(default_factory=list)  # share of the model's own choice there
-    same: list[float] = field(
-        default_factory=list
-    )  # share of the plain answer, up to where it parts
+    same: list[float] = field(default_factory=list)  # share of the plain answer before it parts
     likely: list[float] = field(default_factory=list)  # nats a token, by question
     scores: list[float] = field(default_factory=list)  # F1, by question of the task
 
@@ -63,17 +59,11 @@ def run(
     json_file: Path | None = None,
 ) -> None:
     """Measure, print a table, and write the figures to `json_file`. Raises ConfigError."""
-    threads = threads or spare_threads()
-    torch.set_num_threads(threads)
     console = Console(stderr=True)
     asked = plan.asked
-    clock = time.thread_time if asked.clock == "cpu" else time.perf_counter
     try:
-        with console.status("loading the models"):
-            model = Measured.load(target)
-            drafts = {draft.name: load_draft(draft, head, model)}
-            sampling = Sampling(temperature=asked.temperature)
-            track = Track(model, drafts, threads, asked.tokens, clock, sampling)
+        track = laid_out(target, draft, head, asked, threads, console)
+        model = track.model
         prompts = [question.ids for question in read_questions(model, asked)]
         task = [] if plan.squad is None else read_task(plan.squad, SQUAD)[: plan.questions]
         ways = _ways(draft.name, plan.degrees)

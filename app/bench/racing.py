@@ -108,7 +108,6 @@ class Track:
                     draft.model.decoder,
                     self._memories[name],
                     draft.head,
-                    cost=self.draft_costs[name].copy(),
                 )
                 for name, draft in self.drafts.items()
             }

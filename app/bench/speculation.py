@@ -100,18 +100,11 @@ def run(
     json_file: Path | None = None,
 ) -> None:
     """Measure, print a table, and write the figures to `json_file`. Raises ConfigError."""
-    threads = threads or spare_threads()
-    torch.set_num_threads(threads)
     console = Console(stderr=True)
     try:
-        with console.status("loading the models"):
-            model = Measured.load(target)
-            drafts = {} if draft is None else {draft.name: load_draft(draft, head, model)}
-            sampling = Sampling(temperature=plan.temperature)
-            clock = time.thread_time if plan.clock == "cpu" else time.perf_counter
-            track = Track(model, drafts, threads, plan.tokens, clock, sampling)
-        questions = read_questions(model, plan)
-        chosen = ways(draft.name if draft else None, _headed(drafts), plan.quick, plan.batch)
+        track = laid_out(target, draft, head, plan, threads, console)
+        questions = read_questions(track.model, plan)
+        chosen = ways(draft.name if draft else None, _headed(track.drafts), plan.quick, plan.batch)
         laps = _race(track, questions, chosen, plan, console)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -121,8 +114,27 @@ def run(
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def load_draft(weights: Weights, head: Path | None, model: Measured) -> Draft:
-    """A draft for this model, with its own head or the one named. Raises ValueError, OSError."""
+def laid_out(
+    target: Weights,
+    draft: Weights | None,
+    head: Path | None,
+    plan: Plan,
+    threads: int | None,
+    console: Console,
+) -> Track:
+    """The models, loaded. Raises ValueError, OSError."""
+    threads = threads or spare_threads()
+    torch.set_num_threads(threads)
+    clock = time.thread_time if plan.clock == "cpu" else time.perf_counter
+    with console.status("loading the models"):
+        model = Measured.load(target)
+        drafts = {} if draft is None else {draft.name: _draft(draft, head, model)}
+        sampling = Sampling(temperature=plan.temperature)
+        return Track(model, drafts, threads, plan.tokens, clock, sampling)
+
+
+def _draft(weights: Weights, head: Path | None, model: Measured) -> Draft:
+    """With its own head, or the one named."""
     found = Measured.load(weights)
     if not alike(found.tokenizer, model.tokenizer):
         raise ValueError(f"{weights.name} and {model.name} have different tokenizers")

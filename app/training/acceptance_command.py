@@ -17,7 +17,15 @@ from app.training.acceptance import HeadRecipe
 from app.training.acceptance_report import MEASURES
 from app.training.acceptance_session import HeadSession, reuse
 from app.training.answers import Interrupted
-from app.training.command import Choices, Named, check_pair, reason, watching, write_inputs
+from app.training.command import (
+    Choices,
+    Named,
+    check_asked,
+    check_pair,
+    reason,
+    watching,
+    write_inputs,
+)
 from app.training.recipe import Recipe
 from app.training.saving import replace_file
 from app.training.session import device_of
@@ -85,12 +93,7 @@ def _recipe(choices: HeadChoices) -> HeadRecipe:
             )
         return recipe
     recipe = HeadRecipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    for name, value in choices.recipe.items():
-        if getattr(recipe, name) != value:
-            raise ConfigError(
-                f"{path}: this run has {name} {getattr(recipe, name)!r}, not {value!r};"
-                " begin another in another folder"
-            )
+    check_asked(recipe, choices.recipe, path)
     return recipe
 
 

@@ -123,13 +123,18 @@ def _recipe(choices: Choices, start: Checkpoint) -> Recipe:
             raise ConfigError(f"{choices.folder}: is new: name prompts to learn on with --prompts")
         return recipe
     recipe = Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    for name, value in choices.recipe.items():
+    check_asked(recipe, choices.recipe, path)
+    return recipe
+
+
+def check_asked(recipe: object, asked: Mapping[str, Any], path: Path) -> None:
+    """Raises ConfigError where the run that the folder holds has another recipe than asked for."""
+    for name, value in asked.items():
         if getattr(recipe, name) != value:
             raise ConfigError(
                 f"{path}: this run has {name} {getattr(recipe, name)!r}, not {value!r};"
                 " begin another in another folder"
             )
-    return recipe
 
 
 def check_pair(start: Named, target: Named) -> None:

@@ -40,10 +40,6 @@ class Draft:
         self.drawn_from.append(drawn_from)
         self.likely.append(likely)
 
-    def cut(self, length: int) -> None:
-        """Keep only the first so many."""
-        del self.ids[length:], self.drawn_from[length:], self.likely[length:]
-
 
 class Acceptance:
     """Judges one sequence's guesses. See `Speculation.acceptance`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.sampling import Row, Sampler, distribution, pick
-from app.engines.embedded.speculation.goodput import Chances, StepCost, clock_of
+from app.engines.embedded.speculation.goodput import Chances, clock_of
 from app.engines.embedded.speculation.lengths import Guess
 from app.nets.acceptance_head import AcceptanceHead
 
@@ -32,7 +32,6 @@ class DraftModel:
     decoder: Decoder
     memory: KVMemory
     head: AcceptanceHead | None = None
-    cost: StepCost = field(default_factory=lambda: StepCost(0.002, 0.0005, 0.0002))
     chances: Chances = field(default_factory=lambda: Chances((*_CHANCES, *_DRAWN), 40.0))
 
     def __post_init__(self) -> None:
@@ -100,7 +99,6 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
 
     `told`: with the probability and entropy of each, and the head's chance where there is one.
     """
-    began = model.clock()
     tokens: list[int] = []
     spans: list[Span] = []
     last: list[int] = []
@@ -118,9 +116,6 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
         chances = _chances(model, model.head, pens, rows, likely, entropies)
     for place, pen in enumerate(pens):
         pen.guesses.append(Guess(ids[place], likely[place], entropies[place], chances[place]))
-    attended = sum(pen.cache.length * span.count for pen, span in zip(pens, spans, strict=True))
-    took = model.clock() - began
-    model.cost.observe(len(pens), len(tokens) - len(pens), attended, took)
 
 
 def kind(pen: Pen, place: int) -> int:

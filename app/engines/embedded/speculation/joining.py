@@ -51,7 +51,6 @@ def join(models: Iterable[Loaded], paths: Mapping[str, Path], threads: int) -> N
                 other.decoder,
                 other.scheduler.memory,
                 heads[other.card.name],
-                cost=costs[other.card.name].copy(),
             )
             for other in sorted(models, key=lambda m: m.card.price.output)
             if other is not model

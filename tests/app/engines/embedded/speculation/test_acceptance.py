@@ -189,14 +189,13 @@ def test_accepted_tokens_are_reported_as_the_model_sees_them() -> None:
     assert some > 20
 
 
-def test_a_draft_may_be_cut_and_gone_on_with() -> None:
+def test_a_draft_may_be_gone_on_with() -> None:
     sampler = Sampler(Sampling(seed=1), PROMPT)
-    draft = toy.drawn(sampler, PROMPT[-1], 4, NEAR)
+    draft = toy.drawn(sampler, PROMPT[-1], 2, NEAR)
     ids = list(draft.ids)
-    draft.cut(2)
-    assert draft.ids == ids[:2] and len(draft.drawn_from) == len(draft.likely) == 2
+    assert len(ids) == len(draft.drawn_from) == len(draft.likely) == 2
     draft.choose([7])
-    assert (draft.ids, draft.drawn_from[2], draft.likely[2]) == ([*ids[:2], 7], None, 1.0)
+    assert (draft.ids, draft.drawn_from[2], draft.likely[2]) == ([*ids, 7], None, 1.0)
 
 
 def mixed(sampler: Sampler, last: int, count: int) -> Draft:
