@@ -37,10 +37,15 @@ class Draft:
 
 @dataclass(frozen=True)
 class Lap:
-    """Some prompts answered in one way, all at once."""
+    """Some prompts answered in one way, all at once.
 
-    seconds: float  # from when all had been read to the last token
-    usage: Usage  # of what was written in that time
+    Who is done early makes room, as on a busy server: the prompts, from the first one on, are
+    answered again until all have been once, so that the batch is always full. What that writes
+    counts, in time and tokens.
+    """
+
+    seconds: float  # from when all had been read to the last token of the last answer
+    usage: Usage  # of all that was written in that time
     answers: tuple[tuple[int, ...], ...]
 
 
@@ -75,28 +80,49 @@ class Track:
             max_running=len(prompts),
             speculator=self._speculator(way),
         )
-        decoding = Decoding(speculation=way.speculation)
-        call = Call(
-            self.model.name, max_tokens=self.tokens, sampling=self.sampling, decoding=decoding
-        )
-        sequences = [
-            RunningSequence(call, ids, self.tokens, self.model.tokenizer) for ids in prompts
-        ]
+        sequences = [self._sequence(way, ids) for ids in prompts]
         for sequence in sequences:
             scheduler.submit(sequence)
             while sequence.written == 0:  # read, and the first token written
                 scheduler.step()
         before = sum((_usage(sequence) for sequence in sequences), Usage())
         began = self.clock()
+        fillers = self._answer(scheduler, way, sequences, prompts)
+        took = self.clock() - began
+        for sequence in fillers:
+            scheduler.cancel(sequence)
         while scheduler.step():
             pass
-        took = self.clock() - began
-        for sequence in sequences:
-            if sequence.error is not None:
-                raise sequence.error
-        after = sum((_usage(sequence) for sequence in sequences), Usage())
+        after = sum((_usage(sequence) for sequence in [*sequences, *fillers]), Usage())
         answers = tuple(tuple(s.tokens[s.prompt_length :]) for s in sequences)
         return Lap(took, _difference(after, before), answers)
+
+    def _sequence(self, way: Way, ids: Sequence[int]) -> RunningSequence:
+        decoding = Decoding(speculation=way.speculation)
+        call = Call(
+            self.model.name, max_tokens=self.tokens, sampling=self.sampling, decoding=decoding
+        )
+        return RunningSequence(call, ids, self.tokens, self.model.tokenizer)
+
+    def _answer(
+        self,
+        scheduler: Scheduler,
+        way: Way,
+        sequences: Sequence[RunningSequence],
+        prompts: Sequence[Sequence[int]],
+    ) -> list[RunningSequence]:
+        """Go on until these are done, the batch filled up with others, which are returned. Raises
+        what a sequence failed with."""
+        fillers: list[RunningSequence] = []
+        while not all(sequence.finished for sequence in sequences):
+            if scheduler.running < len(prompts):
+                fillers.append(self._sequence(way, prompts[len(fillers) % len(prompts)]))
+                scheduler.submit(fillers[-1])
+            scheduler.step()
+            for sequence in [*sequences, *fillers]:
+                if sequence.error is not None:
+                    raise sequence.error
+        return fillers
 
     def _speculator(self, way: Way) -> Speculator | None:
         if way.speculation is None:

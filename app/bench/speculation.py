@@ -105,10 +105,12 @@ def run(
         track = laid_out(target, draft, head, plan, threads, console)
         questions = read_questions(track.model, plan)
         chosen = ways(draft.name if draft else None, _headed(track.drafts), plan.quick, plan.batch)
+        learned = _learn(track, chosen, plan, console)
         laps = _race(track, questions, chosen, plan, console)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     report = _report(track, questions, chosen, laps, plan)
+    report["learned_from"] = learned
     _show(report, Console())
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -153,6 +155,15 @@ def _headed(drafts: Mapping[str, Draft]) -> bool:
 
 def read_questions(model: Measured, plan: Plan) -> list[Question]:
     """Some of each category, drawn by the plan's seed. Raises ValueError, FileNotFoundError."""
+    return [
+        Question(name, ids)
+        for name, found in _drawn(model, plan).items()
+        for ids in found[: plan.each]
+    ]
+
+
+def _drawn(model: Measured, plan: Plan) -> dict[str, list[tuple[int, ...]]]:
+    """All questions by category, in an order drawn by the plan's seed."""
     by_category: dict[str, list[tuple[int, ...]]] = {}
     if plan.prompts is None:
         pairs = [(name, text) for name, texts in BY_CATEGORY.items() for text in texts]
@@ -165,11 +176,7 @@ def read_questions(model: Measured, plan: Plan) -> list[Question]:
         if len(ids) <= min(plan.longest, model.decoder.config.context - plan.tokens):
             by_category.setdefault(name, []).append(tuple(ids))
     drawn = random.Random(plan.seed)
-    return [
-        Question(name, ids)
-        for name, found in by_category.items()
-        for ids in drawn.sample(found, min(plan.each, len(found)))
-    ]
+    return {name: drawn.sample(found, len(found)) for name, found in by_category.items()}
 
 
 def _category(said: Any) -> str:
@@ -203,6 +210,18 @@ def _heats(questions: Sequence[Question], batch: int) -> list[Heat]:
 
 
 Laps = dict[str, list[tuple[Heat, Lap]]]
+
+
+def _learn(track: Track, chosen: Sequence[Way], plan: Plan, console: Console) -> int:
+    """Let the ways that adapt answer a batch of each category that is not measured, as a server
+    has answered before: they begin knowing nothing of the drafts. Returns how many questions."""
+    others = [ids[plan.each : plan.each + plan.batch] for ids in _drawn(track.model, plan).values()]
+    adapting = [way for way in chosen if way.speculation is not None and way.speculation.adaptive]
+    with console.status("learning"):
+        for prompts in filter(None, others):
+            for way in adapting:
+                track.lap(way, prompts)
+    return sum(map(len, others))
 
 
 def _race(

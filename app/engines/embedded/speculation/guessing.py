@@ -22,6 +22,7 @@ from app.nets.acceptance_head import AcceptanceHead
 # token: smollm2-tiny before smollm2-135m on Spec-Bench. Where to begin; what is measured counts.
 _CHANCES = (0.07, 0.15, 0.27, 0.33, 0.43, 0.44, 0.51, 0.55, 0.70, 0.88)
 _DRAWN = (0.35, 0.40, 0.42, 0.45, 0.48, 0.50, 0.55, 0.60, 0.72, 0.88)  # of guesses that are drawn
+_MANY = 16  # tokens of a pass that is told the pace of reading by
 
 
 @dataclass
@@ -36,6 +37,21 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         self.clock = clock_of(self.decoder.device)
+        self._reading = 0.0
+
+    @property
+    def reading(self) -> float:
+        """Seconds that it takes to read a token of many, rolling; 0 before it has read any."""
+        return self._reading
+
+    def read(self, pen: Pen, most: int) -> None:
+        """Catch up with the sequence, by at most so many tokens."""
+        some, began = pen.pending[:most], self.clock()
+        hidden = self.decoder.forward(torch.tensor(some), [Span(pen.cache, len(some))])
+        hidden[-1, 0].item()  # waits for the result
+        if len(some) >= _MANY:
+            took = (self.clock() - began) / len(some)
+            self._reading += (took - self._reading) * (0.2 if self._reading else 1.0)
 
     @property
     def columns(self) -> npt.NDArray[np.int64] | None:
@@ -124,12 +140,6 @@ def kind(pen: Pen, place: int) -> int:
     # A head that sees the state after a guess tells of it too late for this.
     sign = made.chance if pen.headed else made.probability
     return min(int(sign * 10), 9) + 10 * pen.drawn
-
-
-def read(model: DraftModel, pen: Pen, most: int) -> None:
-    """Catch up with the sequence, by at most so many tokens."""
-    some = pen.pending[:most]
-    model.decoder.forward(torch.tensor(some), [Span(pen.cache, len(some))])
 
 
 def _choose(

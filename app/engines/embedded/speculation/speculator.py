@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.speculation.acceptance import Acceptance, Draft
-from app.engines.embedded.speculation.goodput import Chances, Pace, StepCost, Switch
-from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind, read
+from app.engines.embedded.speculation.goodput import (
+    Brake,
+    Chances,
+    Pace,
+    Prospect,
+    StepCost,
+    Switch,
+)
+from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind
 from app.engines.embedded.speculation.lengths import Rule, make_rule
 from app.engines.embedded.speculation.lookup import LONGEST_MATCH, Lookup, Match
 from app.types import Speculation
@@ -28,14 +35,13 @@ _MATCHES = (
     *(0.26, 0.16, 0.33, 0.47, 0.59, 0.72, 0.80, 0.86, *_LONG),
 )
 _CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
+# How much more than its cost a looked-up guess must promise: chances are estimates, and of those
+# just above their cost more are too high than too low.
+_MARGIN = 1.25
 _DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
-# Tokens of a prompt's end that a draft model reads: it guesses, it need not know. With 64 instead,
-# smollm2-tiny's guesses stay 0.6 % less often; but of a good draft a fifth less (Qwen2.5-Coder-0.5B
-# before 1.5B, HumanEval and GSM8K). With whole prompts tiny's stay 0.8 % more often.
-_WINDOW = 256
-_TRIED = 16  # of so many sequences one tries a draft model that loses
 _NONE = Match(0, 0)
 _CATCH_UP = 64  # tokens that it reads in one step at most
+_WITH_GUESS = 16  # and in the pass that makes a guess
 
 
 @dataclass
@@ -48,6 +54,7 @@ class _Plan:
     matches: Chances
     rule: Rule
     model: DraftModel | None
+    window: int  # tokens of the prompt's end that it reads
     switch: Switch
     chances: Chances | None  # of the model's guesses
     overall: Chances  # of any guess of the model
@@ -93,22 +100,21 @@ class Speculator:
         self._plans: dict[RunningSequence, _Plan] = {}
         self._matches = Chances(_MATCHES, 40.0)
         self._overall = {name: Chances((0.45,), 40.0) for name in self.drafts}
-        # By draft model: what a draft of it wins, in all sequences; how many did without it.
-        self._wins = {name: Switch(Switch.HOPE, weight=0.02) for name in self.drafts}
-        self._without = dict.fromkeys(self.drafts, 0)
         self._pace = Pace()
-        # Whether to guess at all, by the size of the batch: 1, 2, 3 to 4, 5 to 8, ...
-        self._sizes: defaultdict[int, Switch] = defaultdict(
-            lambda: Switch(Switch.HOPE, weight=0.02)
-        )
+        # By the size of the batch, which is 1, 2, 3 to 4, 5 to 8, ...: what a draft of a model
+        # wins, in all sequences; and whether to guess at all.
+        self._size = 0
+        self._wins: defaultdict[tuple[str, int], Prospect] = defaultdict(Prospect)
+        self._sizes: defaultdict[int, Brake] = defaultdict(Brake)
         self._written = 0  # tokens, of all sequences
 
     def draft(self, asking: Sequence[RunningSequence], batch: int) -> dict[RunningSequence, Draft]:
         """Guesses for these sequences of a batch of so many, as far as they pay; perhaps none."""
+        self._size = (batch - 1).bit_length()
         plans = {sequence: self._plan(sequence) for sequence in asking}
         for plan in plans.values():
             plan.begin()
-        if not self._sizes[(batch - 1).bit_length()].wants(self._written):
+        if not self._sizes[self._size].allows(self._written):
             plans = {s: plan for s, plan in plans.items() if not plan.asked.adaptive}
         length = sum(len(sequence.tokens) for sequence in asking) * batch // max(len(asking), 1)
         pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch, 0, length))
@@ -145,7 +151,7 @@ class Speculator:
             took = plan.spent + plan.by_model * self.cost.row(len(sequence.tokens))
             won = min(accepted, plan.by_model) - took * self._pace.last
             plan.switch.learn(won, sequence.written)
-            self._wins[plan.model.name].learn(won, sequence.written)
+            self._wins[plan.model.name, self._size].learn(won)
 
     def stepped(self, step: Step) -> None:
         """Learn what a step cost, and how many tokens it wrote."""
@@ -157,7 +163,7 @@ class Speculator:
         if step.rows:
             # What guessing won in this step, all that it took counted: it decides for the next.
             won = step.written / step.sequences - step.seconds / plain
-            self._sizes[(step.sequences - 1).bit_length()].learn(won, self._written)
+            self._sizes[self._size].learn(won * step.sequences**0.5, self._written)
 
     def forget(self, sequence: RunningSequence) -> None:
         """The sequence is over: give back what is held for it."""
@@ -172,7 +178,10 @@ class Speculator:
         plan = self._plans.get(sequence)
         if plan is None:
             asked = sequence.call.decoding.speculation or Speculation()
-            model = self.drafts.get(asked.draft)
+            window, expected = self._window(sequence, asked), Prospect.HOPE
+            model = self.drafts[asked.draft] if window else None
+            if model is not None:
+                expected = max(self._wins[model.name, self._size].mean, expected)
             plan = self._plans[sequence] = _Plan(
                 asked=asked,
                 acceptance=Acceptance(asked),
@@ -180,7 +189,8 @@ class Speculator:
                 matches=self._matches.child(12.0),
                 rule=make_rule(asked, min(asked.longest, LONGEST), _fitted(model)),
                 model=model,
-                switch=self._switch(model),
+                window=window,
+                switch=Switch(expected),
                 chances=None if model is None else model.chances.child(12.0),
                 overall=Chances((0.0,), 1.0)
                 if model is None
@@ -188,16 +198,15 @@ class Speculator:
             )
         return plan
 
-    def _switch(self, model: DraftModel | None) -> Switch:
-        """A draft model that loses is tried for one of some sequences only: to read what it has to
-        know of a sequence takes it as long as some tokens."""
+    def _window(self, sequence: RunningSequence, asked: Speculation) -> int:
+        """How much of its prompt the model that it asks for should read; 0: none guesses for it."""
+        model = self.drafts.get(asked.draft)
         if model is None:
-            return Switch(Switch.HOPE)
-        expected = self._wins[model.name].mean
-        if expected > Switch.OFF:
-            return Switch(expected)
-        self._without[model.name] += 1
-        return Switch(expected, tries=self._without[model.name] % _TRIED == 0)
+            return 0
+        if not asked.adaptive:
+            return Prospect.LONG
+        each = model.reading * self._pace.last
+        return self._wins[model.name, self._size].window(len(sequence.tokens), each)
 
     def _room(self, sequence: RunningSequence, plan: _Plan) -> int:
         """How many more guesses the draft may have: the model adds one token of its own."""
@@ -218,7 +227,7 @@ class Speculator:
         if not plan.asked.adaptive:
             count = room if match.length >= _CERTAIN else 0
         else:
-            least = self.cost.row(len(sequence.tokens)) * pace
+            least = _MARGIN * self.cost.row(len(sequence.tokens)) * pace
             count = self._worth(plan, match, room, least)
         if count:
             plan.match = match
@@ -314,7 +323,7 @@ class Speculator:
     def _pen(self, sequence: RunningSequence, plan: _Plan, model: DraftModel) -> Pen | None:
         """None where the draft model's memory has no place for the sequence."""
         if plan.pen is None:
-            window = min(_WINDOW, model.decoder.config.context // 2)
+            window = min(plan.window, model.decoder.config.context // 2)
             start = max(0, len(sequence.tokens) - window)
             capacity = min(sequence.capacity - start, model.decoder.config.context)
             cache = model.memory.acquire(sequence.tokens[start:], capacity)
@@ -329,10 +338,11 @@ class Speculator:
         return plan.pen
 
     def _caught_up(self, model: DraftModel, pen: Pen) -> bool:
-        """Read what the sequence has gained without it; what is much takes several steps."""
+        """Read what the sequence has gained without it; what is much takes several steps, what is
+        little is read with the first guess."""
         behind = len(pen.pending)
-        if behind > 1:
-            read(model, pen, min(behind - 1, _CATCH_UP))
+        if behind > _WITH_GUESS:
+            model.read(pen, min(behind - 1, _CATCH_UP))
         return behind - 1 <= _CATCH_UP
 
 

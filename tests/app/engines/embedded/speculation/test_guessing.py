@@ -12,7 +12,7 @@ import torch
 
 from app.engines.embedded.model import Span
 from app.engines.embedded.sampling import Sampler, distribution
-from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind, read
+from app.engines.embedded.speculation.guessing import DraftModel, Pen, guess, kind
 from app.types import Sampling
 from tests.app.engines.embedded.speculation import chi_square
 from tests.app.engines.embedded.speculation.chi_square import CHANCE
@@ -87,7 +87,7 @@ def test_it_catches_up_with_what_others_have_written(draft: DraftModel) -> None:
     tokens += range(60, 80)
     one.settle(0)
     assert one.pending == one.tokens[one.cache.length :]
-    read(draft, one, 8)
+    draft.read(one, 8)
     assert one.pending == one.tokens[one.cache.length :]
     guesses(draft, one, count=3)
     assert ids(one) == greedily(draft, one.tokens, 3)
