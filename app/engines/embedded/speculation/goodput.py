@@ -128,7 +128,8 @@ class Prospect:
     (Qwen2.5-Coder-0.5B before 1.5B, HumanEval and GSM8K)."""
     HOPE = 0.05  # tokens that a draft is expected to win before anything was measured
     _HOPE_WEIGHT = 10  # drafts that it counts as much as
-    _KNOWN = 96  # drafts after which its mean is gone by
+    _KNOWN = 96  # drafts after which its mean is gone by, or sooner where it is clear
+    _CHANCE = 0.6  # tokens that one draft wins more or less by chance
     _DRAFTS = 32  # of one sequence, so many are counted on
     _TRIED = 16  # of so many sequences that do without it one does not
     _LEAST = 0.01  # weight of the newest draft in the rolling mean
@@ -150,10 +151,15 @@ class Prospect:
         for window in (self.LONG, self.SHORT):
             if self._mean * self._DRAFTS > min(window, length) * each:
                 return window
-        if self._seen < self._KNOWN:
+        if self._seen < self._KNOWN and self._may_win:
             return self.SHORT
         self._without += 1
         return self.SHORT if self._without % self._TRIED == 0 else 0
+
+    @property
+    def _may_win(self) -> bool:
+        """Whether its mean may be below nothing by chance alone."""
+        return self._mean + 2 * self._CHANCE / max(self._seen, 1) ** 0.5 > 0
 
     def learn(self, won: float) -> None:
         """A draft won so many tokens."""

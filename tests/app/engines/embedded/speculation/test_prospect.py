@@ -29,8 +29,10 @@ def test_a_prompt_is_read_as_far_as_it_pays() -> None:
 
 def test_what_is_not_known_yet_is_found_out() -> None:
     assert Prospect().window(1000, 0.0) == LONG  # nor what reading takes
-    assert after([-1.0] * 20).window(1000, EACH) == SHORT
-    assert after([-1.0] * 100).window(1000, EACH) == 0
+    assert after([-1.0, 1.0] * 20).window(1000, EACH) == SHORT
+    assert after([-1.0, 1.0] * 50).window(1000, EACH) == 0
+    assert after([-0.3] * 8).window(1000, EACH) == SHORT
+    assert after([-0.3] * 40).window(1000, EACH) == 0  # which is clear
 
 
 def test_one_of_sixteen_finds_out_whether_it_still_loses() -> None:
