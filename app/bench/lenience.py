@@ -100,7 +100,7 @@ def _measure(
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("answering", total=(len(prompts) + len(task)) * len(ways))
         for prompt in prompts:
-            track.lap(Way("warm"), [prompt])
+            track.warm([prompt])
             laps = {}
             for way in drawn.sample(ways, len(ways)):
                 laps[way.name] = track.lap(way, [prompt])
@@ -110,7 +110,7 @@ def _measure(
         short = replace(track, tokens=_SHORT)
         for question in task:
             ids = track.model.chat(squad_prompt(question))
-            short.lap(Way("warm"), [ids])  # a prompt that is found may decide a close call
+            short.warm([ids])  # a prompt that is found may decide a close call
             for way in ways:
                 (answer,) = short.lap(way, [ids]).answers
                 said = b"".join(map(track.model.tokenizer.piece, answer)).decode(errors="replace")

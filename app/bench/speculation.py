@@ -219,6 +219,7 @@ def _learn(track: Track, chosen: Sequence[Way], plan: Plan, console: Console) ->
     adapting = [way for way in chosen if way.speculation is not None and way.speculation.adaptive]
     with console.status("learning"):
         for prompts in filter(None, others):
+            track.warm(prompts)
             for way in adapting:
                 track.lap(way, prompts)
     return sum(map(len, others))
@@ -235,7 +236,7 @@ def _race(
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("answering", total=len(heats) * len(chosen))
         for heat in heats:
-            track.lap(Way("warm"), heat.prompts)  # what follows finds the prompts read
+            track.warm(heat.prompts)
             for way in drawn.sample(chosen, len(chosen)):
                 laps[way.name].append((heat, track.lap(way, heat.prompts)))
                 progress.advance(bar)

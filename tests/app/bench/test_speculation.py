@@ -42,7 +42,9 @@ def draft(base: Weights, tmp_path_factory: pytest.TempPathFactory) -> Weights:
 @pytest.fixture
 def track(base: Weights, draft: Weights) -> Track:
     model = Measured.load(base)
-    return Track(model, {"draft": Draft(Measured.load(draft))}, threads=1, tokens=12)
+    track = Track(model, {"draft": Draft(Measured.load(draft))}, threads=1, tokens=12)
+    track.warm(PROMPTS)
+    return track
 
 
 PROMPTS = [tuple(range(3, 40)), tuple(range(50, 70))]
@@ -65,6 +67,45 @@ def test_several_prompts_are_answered_at_once(track: Track) -> None:
     alone = [track.lap(Way("plain"), [prompt]).answers[0] for prompt in PROMPTS]
     for way in ways("draft", headed=False, quick=True):
         assert track.lap(way, PROMPTS).answers == tuple(alone), way.name
+
+
+def test_a_batch_stays_full_until_all_are_answered(
+    track: Track, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one is done early its place is taken, and what is written there counts."""
+    (answer,) = track.lap(Way("plain"), PROMPTS[:1]).answers
+    ends = frozenset({answer[2]})  # the first is over with its third token
+    monkeypatch.setattr(track.model.tokenizer, "eos_ids", ends)
+    lap = track.lap(Way("plain"), PROMPTS)
+    assert len(lap.answers[0]) == 3 < len(lap.answers[1])
+    alone = sum(len(answer) - 1 for answer in lap.answers)
+    assert lap.usage.completion > alone
+    assert lap.answers[1] == track.lap(Way("plain"), PROMPTS[1:]).answers[0]
+
+
+def test_what_was_not_read_beforehand_is_not_measured(track: Track) -> None:
+    with pytest.raises(ValueError, match="a prompt that had been read was not found again"):
+        track.lap(Way("plain"), [tuple(range(90, 130))])
+
+
+def test_ways_that_adapt_learn_from_other_questions_first(
+    base: Weights, draft: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[tuple[int, ...], ...]]] = {}
+    lap = Track.lap
+
+    def noted(track: Track, way: Way, prompts: list[tuple[int, ...]]) -> Lap:
+        seen.setdefault(way.name, []).append(tuple(prompts))
+        return lap(track, way, prompts)
+
+    monkeypatch.setattr(Track, "lap", noted)
+    file = tmp_path / "figures.json"
+    run(base, draft, Plan(each=2, tokens=6, quick=True), threads=1, json_file=file)
+    measured = set(seen["plain"])
+    others = [prompts for prompts in seen["adaptive"] if prompts not in measured]
+    assert len(others) == json.loads(file.read_text())["learned_from"] > 0
+    assert seen["adaptive"][: len(others)] == others
+    assert set(seen["both K=4"]) == measured
 
 
 def test_ways_have_plain_first_a_grid_and_ours_last() -> None:
