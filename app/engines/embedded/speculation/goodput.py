@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -159,7 +160,7 @@ class Prospect:
     @property
     def _may_win(self) -> bool:
         """Whether its mean may be below nothing by chance alone."""
-        return self._mean + 2 * self._CHANCE / max(self._seen, 1) ** 0.5 > 0
+        return self._mean + 2 * self._CHANCE / math.sqrt(max(self._seen, 1)) > 0
 
     def learn(self, won: float) -> None:
         """A draft won so many tokens."""

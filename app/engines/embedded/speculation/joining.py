@@ -20,7 +20,7 @@ from app.types import LEAST_LENIENCE, Call, LengthRule, Speculates
 
 _TRAINING_FREE: tuple[LengthRule, ...] = ("confidence", "adaedl", "heuristic", "fixed")
 _SHORT, _LONG = 32, 416  # tokens before the passes that are measured
-_ROWS, _ROUNDS = 4, 5  # further rows; how often
+_ROWS, _ROUNDS = 4, 9  # further rows; how often
 
 
 class Loaded(Protocol):

@@ -36,10 +36,13 @@ _MATCHES = (
 )
 _CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
 # How much more than its cost a looked-up guess must promise: chances are estimates, and of those
-# just above their cost more are too high than too low.
-_MARGIN = 1.25
+# just above their cost more are too high than too low. In a batch there is less to win and more to
+# lose: so much more for each doubling of its size.
+_MARGIN, _MARGIN_OF_SIZE = 1.25, 0.1
 _DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
 _NONE = Match(0, 0)
+_IDLE = 256  # steps without a guess, after which one is made to see what it costs now
+_STEADY = 8  # steps in one size of batch, before a draft model begins to read: it may be passing
 _CATCH_UP = 64  # tokens that it reads in one step at most
 _WITH_GUESS = 16  # and in the pass that makes a guess
 
@@ -54,10 +57,11 @@ class _Plan:
     matches: Chances
     rule: Rule
     model: DraftModel | None
-    window: int  # tokens of the prompt's end that it reads
     switch: Switch
     chances: Chances | None  # of the model's guesses
     overall: Chances  # of any guess of the model
+    # By size of the batch, how much of the prompt's end the model reads; 0: it does not guess.
+    windows: dict[int, int] = field(default_factory=dict)
     pen: Pen | None = None
     # Of the present draft:
     draft: Draft = field(default_factory=Draft)
@@ -103,14 +107,17 @@ class Speculator:
         self._pace = Pace()
         # By the size of the batch, which is 1, 2, 3 to 4, 5 to 8, ...: what a draft of a model
         # wins, in all sequences; and whether to guess at all.
-        self._size = 0
+        self._size, self._steady = 0, _STEADY  # and for how many steps it has been so
         self._wins: defaultdict[tuple[str, int], Prospect] = defaultdict(Prospect)
         self._sizes: defaultdict[int, Brake] = defaultdict(Brake)
         self._written = 0  # tokens, of all sequences
+        self._idle = 0  # steps since the last guess
 
     def draft(self, asking: Sequence[RunningSequence], batch: int) -> dict[RunningSequence, Draft]:
         """Guesses for these sequences of a batch of so many, as far as they pay; perhaps none."""
-        self._size = (batch - 1).bit_length()
+        size = (batch - 1).bit_length()
+        self._steady = self._steady + 1 if size == self._size else 0
+        self._size = size
         plans = {sequence: self._plan(sequence) for sequence in asking}
         for plan in plans.values():
             plan.begin()
@@ -160,6 +167,7 @@ class Speculator:
         plain = self.cost.seconds(step.sequences, 0, each)
         self._pace.observe(step.sequences, step.written, step.seconds, plain)
         self._written += step.written
+        self._idle = 0 if step.rows else self._idle + 1
         if step.rows:
             # What guessing won in this step, all that it took counted: it decides for the next.
             won = step.written / step.sequences - step.seconds / plain
@@ -178,8 +186,7 @@ class Speculator:
         plan = self._plans.get(sequence)
         if plan is None:
             asked = sequence.call.decoding.speculation or Speculation()
-            window, expected = self._window(sequence, asked), Prospect.HOPE
-            model = self.drafts[asked.draft] if window else None
+            model, expected = self.drafts.get(asked.draft), Prospect.HOPE
             if model is not None:
                 expected = max(self._wins[model.name, self._size].mean, expected)
             plan = self._plans[sequence] = _Plan(
@@ -189,7 +196,6 @@ class Speculator:
                 matches=self._matches.child(12.0),
                 rule=make_rule(asked, min(asked.longest, LONGEST), _fitted(model)),
                 model=model,
-                window=window,
                 switch=Switch(expected),
                 chances=None if model is None else model.chances.child(12.0),
                 overall=Chances((0.0,), 1.0)
@@ -198,15 +204,19 @@ class Speculator:
             )
         return plan
 
-    def _window(self, sequence: RunningSequence, asked: Speculation) -> int:
-        """How much of its prompt the model that it asks for should read; 0: none guesses for it."""
-        model = self.drafts.get(asked.draft)
-        if model is None:
-            return 0
-        if not asked.adaptive:
-            return Prospect.LONG
-        each = model.reading * self._pace.last
-        return self._wins[model.name, self._size].window(len(sequence.tokens), each)
+    def _lets(self, sequence: RunningSequence, plan: _Plan, model: DraftModel) -> bool:
+        """Whether the model guesses for the sequence in a batch of the present size, which may be
+        another than the one that it began in."""
+        if not plan.asked.adaptive:
+            plan.windows[self._size] = Prospect.LONG
+            return True
+        if self._size not in plan.windows:
+            if self._steady < _STEADY:
+                return False
+            behind = len(sequence.tokens) if plan.pen is None else len(plan.pen.pending)
+            prospect = self._wins[model.name, self._size]
+            plan.windows[self._size] = prospect.window(behind, model.reading * self._pace.last)
+        return plan.windows[self._size] > 0 and plan.switch.wants(sequence.written)
 
     def _room(self, sequence: RunningSequence, plan: _Plan) -> int:
         """How many more guesses the draft may have: the model adds one token of its own."""
@@ -227,7 +237,10 @@ class Speculator:
         if not plan.asked.adaptive:
             count = room if match.length >= _CERTAIN else 0
         else:
-            least = _MARGIN * self.cost.row(len(sequence.tokens)) * pace
+            margin = _MARGIN + _MARGIN_OF_SIZE * self._size
+            least = margin * self.cost.row(len(sequence.tokens)) * pace
+            if self._idle > _IDLE:
+                least, room = 0.0, 1
             count = self._worth(plan, match, room, least)
         if count:
             plan.match = match
@@ -244,7 +257,8 @@ class Speculator:
                 break
             won += survival - least
             count += 1
-        if plan.model is None or plan.by_model or not plan.switch.on:
+        lets = plan.model is not None and plan.windows.get(self._size, 0) > 0
+        if plan.by_model or not lets or not plan.switch.on:
             return count
         doubtful = plan.matches[match.kind(0)] < _DOUBTFUL
         return 0 if doubtful or won < plan.switch.mean else count
@@ -259,7 +273,7 @@ class Speculator:
             room = self._room(sequence, plan)
             if plan.draft.ids or room < 1:
                 continue
-            if plan.asked.adaptive and not plan.switch.wants(sequence.written):
+            if not self._lets(sequence, plan, model):
                 continue
             pen = self._pen(sequence, plan, model)
             if pen is None or pen.room < 1:
@@ -323,7 +337,7 @@ class Speculator:
     def _pen(self, sequence: RunningSequence, plan: _Plan, model: DraftModel) -> Pen | None:
         """None where the draft model's memory has no place for the sequence."""
         if plan.pen is None:
-            window = min(plan.window, model.decoder.config.context // 2)
+            window = min(plan.windows[self._size], model.decoder.config.context // 2)
             start = max(0, len(sequence.tokens) - window)
             capacity = min(sequence.capacity - start, model.decoder.config.context)
             cache = model.memory.acquire(sequence.tokens[start:], capacity)

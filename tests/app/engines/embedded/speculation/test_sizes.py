@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from app.engines.embedded.speculation.goodput import StepCost
 from app.engines.embedded.speculation.speculator import Speculator, Step
 from app.types import Speculation
-from tests.app.engines.embedded.speculation.duo import Duo
+from tests.app.engines.embedded.speculation.duo import DRAFT, Duo
 
 ASKED = Speculation(lookup=True)
 PROMPT = [1, 2, 3] * 10  # whose repetition look-up goes on with
@@ -47,3 +48,29 @@ def test_a_size_in_which_guesses_win_keeps_them(int8_duo: Duo) -> None:
     for number in range(200):  # by turns they win and lose; they win more
         step(speculator, 8, written=8 if number % 2 else 16, times=1.3)
         assert speculator.draft([weighed], 8)[weighed].ids
+
+
+def test_a_draft_model_begins_where_the_batch_stays_as_it_is(int8_duo: Duo) -> None:
+    """To read a prompt for a size that passes is for nothing."""
+    speculator = int8_duo.speculator(None)
+    asking = int8_duo.sequence(PROMPT, Speculation(draft=DRAFT))
+
+    def guessed(batch: int) -> bool:
+        return bool(speculator.draft([asking], batch)[asking].ids)
+
+    assert not any(guessed(batch) for batch in (8, 2, 8, 2, 8, 2, 8, 2, 8, 2, 8, 2))
+    assert [guessed(8) for _ in range(9)] == [False] * 8 + [True]
+
+
+def test_of_what_is_never_guessed_the_price_is_looked_up_again(int8_duo: Duo) -> None:
+    """Rows that seemed too dear once are not so for ever."""
+    speculator = int8_duo.speculator(None)
+    speculator.cost = StepCost(1.0, 1.0, 100.0)
+    asking = int8_duo.sequence(PROMPT, ASKED)
+    for _ in range(256):
+        assert not speculator.draft([asking], 1)[asking].ids
+        speculator.stepped(Step(1, 0, 30, 1, 1.0, 1.0))
+    speculator.stepped(Step(1, 0, 30, 1, 1.0, 1.0))
+    assert len(speculator.draft([asking], 1)[asking].ids) == 1
+    speculator.stepped(Step(1, 1, 60, 1, 1.0, 1.0))
+    assert not speculator.draft([asking], 1)[asking].ids
