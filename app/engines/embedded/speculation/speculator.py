@@ -36,9 +36,8 @@ _MATCHES = (
 )
 _CERTAIN = 2  # tokens of the shortest match that is used where nothing is weighed
 # How much more than its cost a looked-up guess must promise: chances are estimates, and of those
-# just above their cost more are too high than too low. In a batch there is less to win and more to
-# lose: so much more for each doubling of its size.
-_MARGIN, _MARGIN_OF_SIZE = 1.25, 0.1
+# just above their cost more are too high than too low.
+_MARGIN = 1.25
 _DOUBTFUL = 0.5  # chance of a looked-up guess, under which a draft model that pays goes first
 _NONE = Match(0, 0)
 _IDLE = 256  # steps without a guess, after which one is made to see what it costs now
@@ -237,8 +236,7 @@ class Speculator:
         if not plan.asked.adaptive:
             count = room if match.length >= _CERTAIN else 0
         else:
-            margin = _MARGIN + _MARGIN_OF_SIZE * self._size
-            least = margin * self.cost.row(len(sequence.tokens)) * pace
+            least = _MARGIN * self.cost.row(len(sequence.tokens)) * pace
             if self._idle > _IDLE:
                 least, room = 0.0, 1
             count = self._worth(plan, match, room, least)
