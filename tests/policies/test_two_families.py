@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import policies
@@ -121,6 +121,7 @@ async def test_they_hand_over_as_text() -> None:
     start=st.sampled_from(["small", "large"]),
     max_tokens=st.none() | st.integers(1, 60),
 )
+@example(small=7, large=1, said=f"aaa {'a' * 20} ", start="large", max_tokens=7)
 def test_nothing_is_lost_or_doubled(
     small: int, large: int, said: str, start: str, max_tokens: int | None
 ) -> None:
@@ -134,7 +135,10 @@ def test_nothing_is_lost_or_doubled(
         else:
             assert sum(len(chunk.tokens) for chunk in chunks) == max_tokens
         assert all(between_words(said, called.said) for called in engine.calls)
-        assert len(answer.decisions) == len(engine.calls) - 1
+        # Who is steered away from was decided for, and never called: what was held for the request
+        # did not pay for that model's reading of all that had been written.
+        never = sum(decision.kind == "steer" for decision in answer.decisions)
+        assert len(answer.decisions) - never == len(engine.calls) - 1
         assert engine.open == 0
 
     asyncio.run(run())
