@@ -230,14 +230,14 @@ class Brake:
         self._next = 0
         self._wait = self._FIRST
 
-    def allows(self, written: int) -> bool:
+    def wants(self, written: int) -> bool:
         """Whether to guess now, `written` being the tokens of all sequences so far."""
         return written >= self._next
 
     def learn(self, won: float, written: int) -> None:
         """A step with guesses wrote so many tokens for each sequence more than plain steps would
         have in its time."""
-        if not self.allows(written):
+        if not self.wants(written):
             return  # those who are not weighed guess on
         self._lost = max(self._lost - _cut(won), 0.0)
         if self._lost == 0.0:

@@ -120,7 +120,7 @@ class Speculator:
         plans = {sequence: self._plan(sequence) for sequence in asking}
         for plan in plans.values():
             plan.begin()
-        if not self._sizes[self._size].allows(self._written):
+        if not self._sizes[self._size].wants(self._written):
             plans = {s: plan for s, plan in plans.items() if not plan.asked.adaptive}
         length = sum(len(sequence.tokens) for sequence in asking) * batch // max(len(asking), 1)
         pace = self._pace.tokens_a_second(batch, self.cost.seconds(batch, 0, length))

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from app.engines.embedded.speculation.goodput import Chances, Pace, Prospect, StepCost, Switch
+from tests.app.engines.embedded.speculation.driven import used
 
 FIRST, SEQUENCE, ROW = 0.008, 0.002, 0.0004  # seconds
 THOUSAND = 0.0005  # seconds, of a thousand tokens that are attended to
@@ -165,17 +166,6 @@ def test_chances_follow_what_changes() -> None:
 
 
 HOPE = Prospect.HOPE
-
-
-def used(switch: Switch, wins: list[float], tokens: int = 2) -> list[bool]:
-    """Whether it guessed at each step, where a draft wins so much; each writes so many tokens."""
-    found, written = [], 0
-    for won in wins:
-        found.append(switch.wants(written))
-        written += tokens
-        if found[-1]:
-            switch.learn(won, written)
-    return found
 
 
 def changes(found: list[bool]) -> int:

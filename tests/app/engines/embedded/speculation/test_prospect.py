@@ -8,6 +8,7 @@ import random
 import pytest
 
 from app.engines.embedded.speculation.goodput import Brake, Prospect
+from tests.app.engines.embedded.speculation.driven import used
 
 EACH = 0.02  # tokens that are written while a draft model reads one
 LONG, SHORT = Prospect.LONG, Prospect.SHORT
@@ -60,19 +61,8 @@ def test_one_outlier_says_little() -> None:
     assert prospect.mean > 0.15
 
 
-def driven(brake: Brake, wins: list[float], tokens: int = 4) -> list[bool]:
-    """Whether it was guessed at each step."""
-    found, written = [], 0
-    for won in wins:
-        found.append(brake.allows(written))
-        written += tokens
-        if found[-1]:
-            brake.learn(won, written)
-    return found
-
-
 def test_guessing_that_loses_is_stopped_and_tried_ever_more_seldom() -> None:
-    found = driven(Brake(), [-1.0] * 20_000)
+    found = used(Brake(), [-1.0] * 20_000, tokens=4)
     assert sum(found[:100]) <= 34
     starts = [at for at in range(1, len(found)) if found[at] and not found[at - 1]]
     gaps = [later - sooner for sooner, later in zip(starts, starts[1:], strict=False)]
@@ -83,11 +73,11 @@ def test_guessing_that_loses_is_stopped_and_tried_ever_more_seldom() -> None:
 def test_guessing_that_wins_is_hardly_ever_stopped() -> None:
     for seed in range(20):
         rng = random.Random(seed)
-        assert all(driven(Brake(), [0.15 + rng.gauss(0, 0.9) for _ in range(2000)]))
+        assert all(used(Brake(), [0.15 + rng.gauss(0, 0.9) for _ in range(2000)], tokens=4))
 
 
 def test_guessing_that_comes_to_lose_is_stopped_whatever_it_had_won() -> None:
-    found = driven(Brake(), [1.0] * 5000 + [-0.5] * 200)
+    found = used(Brake(), [1.0] * 5000 + [-0.5] * 200, tokens=4)
     assert all(found[:5000]) and not found[5100]
 
 
@@ -96,15 +86,15 @@ def test_those_who_are_not_weighed_do_not_hold_it_off() -> None:
     brake = Brake()
     for written in range(400):
         brake.learn(-1.0, written)
-    assert not brake.allows(401)
-    assert brake.allows(33 + 512)
+    assert not brake.wants(401)
+    assert brake.wants(33 + 512)
 
 
 def test_what_pays_again_is_tried_as_often_as_at_first() -> None:
     brake = Brake()
-    found = driven(brake, [-1.0] * 5000 + [1.0] * 5000)
+    found = used(brake, [-1.0] * 5000 + [1.0] * 5000, tokens=4)
     assert all(found[-500:])
     brake.learn(1.0, 50_000)
     for _ in range(40):
         brake.learn(-1.0, 50_000)
-    assert not brake.allows(50_000) and brake.allows(50_000 + 512)
+    assert not brake.wants(50_000) and brake.wants(50_000 + 512)
