@@ -62,13 +62,14 @@ class Price(BaseModel):
     output: PerToken
     cached_input: PerToken | None = None  # None: as `input`
     drafted: PerToken | None = None  # guessed ahead and verified, whoever guesses; None: as `input`
+    predicted: PerToken | None = None  # of a prompt whose KV was predicted; None: as `input`
 
-    @field_validator("cached_input")
+    @field_validator("cached_input", "predicted")
     @classmethod
     def _not_dearer(cls, value: int | None, info: Any) -> int | None:
         # Reservations price the prompt as uncached; that is a bound only if this holds.
         if value is not None and value > info.data.get("input", value):
-            raise ValueError("must not be above the price of uncached input")
+            raise ValueError("must not be above the price of input")
         return value
 
     @property
@@ -82,9 +83,11 @@ class Price(BaseModel):
         A guess that stays was read and not written: it costs what a drafted token costs.
         """
         cached = self.input if self.cached_input is None else self.cached_input
+        predicted = self.input if self.predicted is None else self.predicted
         return (
-            (usage.prompt - usage.cached) * self.input
+            (usage.prompt - usage.cached - usage.predicted) * self.input
             + usage.cached * cached
+            + usage.predicted * predicted
             + (usage.completion - usage.accepted) * self.output
             + usage.drafted * self.guess
         )
@@ -142,6 +145,8 @@ class ModelCard(BaseModel):
     # of it as a draft: the head that ends its drafts; default: acceptance_head.safetensors in the
     # folder of its weights, where there is one
     acceptance_head: str = ""
+    # files of `farthing train kv-predictor`, or bundled:name
+    kv_predictors: tuple[str, ...] = ()
     # of the package's wheel, or of the file of weights in a draft's folder
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
@@ -164,6 +169,8 @@ class ModelCard(BaseModel):
             raise ValueError("base is for embedded models")
         if self.acceptance_head and not embedded:
             raise ValueError("acceptance_head is for embedded models")
+        if self.kv_predictors and not embedded:
+            raise ValueError("kv_predictors is for embedded models")
         if embedded and self.precision not in ("fp32", "bf16", "int8"):
             raise ValueError("engine embedded: precision must be fp32, bf16 or int8")
         if len(set(self.urls)) < len(self.urls):

@@ -174,6 +174,82 @@ def acceptance_head(
 
 
 @train.command()
+def kv_predictor(
+    base: Model,
+    folder: Folder,
+    prompts: Prompts = None,
+    kept: Annotated[
+        str | None,
+        typer.Option(
+            metavar="18,15,8", help="Of the base's layers the first so many are run; one of each."
+        ),
+    ] = None,
+    auxiliary: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Or a small model that tells of the prompt."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="That the closed form is fitted on. [300000]")
+    ] = None,
+    ridge: Annotated[float | None, typer.Option(help="Its penalty on weights. [0.001]")] = None,
+    longest: Annotated[int | None, typer.Option(help="Tokens of a text. [1024]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of tuning by gradients. [0]")] = None,
+    units: Annotated[int | None, typer.Option(help="Of an MLP that tuning teaches. [0]")] = None,
+    examples: Annotated[int | None, typer.Option(help="That tuning draws. [320]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Of them a step. [4]")] = None,
+    answer: Annotated[int | None, typer.Option(help="Tokens that tuning judges by. [112]")] = None,
+    first: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt that are computed all the same. [4]")
+    ] = None,
+    divergence: Annotated[
+        float | None, typer.Option(help="Weight of the divergence from the base itself. [1]")
+    ] = None,
+    entropy: Annotated[
+        float | None, typer.Option(help="Of the cross-entropy of what stands behind. [0]")
+    ] = None,
+    consistency: Annotated[
+        float | None, typer.Option(help="Of the L1 distance to the true KV. [0]")
+    ] = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the base.")] = "fp32",
+) -> None:
+    """Teach maps what a model's later layers would keep of a prompt (KV Prediction); again, to go
+    on."""
+    from app.training.kv_command import KVChoices, run_kv
+
+    given = {
+        "kept": None if kept is None else _indices(kept),
+        "tokens": tokens,
+        "ridge": ridge,
+        "longest": longest,
+        "steps": steps,
+        "units": units,
+        "examples": examples,
+        "batch": batch,
+        "answer": answer,
+        "first": first,
+        "divergence": divergence,
+        "entropy": entropy,
+        "consistency": consistency,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    run_kv(
+        KVChoices(
+            base=_opened(base),
+            auxiliary=None if auxiliary is None else _draft(auxiliary, base),
+            folder=folder,
+            prompts=tuple(prompts or ()),
+            recipe={name: value for name, value in given.items() if value is not None},
+            device=device,
+            dtype=dtype,
+        )
+    )
+
+
+@train.command()
 def curves(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Of one run, or more.")],
     picture: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("curves.png"),

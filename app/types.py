@@ -75,6 +75,17 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class KVPrediction:
+    """Keys and values of the prompt, predicted instead of computed: earlier, and approximate."""
+
+    predictor: str  # one of those that Capabilities names
+    last: int = 1  # tokens at the prompt's end that are computed all the same, at least 1
+    first: int = 0  # and at its beginning
+    recompute: float = 0.0  # of the others this share: those that the end attends to most
+    conversation: str = ""  # only calls that say the same may go on from it; "": none
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """What a policy asks of an engine's token loop; an engine refuses what it cannot do."""
 
@@ -82,6 +93,9 @@ class Decoding:
     stop: EntropyStop | None = None
     native: bool = False  # answer in the engine's own words: chunks are `raw`
     speculation: Speculation | None = None
+    kv: KVPrediction | None = None  # None: all of the prompt is computed
+    edited: str | None = None  # approximate: what follows an edit of a prompt that was read before
+    # is moved, not computed; of the conversation of this name, or of an exact answer. None: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,7 @@ class Goals:
     """Targets that travel with a call."""
 
     deadline: float | None = None  # time.monotonic() at which the answer must be whole
+    first_token: float | None = None  # and by which it should begin: a wish, not a bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,7 @@ class Usage:
     drafted: int = 0  # guessed ahead, and read by the model to verify them
     accepted: int = 0  # of these, written: they are among `completion`
     passes: int = 0  # of the model, where it speculated: each wrote what was accepted and one more
+    predicted: int = 0  # read, their keys and values not computed but predicted: among `prompt`
 
     @property
     def wasted(self) -> int:
@@ -148,6 +164,7 @@ class Usage:
             self.drafted + other.drafted,
             self.accepted + other.accepted,
             self.passes + other.passes,
+            self.predicted + other.predicted,
         )
 
 
@@ -177,8 +194,9 @@ class Token:
 class Decision:
     """What a policy decided in mid-answer, and why."""
 
-    # By entropy, for want of money, of an engine, or as the engine does not guess ahead.
-    kind: Literal["switch", "steer", "failover", "plain"]
+    # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
+    # engine cannot or it does not pay; repair: what was predicted has been computed.
+    kind: Literal["switch", "steer", "failover", "plain", "repair"]
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits
@@ -238,6 +256,9 @@ class Capabilities:
     native: bool = False  # relays the engine's own bytes
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
     speculation: Speculates | None = None  # None: does not speculate by request
+    kv: Mapping[str, float] | None = None  # predictors, and the share of a prefill each takes
+    recompute: bool = False  # whether it computes what a predicted prompt's end attends to most
+    edits: bool = False  # whether it moves what follows an edit of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +269,7 @@ class Load:
     running: int = 0  # calls
     waiting: int = 0  # calls
     kv_bytes: int = 0  # KV memory promised to what runs
+    reading: float = 0.0  # seconds that a token of a prompt took of late; 0: not known
 
 
 class Engine(Protocol):

@@ -104,11 +104,40 @@ class Layer(nn.Module):
             seen = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
+        return self._finished(rows, seen)
+
+    def behind(self, rows: Tensor, turns: tuple[Tensor, Tensor], given: Tensor) -> Tensor:
+        """Rows `[batch, time, hidden]` that stand behind tokens whose keys before RoPE and values
+        are given, `[batch, before, 2, kv_heads * head_dim]`; `turns` are of all positions."""
+        queries, keys, values = self._project(_norm(rows, self.attention_norm, self._epsilon))
+        before = given.shape[1]
+        split = given.view(*given.shape[:3], -1, self.config.head_dim).permute(2, 0, 3, 1, 4)
+        keys, values = torch.cat([split[0], keys], 2), torch.cat([split[1], values], 2)
+        late = turns[0][:, :, before:], turns[1][:, :, before:]
+        shown = torch.ones(rows.shape[1], keys.shape[2], dtype=torch.bool, device=rows.device)
+        seen = F.scaled_dot_product_attention(
+            _turn(queries, late),
+            _turn(keys, turns),
+            values,
+            attn_mask=shown.tril(before),
+            enable_gqa=True,
+        )
+        return self._finished(rows, seen)
+
+    def _finished(self, rows: Tensor, seen: Tensor) -> Tensor:
+        """The layer's output, of its input and what attention saw, `[batch, heads, time, dim]`."""
         rows = rows + F.linear(seen.transpose(1, 2).flatten(2), self.output.to(rows.dtype))
         inner = _norm(rows, self.mlp_norm, self._epsilon)
         gate = F.linear(inner, self.gate.to(rows.dtype))
         up = F.linear(inner, self.up.to(rows.dtype))
         return rows + F.linear(F.silu(gate) * up, self.down.to(rows.dtype))
+
+    def keys_and_values(self, rows: Tensor) -> Tensor:
+        """What it makes of rows `[batch, time, hidden]`: keys before RoPE, and values, `[batch,
+        time, 2, kv_heads * head_dim]`."""
+        _, keys, values = self._project(_norm(rows, self.attention_norm, self._epsilon))
+        both = torch.stack([keys, values], 2)  # [batch, heads, 2, time, head_dim]
+        return both.permute(0, 3, 2, 1, 4).flatten(3)
 
     @property
     def _epsilon(self) -> float:
