@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.engines import fields
 from app.errors import BadRequest, ContextOverflow, EngineError, EngineUnsupported, UnknownModel
@@ -37,6 +37,10 @@ class Script:
     guesses: Sequence[
         tuple[int, int]
     ] = ()  # a pass: guessed, of which stay; no more beyond the end
+    predictors: Mapping[str, float] = field(default_factory=dict)  # of KV, and their shares
+    recompute: bool = False
+    edits: bool = False
+    reading: float = 0.0  # seconds a token of a prompt, as it says
 
 
 @dataclass
@@ -67,11 +71,13 @@ class Fake:
             entropy="exact",
             stop_on_entropy=script.stop_on_entropy,
             speculation=script.speculates,
+            kv=script.predictors or None,
+            recompute=script.recompute,
+            edits=script.edits,
         )
 
     def load(self, model: str) -> Load:
-        self._script(model)
-        return Load(running=self.open)
+        return Load(running=self.open, reading=self._script(model).reading)
 
     async def count(self, call: Call) -> int:
         self._script(call.model)
@@ -92,6 +98,8 @@ class Fake:
         if stop is not None and not script.stop_on_entropy:
             raise EngineUnsupported("stop on entropy", param="policy")
         _check_guesses(call.decoding, script.speculates)
+        if call.decoding.kv is not None and call.decoding.kv.predictor not in script.predictors:
+            raise EngineUnsupported(f"KV predictor {call.decoding.kv.predictor}", param="policy")
         self.calls.append(call)
         self.open += 1
         try:
@@ -103,7 +111,7 @@ class Fake:
     async def _play(
         self, call: Call, script: Script, prompt: list[object]
     ) -> AsyncGenerator[Chunk]:
-        usage = Usage(prompt=len(prompt), cached=self._cached(call.model, prompt))
+        usage = self._reads(call, prompt)
         room = script.context - len(prompt)
         limit = room if call.max_tokens is None else min(room, call.max_tokens)
         start = len(call.said.split()) + len(call.written)
@@ -127,6 +135,16 @@ class Fake:
                 return
         over = position >= len(script.words)
         yield Chunk(model=call.model, usage=usage, finish="stop" if over else "length")
+
+    def _reads(self, call: Call, prompt: list[object]) -> Usage:
+        """What is predicted is never gone on from."""
+        kv = call.decoding.kv
+        cached = self._cached(call.model, prompt, keep=kv is None)
+        usage = Usage(prompt=len(prompt), cached=cached)
+        if kv is None:
+            return usage
+        predicted = len(prompt) - kv.last - max(kv.first, cached)
+        return replace(usage, predicted=max(predicted, 0))
 
     def _pass(self, call: Call, room: int, drafted: int, accepted: int) -> Usage:
         """What one pass of the model makes of these guesses, where `room` tokens may be written."""
@@ -169,7 +187,7 @@ class Fake:
         texts = texts if call.prompt is None else [call.prompt]
         return [word for text in (*texts, call.said) for word in text.split()]
 
-    def _cached(self, model: str, prompt: list[object]) -> int:
+    def _cached(self, model: str, prompt: list[object], keep: bool) -> int:
         seen = self._read.setdefault(model, [])
         best = 0
         for earlier in seen:
@@ -179,7 +197,7 @@ class Fake:
                     break
                 shared += 1
             best = max(best, shared)
-        if best < len(prompt):
+        if keep and best < len(prompt):
             seen.append(tuple(prompt))
         return min(best, len(prompt) - 1)
 

@@ -13,10 +13,12 @@ from typing import cast
 import torch
 
 from app.catalog import ModelCard
-from app.engines.embedded import limits
+from app.engines.embedded import limits, predictors
 from app.engines.embedded.gguf_file import GGUFFile
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
+from app.engines.embedded.prediction import Predictor
+from app.engines.embedded.predictors import AnyPredictor
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
@@ -41,6 +43,7 @@ class Served:
     prompts: Prompts  # of all models of the same file
     decoder: Decoder
     scheduler: Scheduler
+    predictors: Mapping[str, AnyPredictor]
 
 
 class EmbeddedEngine:
@@ -94,12 +97,13 @@ class EmbeddedEngine:
         served = self._served(call.model)
         limits.check(call, served.vocabulary)
         check(call, served.scheduler)
+        predictor = predictors.chosen(call, served.predictors)
         prompt = await served.prompts.ids(call)
         length = len(prompt) + len(call.written)
         limit = limits.room(call, length, served.context)
         news = asyncio.Event()
         sequence = RunningSequence(
-            call, prompt, limit, served.tokenizer, self._outbox, on_news=news.set
+            call, prompt, limit, served.tokenizer, self._outbox, news.set, predictor
         )
         if sequence.stopped_by is not None:  # the answer was over before it came to us
             yield Chunk(model=call.model, finish="stop", stopped_by=sequence.stopped_by)
@@ -137,6 +141,9 @@ class EmbeddedEngine:
             # What waits in the outbox, and the token of a step that was under way.
             overrun=self._outbox + 1,
             speculation=abilities(served.scheduler),
+            kv={name: each.share for name, each in served.predictors.items()} or None,
+            edits=True,
+            recompute=any(isinstance(each, Predictor) for each in served.predictors.values()),
         )
 
     def load(self, model: str) -> Load:
@@ -148,6 +155,7 @@ class EmbeddedEngine:
             running=scheduler.running,
             waiting=scheduler.waiting,
             kv_bytes=scheduler.memory.running_bytes,
+            reading=scheduler.reading,
         )
 
     async def _next(self, sequence: RunningSequence, news: asyncio.Event, worker: Worker) -> Chunk:
@@ -209,10 +217,20 @@ class EmbeddedEngine:
                 prefill_chunk=self._prefill_chunk,
             )
             self.models[card.name] = Served(
-                card, context, config.vocabulary, tokenizer, prompts, decoder, scheduler
+                card=card,
+                context=context,
+                vocabulary=config.vocabulary,
+                tokenizer=tokenizer,
+                prompts=prompts,
+                decoder=decoder,
+                scheduler=scheduler,
+                predictors={},
             )
             took = time.monotonic() - began
             _log.info("model %s (%s) is ready after %.1f s", card.name, card.precision, took)
+        for name, served in self.models.items():  # some are told by another model
+            told = predictors.load(served, self.models, self._paths)
+            self.models[name] = replace(served, predictors=told)
         join(self.models.values(), self._paths, self._threads or spare_threads())
 
 

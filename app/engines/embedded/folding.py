@@ -162,7 +162,7 @@ def _qkv(
 
         def ready(tensor: Tensor, part: str = part, heads: int = heads) -> Tensor:
             if part != "v" and not interleaved:
-                tensor = _interleave(tensor, heads)
+                tensor = paired(tensor, heads)
             return tensor * config.head_dim**-0.5 if part == "q" else tensor
 
         weights.append(ready(tensors.take(f"{name}.weight", (rows, config.hidden))))
@@ -174,12 +174,12 @@ def _qkv(
 
 
 def separated(rows: Tensor, heads: int) -> Tensor:
-    """Undo `_interleave`: each head's pairs lie half a head apart again."""
+    """Undo `paired`: each head's pairs lie half a head apart again."""
     half = len(rows) // heads // 2
     return rows.view(heads, half, 2, -1).transpose(1, 2).reshape(rows.shape)
 
 
-def _interleave(rows: Tensor, heads: int) -> Tensor:
+def paired(rows: Tensor, heads: int) -> Tensor:
     """Bring each head's rows i and i + head_dim / 2 together: a pair is then one complex number."""
     half = len(rows) // heads // 2
     return rows.view(heads, 2, half, -1).transpose(1, 2).reshape(rows.shape)

@@ -9,9 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from app.engines.embedded.edits import Moved, moved
 from app.engines.embedded.folding import ModelConfig
 
 Ids = npt.NDArray[np.int64]
+EXACT = ""
+"""The space of keys and values that were computed, all of them."""
 
 
 class SequenceCache:
@@ -38,6 +41,7 @@ class _Prefix:
 
     ids: Ids
     buffer: Tensor
+    space: str
 
 
 class KVMemory:
@@ -86,12 +90,17 @@ class KVMemory:
         """Whether a sequence of so many tokens fits into the bound when nothing else runs."""
         return self._cost(capacity) <= self.bound
 
-    def acquire(self, tokens: Sequence[int], capacity: int) -> SequenceCache | None:
+    def acquire(
+        self, tokens: Sequence[int], capacity: int, space: str = EXACT
+    ) -> SequenceCache | None:
         """A cache for a sequence of at most `capacity` tokens which begins with `tokens`.
 
         Its `length` tells how many of the tokens are in it already: never all of them, since one
         must be computed to get logits. None: there is no room until a running sequence ends.
         Raises ValueError for no tokens or more than the capacity.
+
+        `space`: what was kept in it may be gone on from, and what was kept as exact; a sequence
+        that wants exact keys and values never sees another space.
 
         Finding the prefix costs about 1 us and 1 us per 1000 ids for each kept prefix. A prefix
         that `tokens` goes on from is handed over without a copy (a hand-over between models comes
@@ -101,7 +110,7 @@ class KVMemory:
             raise ValueError(f"{len(tokens)} tokens do not fit a capacity of {capacity}")
         if self.running_bytes + self._cost(capacity) > self.bound:
             return None
-        cache = self._continue(np.asarray(tokens, dtype=np.int64), capacity)
+        cache = self._continue(np.asarray(tokens, dtype=np.int64), capacity, space)
         if cache is None:
             cache = self._allocate(capacity)
         self._running.add(cache)
@@ -110,8 +119,41 @@ class KVMemory:
         self.reused_tokens += cache.length
         return cache
 
-    def release(self, cache: SequenceCache, tokens: Sequence[int], *, keep: bool = True) -> None:
-        """End a sequence; with `keep`, its keys and values stay as a prefix for later ones.
+    def move_tail(
+        self, cache: SequenceCache, tokens: Sequence[int], space: str = EXACT
+    ) -> Moved | None:
+        """Where an edit parts `tokens` from what was kept, put what follows the edit into the slots
+        where it will stand, keys as they are; None where there is nothing of that kind.
+
+        The cache does not grow: the tokens before `Moved.at` are to be read first. The keys are to
+        be turned by how far they were moved.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        found = [
+            (each, prefix)
+            for prefix in self._kept
+            if prefix.space in (space, EXACT) and _common(prefix.ids, ids) >= cache.length
+            for each in [moved(prefix.ids, tokens, cache.length)]
+            if each is not None
+        ]
+        if not found:
+            return None
+        best, prefix = max(found, key=lambda pair: pair[0].count)
+        slots = slice(best.at, best.at + best.count)
+        cache.buffer[:, :, slots] = prefix.buffer[:, :, best.start : best.start + best.count]
+        self.reused_tokens += best.count
+        return best
+
+    def release(
+        self,
+        cache: SequenceCache,
+        tokens: Sequence[int],
+        *,
+        keep: bool = True,
+        space: str = EXACT,
+    ) -> None:
+        """End a sequence; with `keep`, its keys and values stay as a prefix for later ones of this
+        space. Who was given room in another space must give back to none but that.
 
         `tokens` are the sequence's ids; those beyond the cache's length do not matter. The cache
         must not be used again. Raises ValueError where it is not running, or has more tokens.
@@ -125,21 +167,23 @@ class KVMemory:
         buffer, length = cache.buffer, cache.length
         cache.buffer, cache.capacity, cache.length = buffer.new_empty(0), 0, 0
         if keep and length > 0:
-            self._keep(_Prefix(np.asarray(tokens[:length], dtype=np.int64), buffer))
+            self._keep(_Prefix(np.asarray(tokens[:length], dtype=np.int64), buffer, space))
 
     def clear(self) -> None:
         """Drop all that is kept; running sequences stay."""
         self._kept.clear()
 
-    def _continue(self, ids: Ids, capacity: int) -> SequenceCache | None:
-        prefix, shared = self._longest(ids)
+    def _continue(self, ids: Ids, capacity: int, space: str) -> SequenceCache | None:
+        prefix, shared = self._longest(ids, space)
         reused = min(shared, len(ids) - 1)
         if prefix is None or reused == 0:
             return None
         wanted = self.running_bytes + self._cost(capacity)
         both_fit = wanted + self._kept_cost(prefix) <= self.bound
-        # What is whole goes on in the sequence; what is not is taken only if it had to go anyway.
-        if (shared == len(prefix.ids) or not both_fit) and self._can_hold(prefix.buffer, capacity):
+        # What is whole goes on in the sequence; what is not is taken only if it had to go anyway;
+        # and so what is of another space, to which it would not come back.
+        whole = shared == len(prefix.ids) and prefix.space == space
+        if (whole or not both_fit) and self._can_hold(prefix.buffer, capacity):
             self._kept.remove(prefix)
             self._make_room(capacity)
             return SequenceCache(prefix.buffer, capacity, reused)
@@ -151,21 +195,26 @@ class KVMemory:
         cache.length = reused
         return cache
 
-    def _longest(self, ids: Ids) -> tuple[_Prefix | None, int]:
+    def _longest(self, ids: Ids, space: str) -> tuple[_Prefix | None, int]:
         """The kept prefix that shares most tokens with `ids`, and how many."""
         best, shared = None, 0
         for prefix in self._kept:
+            if prefix.space not in (space, EXACT):
+                continue
             common = _common(prefix.ids, ids)
             if common >= shared:
                 best, shared = prefix, common
         return best, shared
 
     def _keep(self, prefix: _Prefix) -> None:
-        for kept in self._kept:
+        alike = [kept for kept in self._kept if kept.space == prefix.space]
+        for kept in alike:
             if _common(kept.ids, prefix.ids) == len(prefix.ids):
                 self._touch(kept)  # it holds all that the new one does
                 return
-        self._kept = [k for k in self._kept if _common(k.ids, prefix.ids) < len(k.ids)]
+        for kept in alike:
+            if _common(kept.ids, prefix.ids) == len(kept.ids):
+                self._kept.remove(kept)
         self._kept.append(prefix)
         while self.kept_bytes > self.kept_bound:
             self._kept.pop(0)

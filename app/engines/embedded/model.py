@@ -1,7 +1,7 @@
 """The decoder: hidden states and logits for the new tokens of all running sequences in one pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +13,9 @@ from app.engines.embedded.attention import MOST, Attention, Floats, serves
 from app.engines.embedded.folding import LayerWeights, ModelConfig, Weights
 from app.engines.embedded.kv_cache import KVMemory, SequenceCache
 from app.engines.embedded.linear import PEAKED_LEVELS, Linear, Precision, make_linear
+from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.rotation import Rotation
+from app.nets.kv_predictor import KVPredictor
 
 
 @dataclass(frozen=True)
@@ -128,26 +130,134 @@ class Decoder:
         Raises ValueError where counts and tokens disagree, or a cache or the context is too short;
         IndexError for an id outside of the vocabulary.
         """
+        residual = self._run(self._embedded(tokens, spans), spans, range(len(self._layers)))
+        for span in spans:
+            span.cache.length += span.count
+        return residual.div_(self._root(residual)).mul_(self._norm)
+
+    @torch.inference_mode()
+    def predict(self, tokens: Tensor, span: Span, predictor: Predictor) -> Tensor:
+        """Put keys and values of `tokens`, int64 `[n]`, behind what the span's cache holds: of the
+        first layers those that `forward` would, of the others what the predictor says. The residual
+        stream behind the first layers, fp32 `[n, hidden]`.
+
+        Raises as `forward`. In int8 no result depends on how the tokens are cut into calls.
+        """
+        residual = self._run(self._embedded(tokens, [span]), [span], range(predictor.kept))
+        self.place(predictor(residual, self._root(residual)), span.cache)
+        return residual
+
+    @torch.inference_mode()
+    def attended(self, tokens: Tensor, span: Span, layers: range) -> Tensor:
+        """How much tokens, int64 `[n]`, behind what the span's cache holds attend to each of its
+        slots in these layers: the share of the head that does most, summed over tokens and layers,
+        fp32 `[slots]`. The cache does not grow. Raises as `forward`."""
+        slots, heads = span.cache.length, self.config.kv_heads
+        found = torch.zeros(slots, device=self.device)
+
+        def watch(index: int, qkv: Tensor) -> None:
+            if index in layers:
+                keys = span.cache.buffer[index, :heads, :slots].float()
+                queries = qkv[:, : self.config.heads].view(len(qkv), heads, -1, qkv.shape[2])
+                shares = torch.einsum("nkgd,ksd->nkgs", queries, keys).softmax(-1)
+                found.add_(shares.amax((1, 2)).sum(0))
+
+        stream = self._embedded(tokens, [span])
+        self._run(stream, [span], range(layers.stop), watch)
+        return found
+
+    @torch.inference_mode()
+    def revise(self, stream: Tensor, cache: SequenceCache, start: int, kept: int) -> None:
+        """Compute what the layers from `kept` on keep of the tokens in the slots from `start` on,
+        where something was predicted; `stream`, `[n, hidden]`: as `predict` gave it. Changed."""
+        length = cache.length
+        cache.length = start
+        try:
+            self._run(stream, [Span(cache, len(stream))], range(kept, len(self._layers)))
+        finally:
+            cache.length = length
+
+    @torch.inference_mode()
+    def place(self, made: Tensor, cache: SequenceCache) -> None:
+        """Put keys before RoPE and values, fp32 `[n, last layers, 2 * width]`, each head's pairs
+        side by side, behind what the cache holds. They may be changed."""
+        start, stop = cache.length, cache.length + len(made)
+        made = made.view(len(made), -1, 2 * self.config.kv_heads, self.config.head_dim)
+        pairs = made.view(*made.shape[:3], -1, 2)
+        keys = pairs[:, :, : self.config.kv_heads]
+        torch.view_as_complex(keys).mul_(self._turns[start:stop, None, None])
+        cache.buffer[-made.shape[1] :, :, start:stop].copy_(made.permute(1, 2, 0, 3))
+        cache.length = stop
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor, span: Span) -> None:
+        """As `forward`, for keys and values alone, which are all that the last layer does."""
+        layers = range(len(self._layers) - 1)
+        residual = self._run(self._embedded(tokens, [span]), [span], layers)
+        layer, queries = self._layers[-1], self.config.heads * self.config.head_dim
+        qkv = layer.qkv.divided(residual, self._root(residual))
+        if layer.qkv_bias is not None:
+            qkv += layer.qkv_bias
+        self.place(qkv[:, None, queries:], span.cache)
+
+    @torch.inference_mode()
+    def keys_and_values(self, cache: SequenceCache, start: int, stop: int) -> Tensor:
+        """Of these slots the keys before RoPE and the values, fp32 `[stop - start, layers, 2,
+        kv_heads * head_dim]`, each head's pairs side by side."""
+        found = cache.buffer[:, :, start:stop].permute(2, 0, 1, 3)
+        made = torch.empty(found.shape, device=self.device).copy_(found)
+        pairs = made.view(*made.shape[:3], -1, 2)
+        keys = torch.view_as_complex(pairs[:, :, : self.config.kv_heads])
+        keys.mul_(self._turns[start:stop, None, None].conj())
+        return made.view(*made.shape[:2], 2, -1)
+
+    @torch.inference_mode()
+    def turn(self, cache: SequenceCache, start: int, count: int, by: int) -> None:
+        """Turn the keys of so many slots as if their tokens stood `by` places later, or earlier."""
+        heads = self.config.kv_heads
+        keys = cache.buffer[:, :heads, start : start + count]
+        angles = self._turns[abs(by)]
+        pairs = torch.view_as_complex(keys.float().reshape(*keys.shape[:3], -1, 2))
+        turned = pairs * (angles if by >= 0 else angles.conj())
+        keys.copy_(torch.view_as_real(turned).flatten(-2))
+
+    def predictor(self, weights: KVPredictor) -> Predictor:
+        """A predictor as this decoder runs it. Raises ValueError where it is not of this shape."""
+        return Predictor(weights, self.config, self.precision, self.device)
+
+    def _embedded(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
+        """The residual stream before the first layer."""
         self._check(tokens, spans)
+        return F.embedding(tokens.to(self.device), self._embedding).float()
+
+    def _run(
+        self,
+        residual: Tensor,
+        spans: Sequence[Span],
+        layers: range,
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The residual stream, `[n, hidden]`, behind these layers; the caches do not grow. `watch`
+        is shown queries, keys and values of each, turned, `[n, heads, head_dim]`."""
         reaches = [_Reach(span, self.config, self._kv_dtype, self._attention) for span in spans]
         turns = [self._turns[reach.start : reach.stop] for reach in reaches]
         turn = (turns[0] if len(turns) == 1 else torch.cat(turns)).unsqueeze(1)
         rotated = self.config.heads + self.config.kv_heads
-        residual = F.embedding(tokens.to(self.device), self._embedding).float()
-        by_head = (len(tokens), rotated + self.config.kv_heads, self.config.head_dim)
+        by_head = (len(residual), rotated + self.config.kv_heads, self.config.head_dim)
         pairs = (*by_head[:2], self.config.head_dim // 2, 2)
-        for index, layer in enumerate(self._layers):
+        for index in layers:
+            layer = self._layers[index]
             qkv = layer.qkv.divided(residual, self._root(residual))
             if layer.qkv_bias is not None:
                 qkv += layer.qkv_bias
             torch.view_as_complex(qkv.view(pairs)[:, :rotated]).mul_(turn)
+            if watch is not None:
+                watch(index, qkv.view(by_head))
             attended = self._attend(qkv.view(by_head), reaches, index)
             residual = layer.output.add_to(residual, attended)
             gate_up = layer.gate_up.divided(residual, self._root(residual))
             residual = layer.down.add_to(residual, _swiglu(gate_up))
-        for span in spans:
-            span.cache.length += span.count
-        return residual.div_(self._root(residual)).mul_(self._norm)
+        return residual
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

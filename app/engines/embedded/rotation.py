@@ -45,6 +45,10 @@ class Rotation:
         """The head, `[vocabulary, hidden]`, that reads a rotated stream, the final norm in it."""
         return self._turn(weights.head * weights.norm)
 
+    def reader(self, weight: Tensor) -> Tensor:
+        """A matrix `[out, hidden]` that reads the stream, to read a rotated one."""
+        return self._turn(weight)
+
     def back(self, weights: Weights, rows: Tensor) -> Tensor:
         """Final hidden states `[n, hidden]` out of the rotated stream, with the norm's weight."""
         first, second = self._factors

@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.engines.embedded.kv_cache import KVMemory, SequenceCache
+from app.engines.embedded.auxiliary import AuxiliaryPredictor
+from app.engines.embedded.kv_cache import EXACT, KVMemory, SequenceCache
 from app.engines.embedded.model import Span
+from app.engines.embedded.prediction import Predictor
+from app.engines.embedded.revision import Revision
 from app.engines.embedded.sampling import Drawn, draw
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.speculation.acceptance import Draft
@@ -23,6 +26,7 @@ from app.types import Usage
 _ONE = Usage(completion=1)
 _ALONE = Usage(completion=1, passes=1)  # where it might have been one of several
 _ACCEPTED = Usage(accepted=1)
+_PIECE = 16  # tokens of a prompt that tell by their time how long reading takes
 
 
 class Model(Protocol):
@@ -31,6 +35,16 @@ class Model(Protocol):
     def forward(self, tokens: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor: ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+    def turn(self, cache: SequenceCache, start: int, count: int, by: int) -> None: ...
+
+    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> torch.Tensor: ...
+
+    def attended(self, tokens: torch.Tensor, span: Span, layers: range) -> torch.Tensor: ...
+
+    def revise(self, stream: torch.Tensor, cache: SequenceCache, start: int, kept: int) -> None: ...
+
+    def place(self, made: torch.Tensor, cache: SequenceCache) -> None: ...
 
 
 class Scheduler:
@@ -67,6 +81,7 @@ class Scheduler:
         self._any_cancelled = False
         self._began: dict[RunningSequence, float] = {}
         self._duration = 1.0  # of a call, seconds; rolling
+        self.reading = 0.0  # seconds that a token of a prompt took; rolling, 0: none was read
 
     @property
     def running(self) -> int:
@@ -108,11 +123,19 @@ class Scheduler:
         self._at_risk = []
         moved = self._reap() | self._admit()
         batch = self._writing()
-        if self._reading:
+        predicts = bool(self._reading) and self._reading[0].predicts
+        if predicts:
+            self._predict(self._reading[0])
+        elif self._reading:
             batch.append(self._reading.popleft())
         if batch:
+            piece = 0 if not batch[-1].reading else len(batch[-1].upcoming(self._prefill_chunk))
+            began = time.monotonic()
             self._compute(batch)
-        return moved or bool(batch)
+            if piece >= _PIECE:
+                took = (time.monotonic() - began) / piece
+                self.reading += (0.2 if self.reading else 1.0) * (took - self.reading)
+        return moved or predicts or bool(batch)
 
     def fail(self, message: str) -> None:
         """End the sequences that an error in `step` has hit: all, where that is not known."""
@@ -147,7 +170,8 @@ class Scheduler:
         while self._waiting and self._active < self._max_running:
             sequence = self._waiting[0]
             self._at_risk = [sequence]
-            cache = self.memory.acquire(sequence.tokens, sequence.capacity)
+            space = EXACT if sequence.space is None else sequence.space
+            cache = self.memory.acquire(sequence.tokens, sequence.capacity, space)
             if cache is None:
                 if self.memory.running_bytes:
                     break  # of ours, or of those for whom this model guesses
@@ -160,10 +184,21 @@ class Scheduler:
             self._reading.append(sequence)
             self._began[sequence] = time.monotonic()
             sequence.admit(cache)
+            self._move(sequence, cache, space)
             self._news[sequence] = None
             admitted = True
         self._at_risk = []
         return admitted
+
+    def _move(self, sequence: RunningSequence, cache: SequenceCache, space: str) -> None:
+        """Where its prompt is an edited one, bring what follows the edit to where it stands now."""
+        if sequence.call.decoding.edited is None:
+            return
+        moved = self.memory.move_tail(cache, sequence.tokens, space)
+        if moved is not None:
+            self._model.turn(cache, moved.at, moved.count, moved.at - moved.start)
+            sequence.moves(moved.at, moved.count)
+            sequence.take_moved()
 
     @property
     def _active(self) -> int:
@@ -179,6 +214,41 @@ class Scheduler:
         chosen, rest = ready[: self._max_running], set(ready[self._max_running :])
         self._running.sort(key=lambda sequence: sequence not in rest)
         return chosen
+
+    def _predict(self, sequence: RunningSequence) -> None:
+        """A piece of its prompt, whose keys and values are predicted."""
+        self._at_risk = [sequence]
+        cache, predictor = _cache(sequence), sequence.predictor
+        before = cache.length
+        if predictor is None:
+            raise ValueError("a sequence that predicts has a predictor")
+        if sequence.revision is not None and isinstance(predictor, Predictor):
+            self._revise(sequence, sequence.revision, predictor)
+        elif isinstance(predictor, AuxiliaryPredictor):
+            made = sequence.predicted_by(predictor, self._prefill_chunk)
+            if made is not None:
+                self._model.place(made, cache)
+        else:
+            new = sequence.upcoming(self._prefill_chunk)
+            stream = self._model.predict(torch.tensor(new), Span(cache, len(new)), predictor)
+            sequence.streamed(before, stream)
+        sequence.predicted(cache.length - before)
+        self._reading.rotate(-1)  # others that read have their turn
+        self._at_risk = []
+
+    def _revise(self, sequence: RunningSequence, revision: Revision, predictor: Predictor) -> None:
+        """Find out what its prompt's end attends to, or compute a piece of that."""
+        cache = _cache(sequence)
+        if not revision.chosen:
+            end = sequence.tokens[cache.length : sequence.prompt_length]
+            span = Span(cache, len(end))
+            found = self._model.attended(torch.tensor(end), span, predictor.telling)
+            revision.choose(found, self._prefill_chunk)
+            return
+        start, stream = revision.take()
+        count = len(stream)
+        self._model.revise(stream, cache, start, predictor.kept)
+        sequence.predicted(-count)
 
     def _compute(self, batch: Sequence[RunningSequence]) -> None:
         self._at_risk = list(batch)
@@ -203,6 +273,7 @@ class Scheduler:
         reads = batch[-1].reading
         hidden = self._model.forward(torch.tensor(tokens), spans)
         if batch[-1].reading:
+            batch[-1].take_moved()
             self._reading.append(batch[-1])
         self._at_risk = writers
         if not writers:
@@ -306,11 +377,14 @@ class Scheduler:
         self._began.pop(sequence, None)
         if self.speculator is not None:
             self.speculator.forget(sequence)
+        sequence.end_pass()
         cache, sequence.cache = sequence.cache, None
         if cache is not None:
             # An error between a pass and its verification leaves guesses in it.
             cache.truncate(min(cache.length, len(sequence.tokens)))
-            self.memory.release(cache, sequence.tokens, keep=keep)
+            space = sequence.space
+            keep = keep and space is not None
+            self.memory.release(cache, sequence.tokens, keep=keep, space=space or EXACT)
 
 
 def _cache(sequence: RunningSequence) -> SequenceCache:

@@ -6,8 +6,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
+
+from app.engines.embedded.auxiliary import AuxiliaryPass, AuxiliaryPredictor
 from app.engines.embedded.detokenize import Detokenizer
-from app.engines.embedded.kv_cache import SequenceCache
+from app.engines.embedded.kv_cache import EXACT, SequenceCache
+from app.engines.embedded.prediction import Predictor
+from app.engines.embedded.revision import Revision
 from app.engines.embedded.sampling import Drawn, Sampler
 from app.errors import FarthingError
 from app.types import Call, Candidate, Chunk, EntropyStop, Finish, Token, Usage
@@ -38,9 +43,11 @@ class RunningSequence:
         vocabulary: Vocabulary,
         outbox_size: int | None = None,
         on_news: Callable[[], None] | None = None,
+        predictor: Predictor | AuxiliaryPredictor | None = None,
     ) -> None:
         """`prompt` without `call.written`; `limit`: most tokens to write (at least 1);
-        `outbox_size`: chunks that may wait for the reader, None: any number."""
+        `outbox_size`: chunks that may wait for the reader, None: any number; `predictor`: what
+        `call.decoding.kv` names."""
         sampling = call.sampling
         self.call = call
         self.tokens = [*prompt, *call.written]  # prompt and answer, all of them
@@ -58,6 +65,16 @@ class RunningSequence:
         self.cancelled = False
         self.error: FarthingError | None = None
         self.on_news = on_news
+        self.predictor = predictor
+        self._auxiliary: AuxiliaryPass | None = None
+        self._revision: Revision | None = None
+        self._untold = Usage()
+        self._moved, self._moving = 0, 0
+        kv = call.decoding.kv
+        # Of the tokens to read, the first and the last that are not computed.
+        self._predicted = range(0) if kv is None else range(kv.first, self.prompt_length - kv.last)
+        if kv is not None and kv.recompute:
+            self._revision = Revision(kv.recompute)
         self._outbox_size = outbox_size
         self._vocabulary = vocabulary
         self._text = Detokenizer(vocabulary.piece, sampling.stop, call.said)
@@ -83,6 +100,60 @@ class RunningSequence:
         return self.call.decoding.speculation is not None
 
     @property
+    def predicts(self) -> bool:
+        """Whether the next piece of the prompt is predicted, or what was is revised."""
+        if self.cache is None:
+            return False
+        return self.cache.length in self._predicted or self.revision is not None
+
+    @property
+    def revision(self) -> Revision | None:
+        """What is to be done now of what was predicted; None: nothing, or not yet."""
+        revision = self._revision
+        if self.cache is None or self.cache.length != self._predicted.stop or revision is None:
+            return None
+        return revision if revision.begun and not revision.over else None
+
+    def streamed(self, start: int, stream: torch.Tensor) -> None:
+        """What a predicted piece may be computed from later, `[n, hidden]`."""
+        if self._revision is not None:
+            self._revision.keep(start, stream)
+
+    def predicted_by(self, predictor: AuxiliaryPredictor, chunk: int) -> torch.Tensor | None:
+        """Keys and values of the next tokens, as another model tells; None: it reads on first.
+
+        It holds memory from the first of these calls on, until it has told all or `end_pass`.
+        """
+        if self.cache is None:
+            raise ValueError("a sequence computes only once it has a cache")
+        if self._auxiliary is None:
+            self._auxiliary = predictor.begin(self.tokens[: self._predicted.stop])
+        start, count = self.cache.length, len(self.upcoming(chunk))
+        made = self._auxiliary.advance(start, count, chunk)
+        if made is not None and start + len(made) == self._predicted.stop:
+            self.end_pass()
+        return made
+
+    def end_pass(self) -> None:
+        """Give back the memory of another model's pass over the prompt, where there is some."""
+        if self._auxiliary is not None:
+            self._auxiliary.close()
+            self._auxiliary = None
+
+    @property
+    def space(self) -> str | None:
+        """Where its keys and values may be kept; None: nowhere."""
+        kv = self.call.decoding.kv
+        edited = self.call.decoding.edited
+        if edited is not None:
+            return repr((self.call.account, "edited", edited)) if edited else None
+        if kv is None:
+            return EXACT
+        # No other account goes on from it, by whatever name.
+        whose = self.call.account, kv.predictor, kv.conversation
+        return repr(whose) if kv.conversation else None
+
+    @property
     def paused(self) -> bool:
         """Whether the reader has to take something before we write more."""
         return self._outbox_size is not None and len(self.outbox) >= self._outbox_size
@@ -98,6 +169,21 @@ class RunningSequence:
         usage = Usage(prompt=self.prompt_length, cached=cache.length)
         self.outbox.append(Chunk(model=self.call.model, usage=usage))
 
+    def moves(self, at: int, count: int) -> None:
+        """So many tokens from there on are in the cache, once those before them have been read."""
+        self._moved, self._moving = at, count
+
+    def take_moved(self) -> None:
+        """Go on behind what was moved, where that has been reached."""
+        if self._moving and self.cache is not None and self.cache.length == self._moved:
+            self.cache.length += self._moving
+            self._untold += Usage(cached=self._moving)
+            self._moving = 0
+
+    def predicted(self, count: int) -> None:
+        """So many tokens of the prompt were predicted: the first token written will tell."""
+        self._untold += Usage(predicted=count)
+
     def upcoming(self, chunk: int) -> list[int]:
         """The tokens to compute next: the last one written, or a piece of the prompt.
 
@@ -107,7 +193,10 @@ class RunningSequence:
         start = 0 if self.cache is None else self.cache.length
         if start >= self.prompt_length:
             return self.tokens[start:]
-        return self.tokens[start : min(self.prompt_length, (start // chunk + 1) * chunk)]
+        # What is predicted, moved and computed are pieces of their own.
+        ends = (self._predicted.start, self._predicted.stop, self._moved, self.prompt_length)
+        stop = min(end for end in ends if end > start)
+        return self.tokens[start : min(stop, (start // chunk + 1) * chunk)]
 
     def ends_with(self, id: int) -> bool:
         """Whether the answer is over with this token, whatever comes before it."""
@@ -117,6 +206,7 @@ class RunningSequence:
         """Write this token: its chunk, with this usage, and after the last one the finish chunk,
         go out."""
         model = self.call.model
+        usage, self._untold = usage + self._untold, Usage()
         self.tokens.append(drawn.id)
         stops = self.ends_with(drawn.id)
         text = "" if stops else self._text.push(drawn.id)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from app.engines.embedded.kv_cache import SequenceCache
 from app.engines.embedded.model import Decoder, Span
+from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
@@ -28,6 +30,7 @@ class Rig:
     tokenizer: Tokenizer
     passes: list[list[int]]  # of each pass, the number of tokens of each span
     fail_at: int | None = None  # the pass that raises
+    revised: list[range] = field(default_factory=list)  # slots that were computed after all
 
     def forward(self, tokens: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         self.passes.append([span.count for span in spans])
@@ -37,6 +40,22 @@ class Rig:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.decoder.logits(hidden)
+
+    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> torch.Tensor:
+        return self.decoder.predict(tokens, span, predictor)
+
+    def attended(self, tokens: torch.Tensor, span: Span, layers: range) -> torch.Tensor:
+        return self.decoder.attended(tokens, span, layers)
+
+    def revise(self, stream: torch.Tensor, cache: SequenceCache, start: int, kept: int) -> None:
+        self.revised.append(range(start, start + len(stream)))
+        self.decoder.revise(stream, cache, start, kept)
+
+    def place(self, made: torch.Tensor, cache: SequenceCache) -> None:
+        self.decoder.place(made, cache)
+
+    def turn(self, cache: SequenceCache, start: int, count: int, by: int) -> None:
+        self.decoder.turn(cache, start, count, by)
 
     def scheduler(self, tokens: int = 100_000, prefixes: bool = True, **bounds: Any) -> Scheduler:
         """`tokens`: how many the KV memory holds."""
