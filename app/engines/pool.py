@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -152,6 +152,7 @@ class Pool:
             native=all(each.native for each in found),
             overrun=max(each.overrun for each in found),
             speculation=_common([each.speculation for each in found]),
+            kv=_predictors([each.kv for each in found]),
         )
 
     def load(self, model: str) -> Load:
@@ -296,6 +297,16 @@ def _common(found: Sequence[Speculates | None]) -> Speculates | None:
     )
     guesses = able.drafts or able.lookup
     return able if guesses and able.rules and able.acceptance and able.longest else None
+
+
+def _predictors(found: Sequence[Mapping[str, float] | None]) -> Mapping[str, float] | None:
+    """The KV predictors that all of these have, and what each takes at most."""
+    first, *others = [each or {} for each in found]
+    return {
+        name: max(each[name] for each in found if each)
+        for name in first
+        if all(name in other for other in others)
+    } or None
 
 
 def _shared(offers: Sequence[tuple[T, ...]]) -> tuple[T, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from app.catalog import ModelCard
 from app.engines import fields
-from app.engines.remote import probing, relay, speculation, tokens
+from app.engines.remote import prediction, probing, relay, speculation, tokens
 from app.engines.remote.origin import Origin, Patience
 from app.engines.remote.probing import Abilities
 from app.engines.remote.rendering import Renderer, Renderings, check_foreign
@@ -95,6 +95,7 @@ class VllmServer:
             native=True,
             overrun=_OVERRUN + _drafted(able),
             speculation=speculation.able(able.speculation),
+            kv=dict(able.prediction.shares) if able.prediction else None,
         )
 
     async def count(self, call: Call) -> int:
@@ -122,6 +123,10 @@ class VllmServer:
             raise EngineUnsupported(
                 "an answer in vLLM's own words is guessed ahead as the server does it for all",
                 param="policy",
+            )
+        if call.decoding.kv is not None or call.decoding.edited is not None:
+            raise EngineUnsupported(
+                "an answer in vLLM's own words is of a prompt that was computed", param="policy"
             )
         _check_top_k(call, able)
         body = {**call.body, "model": self._served, "stream": not call.whole}
@@ -174,7 +179,13 @@ class VllmServer:
         top = self._top(call, able, reported)
         if top is not None:
             body["logprobs"] = top
-        headers, xargs = self._asks(call, able, reported)
+        name = f"{_bare(call.id) or 'call'}-{next(_numbers)}"
+        headers, xargs = self._asks(call, name, able, reported)
+        salted, predicted = prediction.fields(call, name, able.prediction)
+        body |= salted
+        xargs |= predicted
+        if predicted:
+            headers[asks.CALL_HEADER] = name
         if xargs:
             body["vllm_xargs"] = xargs
         if call.decoding.stop:
@@ -183,6 +194,8 @@ class VllmServer:
 
     def _check(self, call: Call, able: Abilities) -> None:
         """Refuse what this server cannot do faithfully. Raises EngineUnsupported."""
+        if call.decoding.edited is not None:
+            raise EngineUnsupported("vLLM moves nothing of an edited prompt", param="policy")
         if call.decoding.entropy and not (able.top or able.reports):
             raise EngineUnsupported("this server reports no entropy", param="policy")
         if call.decoding.stop and able.sentinel is None:
@@ -207,7 +220,7 @@ class VllmServer:
         return wanted
 
     def _asks(
-        self, call: Call, able: Abilities, reported: bool
+        self, call: Call, name: str, able: Abilities, reported: bool
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """Headers and extra arguments for our plugins; none where they are not needed.
 
@@ -218,7 +231,6 @@ class VllmServer:
         if call.decoding.speculation is not None:
             asked = call.decoding.speculation
             xargs |= speculation.xargs(asked, call.sampling, able.speculation)
-        name = f"{_bare(call.id) or 'call'}-{next(_numbers)}"
         headers = {asks.REQUEST_HEADER: name}
         if able.sentinel is None or not (stop or (call.decoding.entropy and reported)):
             return headers, xargs

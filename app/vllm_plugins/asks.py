@@ -6,7 +6,8 @@ call by itself where the rolling mean of the entropies crosses a level. It ends 
 token `farthing_stop_id` in place of the one that it would have drawn, so that one must be reserved
 (no answer holds it, no answer ends with it) and stand in the request's `stop_token_ids` too; the
 answer's finish_reason is then `stop`, its stop_reason the id. Those of speculation say how far a
-draft model guesses ahead of this request's answer, and which guesses stay.
+draft model guesses ahead of this request's answer, and which guesses stay. Those of KV prediction
+(Horton et al. 2024, arXiv 2410.08391) say by which predictor keys and values of the prompt come.
 """
 
 from __future__ import annotations
@@ -58,6 +59,27 @@ STATE_VARIABLE = "FARTHING_SPECULATION_STATE"
 HEAD_VARIABLE = "FARTHING_ACCEPTANCE_HEAD"
 """Environment variable of vLLM's processes: the file of the acceptance head, if there is one."""
 
+KV = "farthing_kv"  # str: the predictor, as Predicting names it, or EXACT
+KV_LAST = "farthing_kv_last"  # int from 1 on: tokens at the prompt's end that are computed; or 1
+KV_FIRST = "farthing_kv_first"  # int from 0 on: and at its beginning; or 0
+KV_CALL = (
+    "farthing_kv_call"  # str: an id as `farthing_call`; report under it how many were predicted
+)
+PREDICTION = (KV, KV_LAST, KV_FIRST, KV_CALL)
+
+EXACT = "exact"
+"""A predictor that runs all layers: it predicts what is true, and costs what computing costs."""
+
+SALT = "kvp:"
+"""How the `cache_salt` of a request has to begin that asks for predictions: what they leave in the
+prefix cache is then found by requests with the same salt alone."""
+
+PREDICTS_PATH = "/farthing/kv-prediction"
+"""GET: the predictors of this server, a `Predicting`; 404: there is none."""
+
+PREDICTION_VARIABLE = "FARTHING_KV_PREDICTION_STATE"
+"""Environment variable of vLLM's processes: the file in which the connector says what it does."""
+
 _PREFIX = b": farthing "  # to a reader of server-sent events, a comment
 
 
@@ -95,6 +117,54 @@ def parse_report(line: bytes) -> Report | None:
     except (ValueError, KeyError, TypeError):
         return None
     return report if all(map(math.isfinite, report.bits)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Tokens of a prompt that vLLM takes for cached, and that were put in place for the call."""
+
+    predicted: int
+    computed: int = 0  # through all layers
+
+
+def format_placed(placed: Placed) -> bytes:
+    """A comment in a stream of server-sent events."""
+    return _PREFIX + json.dumps(asdict(placed)).encode() + b"\n\n"
+
+
+def parse_placed(line: bytes) -> Placed | None:
+    """What this line of an event stream says; None: it holds nothing of the kind."""
+    if not line.startswith(_PREFIX):
+        return None
+    try:
+        fields = json.loads(line[len(_PREFIX) :])
+        counts = fields["predicted"], fields["computed"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Placed(*counts) if all(type(n) is int and n >= 0 for n in counts) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Predicting:
+    """What the connector does with the asks of KV prediction."""
+
+    shares: Mapping[str, float]
+    """By predictor (`layers-20`), its multiplications by those of computing a prompt's token."""
+
+    def to_json(self) -> str:
+        return json.dumps({"shares": dict(self.shares)})
+
+    @classmethod
+    def read(cls, given: Any) -> Predicting | None:
+        """From its JSON, parsed; None: it is none."""
+        if not isinstance(given, Mapping):
+            return None
+        shares = given.get("shares")
+        if not isinstance(shares, Mapping):
+            return None
+        if not all(type(share) in (int, float) and share > 0 for share in shares.values()):
+            return None
+        return cls(dict(shares))
 
 
 @dataclass(frozen=True, slots=True)

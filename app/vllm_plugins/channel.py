@@ -1,13 +1,13 @@
-"""Datagrams by which vLLM's engine tells its API server each step's entropies, never waiting."""
+"""Datagrams by which vLLM's engine tells its API server what it saw and did, never waiting."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _ROWS = 256  # of one datagram, to stay far below the socket's buffer
 _KEPT = 4096  # reports that wait for a reader who is behind
@@ -24,6 +24,14 @@ class Seen(NamedTuple):
     mean: float | None  # the rolling mean, bits, where the call was made to stop here
 
 
+class Placed(NamedTuple):
+    """How much of a call's prompt was put in place, as `asks.Placed` has it."""
+
+    call: str
+    predicted: int
+    computed: int
+
+
 class Sender:
     """The engine's end. Nothing here waits or raises: what cannot be sent is dropped."""
 
@@ -31,15 +39,15 @@ class Sender:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._kept: list[Seen] = []
+        self._kept: list[Seen | Placed] = []
 
-    def send(self, step: list[Seen]) -> None:
+    def send(self, step: Sequence[Seen | Placed]) -> None:
         """Tell of one step's rows.
 
         Linux queues ten datagrams of a socket by default, which a busy API server falls behind
         quickly: what finds no place is kept, within bounds, for the next step's datagram.
         """
-        waiting = (self._kept + step)[-_KEPT:]
+        waiting = [*self._kept, *step][-_KEPT:]
         self._kept = []
         while waiting:
             try:
@@ -50,6 +58,9 @@ class Sender:
             except OSError:
                 return  # nobody reads (yet), or the reader is gone
             waiting = waiting[_ROWS:]
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class Receiver:
@@ -76,7 +87,7 @@ class Receiver:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def drain(self) -> Iterator[Seen]:
+    def drain(self) -> Iterator[Seen | Placed]:
         """What has come, oldest first; datagrams that are not ours are passed over."""
         for _ in range(_READS):
             try:
@@ -91,11 +102,16 @@ class Receiver:
             os.unlink(self._path)
 
 
-def _parse(datagram: bytes) -> list[Seen]:
+def _parse(datagram: bytes) -> list[Seen | Placed]:
     try:
-        return [
-            Seen(str(call), int(token), float(bits), None if mean is None else float(mean))
-            for call, token, bits, mean in json.loads(datagram)
-        ]
+        return [_row(*fields) for fields in json.loads(datagram)]
     except (ValueError, TypeError):
         return []
+
+
+def _row(call: Any, count: Any, *more: Any) -> Seen | Placed:
+    """Raises ValueError or TypeError for what is neither."""
+    if len(more) == 1:
+        return Placed(str(call), int(count), int(more[0]))
+    bits, mean = more
+    return Seen(str(call), int(count), float(bits), None if mean is None else float(mean))

@@ -27,6 +27,7 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from app.nets.acceptance_head import AcceptanceHead
 from app.vllm_plugins import asks, sampling_fault
 from app.vllm_plugins.drafts import Ask, Drafting, favour, softened
+from app.vllm_plugins.state_file import tell
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _Worker
@@ -130,16 +131,7 @@ def _head(runner: Any) -> AcceptanceHead | None:
 def _tell(state: asks.Speculating) -> None:
     """Leave word for the API server, which is another process."""
     logger.info("farthing: drafts end by request: %s", state)
-    path = os.environ.get(asks.STATE_VARIABLE)
-    if not path:
-        return
-    part = Path(f"{path}.part")
-    try:
-        part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part.write_text(state.to_json(), "utf-8")
-        part.rename(path)  # nobody reads half of it
-    except OSError:
-        logger.exception("farthing: nobody is told that drafts end by request")
+    tell(asks.STATE_VARIABLE, state.to_json())
 
 
 class _Stop(Exception):

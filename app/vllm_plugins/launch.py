@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from app.vllm_plugins import speculating
+from app.vllm_plugins import predicting, speculating
 from app.vllm_plugins.asks import SOCKET_VARIABLE
 from app.vllm_plugins.room import private_path, room
 
@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-logprobs", type=int, default=20, metavar="N", help="default: %(default)s"
     )
     speculating.add_options(options)
+    predicting.add_options(options)
     options.add_argument(
         "--no-plugins",
         action="store_true",
@@ -148,7 +149,7 @@ def plan(
 ) -> Start:
     """The command for these options; `further` are vLLM's own flags. Raises Unusable."""
     python = find(options.python)
-    problem = speculating.problem(options)
+    problem = speculating.problem(options) or predicting.problem(options)
     if problem is not None:
         raise Unusable(problem)
     on_cpu = python.cpu or environment.get("VLLM_TARGET_DEVICE") == "cpu"
@@ -169,9 +170,14 @@ def plan(
     reason = _why_no_plugins(options, python, further, environment)
     if options.draft is not None:
         ours |= _speculation(command, options, python, further, environment, notes)
-    if reason is None:
-        ours |= _plugins(command, python, further, environment, notes)
-    elif not options.no_plugins:
+    if options.kv_predictor:
+        ours |= _prediction(command, options, python, further, environment)
+    if reason is None and not python.plugin:
+        # vLLM finds an installed one by itself, and would load it twice
+        command += ["--logits-processors", PROCESSOR]
+    if reason is None or options.kv_predictor:
+        ours |= _reports(command, python, further, environment, notes)
+    if reason is not None and not options.no_plugins:
         notes.append(f"the entropy plugin is left out: {reason}")
     return Start(command + list(further), ours, notes)
 
@@ -245,8 +251,7 @@ def _why_no_plugins(
         return "--no-plugins"
     if not python.version.startswith(SUPPORTED):
         return f"it knows vLLM {SUPPORTED}x, and there is vLLM {python.version}"
-    speculates = any(_means(flag, "--speculative-config", "--spec-", "-sc") for flag in further)
-    if speculates or options.draft is not None:
+    if _speculates(further) or options.draft is not None:
         return "vLLM runs no logits processors with speculative decoding"
     if any(_means(flag, "--logits-processors") for flag in further):
         return "--logits-processors names others; name " + PROCESSOR + " with them to have both"
@@ -255,22 +260,25 @@ def _why_no_plugins(
     return None
 
 
+def _speculates(further: Sequence[str]) -> bool:
+    return any(_means(flag, "--speculative-config", "--spec-", "-sc") for flag in further)
+
+
 def _means(flag: str, *names: str) -> bool:
     """Whether this word on the command line begins like one of these flags."""
     return flag.replace("_", "-").startswith(names)
 
 
-def _plugins(
+def _reports(
     command: list[str],
     python: Interpreter,
     further: Sequence[str],
     environment: Mapping[str, str],
     notes: list[str],
 ) -> dict[str, str]:
-    """Adds the plugins to the command; returns what they need in the environment."""
+    """Adds to the command who writes reports into answers; returns what the plugins need in the
+    environment."""
     command += ["--middleware", MIDDLEWARE]
-    if not python.plugin:  # vLLM finds an installed one by itself, and would load it twice
-        command += ["--logits-processors", PROCESSOR]
     ours = _path(python, environment)
     if any(
         _means(flag, "--api-server-count", "-asc", "--data-parallel", "-dp") for flag in further
@@ -279,6 +287,34 @@ def _plugins(
     elif SOCKET_VARIABLE not in environment:
         ours[SOCKET_VARIABLE] = private_path("entropy")
     return ours
+
+
+def _prediction(
+    command: list[str],
+    options: argparse.Namespace,
+    python: Interpreter,
+    further: Sequence[str],
+    environment: Mapping[str, str],
+) -> dict[str, str]:
+    """Adds KV prediction to the command; returns what it needs in the environment.
+
+    Raises Unusable: without it a server would not be what was asked for.
+    """
+    reason = "--no-plugins" if options.no_plugins else None
+    if not python.version.startswith(SUPPORTED):
+        reason = f"it knows vLLM {SUPPORTED}x, and there is vLLM {python.version}"
+    elif any(_means(flag, "--kv-transfer-config") for flag in further):
+        reason = "--kv-transfer-config names another connector"
+    elif any(_means(flag, "--worker-cls") for flag in further):
+        reason = "--worker-cls names another worker"
+    elif _speculates(further):
+        reason = "it does not go with speculative decoding"
+    elif _wants_v2(environment):
+        reason = "VLLM_USE_V2_MODEL_RUNNER asks for model runner V2, which it does not know"
+    if reason is not None:
+        raise Unusable(f"--kv-predictor cannot be had: {reason}")
+    command += predicting.flags(options.kv_predictor)
+    return predicting.variables(environment)
 
 
 def _speculation(

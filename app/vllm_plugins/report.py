@@ -1,4 +1,4 @@
-"""ASGI middleware for vLLM's API server that writes entropies into the event streams it serves.
+"""ASGI middleware for vLLM's API server that writes our reports into the event streams it serves.
 
 Named to vLLM by `--middleware app.vllm_plugins.report.EntropyReport`.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app.vllm_plugins import asks
-from app.vllm_plugins.channel import Receiver, Seen
+from app.vllm_plugins.channel import Placed, Receiver, Seen
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -107,13 +107,16 @@ class Stream:
         self._send = send
         self._drain = drain
         self._waiting: dict[int, Seen] = {}  # by index of the token
+        self._placed: Placed | None = None
         self._next = 0  # index of the first token that has not been reported
         self._events = False  # whether the answer is an event stream
         self._between = True  # whether what was sent so far ends with an event
 
-    def take(self, seen: Seen) -> None:
+    def take(self, seen: Seen | Placed) -> None:
         """Keep it for the next chunk. What is told of a token again replaces what was told."""
-        if seen.token >= self._next and len(self._waiting) < _WAITING:
+        if isinstance(seen, Placed):
+            self._placed = seen
+        elif seen.token >= self._next and len(self._waiting) < _WAITING:
             self._waiting[seen.token] = seen
 
     async def send(self, message: Message) -> None:
@@ -124,14 +127,18 @@ class Stream:
             body = message["body"]
             if self._between:
                 self._drain()
-                if self._waiting:
+                if self._waiting or self._placed is not None:
                     message = {**message, "body": self._reports() + body}
             self._between = body.endswith(b"\n\n")
         await self._send(message)
 
     def _reports(self) -> bytes:
         """What waits, as comments, each of tokens that follow one another."""
-        comments, run = [], list[Seen]()
+        comments, run = list[bytes](), list[Seen]()
+        if self._placed is not None:
+            _, predicted, computed = self._placed
+            comments.append(asks.format_placed(asks.Placed(predicted, computed)))
+            self._placed = None
         for token in sorted(self._waiting):
             seen = self._waiting[token]
             if run and token != run[-1].token + 1:

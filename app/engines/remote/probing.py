@@ -50,6 +50,7 @@ class Abilities:
     reports: bool  # our plugin's entropies come back in the stream
     fingerprint: str  # equal for equal tokenizers
     speculation: asks.Speculating | None = None  # by request, as our worker does it
+    prediction: asks.Predicting | None = None  # of prompts by request, as our connector does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ async def probe(origin: Origin, served: str, renderer: Renderer) -> Abilities:
         reports=reports,
         fingerprint=hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
         speculation=await prober.speculation() if speculates else None,
+        prediction=await prober.prediction(),
     )
 
 
@@ -191,6 +193,12 @@ class _Prober:
         """What our worker does by request; None: it is vLLM's own, of one length for all."""
         with suppress(FarthingError):
             return asks.Speculating.read(await self.origin.json(asks.SPECULATES_PATH))
+        return None
+
+    async def prediction(self) -> asks.Predicting | None:
+        """By which predictors prompts are read by request; None: by none."""
+        with suppress(FarthingError):
+            return asks.Predicting.read(await self.origin.json(asks.PREDICTS_PATH))
         return None
 
     async def complete(

@@ -9,12 +9,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from app.engines.remote.counting import Count
 from app.engines.remote.entropy import interval
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import UNTOLD, Origin, arrived, drained, refusal_in_stream
+from app.engines.remote.origin import Origin, arrived, drained, refusal_in_stream
 from app.engines.stops import StopStrings
 from app.errors import EngineError
-from app.types import Call, Candidate, Chunk, Finish, Token, Usage
+from app.types import Call, Candidate, Chunk, Finish, Token
 from app.vllm_plugins import asks
 
 _REPLACEMENT = "\ufffd"  # stands for bytes that are no whole character
@@ -176,8 +177,6 @@ class _Reader:
     text: Text
     over: bool = False
     begun: bool = False
-    told: Usage = Usage()
-    total: Usage = Usage()
     written: int = 0  # tokens of this call
     reason: str | None = None
     stop: str | int | None = None
@@ -186,12 +185,13 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.events = Events(self.call.model)
+        self.count = Count(self.call.decoding)
 
     async def read(self, data: bytes) -> AsyncGenerator[Chunk]:
         parsed = [found for event in self.events.feed(data) if (found := self._parse(event))]
         for content in parsed:  # all of them first: what we report is then as new as can be
-            self._count(content.get("usage"))
-            self._count_guesses(content.get("metrics"))
+            self.count.take(content.get("usage"))
+            self.count.take_guesses(content.get("metrics"))
         for content in parsed:
             for choice in content.get("choices") or ():
                 async with aclosing(self._choice(choice)) as chunks:
@@ -202,9 +202,7 @@ class _Reader:
 
     def finish(self) -> Chunk:
         """The finish chunk. Raises EngineError where the answer was not whole."""
-        if not self.total.prompt:
-            self.total = replace(self.total, prompt=UNTOLD)
-        usage = self._news()
+        usage = self.count.last_news(self.written)
         by = self.text.stopped_by
         if by is not None:
             return Chunk(model=self.call.model, usage=usage, finish="stop", stopped_by=by)
@@ -250,65 +248,9 @@ class _Reader:
         if report is not None:
             self.reported |= enumerate(report.bits, report.first)
             self.mean = report.mean if report.mean is not None else self.mean
-
-    def _count(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        counts = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
-        prompt, cached, completion = (n if isinstance(n, int) and n > 0 else 0 for n in counts)
-        self.total = replace(
-            self.total,
-            prompt=max(prompt, self.total.prompt),
-            cached=max(min(cached, prompt), self.total.cached),
-            completion=max(completion, self.total.completion),
-        )
-
-    def _count_guesses(self, metrics: Any) -> None:
-        """Only of a call that asked for them: others cost what they cost without.
-
-        vLLM tells of them with its last event: of an answer that we cut short they stay 0.
-        `_written_guesses` says how many of those that it accepted are in the answer.
-        """
-        asked = self.call.decoding.speculation is not None and isinstance(metrics, dict)
-        told = metrics.get("speculative_decoding") if asked else None
-        if not isinstance(told, dict):
-            return
-        names = ("num_draft_tokens", "num_accepted_draft_tokens", "num_spec_steps")
-        drafted, accepted, passes = (
-            n if isinstance(n := told.get(name), int) and n > 0 else 0 for name in names
-        )
-        self.total = replace(
-            self.total,
-            drafted=max(drafted, self.total.drafted),
-            accepted=max(min(accepted, drafted), self.total.accepted),
-            passes=max(passes, self.total.passes),
-        )
-
-    def _news(self) -> Usage:
-        """What was used since it was last told; at least what we have seen."""
-        now, told = self.total, self.told
-        completion = max(now.completion, self.written)
-        news = Usage(
-            now.prompt - told.prompt,
-            now.cached - told.cached,
-            completion - told.completion,
-            now.drafted - told.drafted,
-            max(self._written_guesses(completion) - told.accepted, 0),
-            now.passes - told.passes,
-        )
-        self.told += news
-        return news
-
-    def _written_guesses(self, completion: int) -> int:
-        """How many guesses can be among so many tokens, at most as many as were accepted.
-
-        vLLM counts before it cuts at the model's end or at max_tokens. Every pass wrote a token
-        that was no guess, except the last, which may have been cut before it; and the prompt's
-        own pass wrote one.
-        """
-        return min(self.total.accepted, max(completion - self.total.passes, 0))
+        placed = asks.parse_placed(event)
+        if placed is not None:
+            self.count.placed = placed
 
     async def _choice(self, choice: Any) -> AsyncGenerator[Chunk]:
         try:
@@ -333,9 +275,14 @@ class _Reader:
         ended = choice["finish_reason"] == "stop" and not self._fired
         if self.call.decoding.entropy and len(ids) > 1:
             for token, part in zip(tokens, await self.text.split(ids, text, ended), strict=False):
-                yield Chunk(part, (token,), model, usage=self._news())
+                yield Chunk(part, (token,), model, usage=self.count.news(self.written))
             return
-        yield Chunk(await self.text.push(ids, text, ended), tokens, model, usage=self._news())
+        yield Chunk(
+            await self.text.push(ids, text, ended),
+            tokens,
+            model,
+            usage=self.count.news(self.written),
+        )
 
     def _tokens(self, ids: list[int], logprobs: Any) -> tuple[Token, ...]:
         first = self.written

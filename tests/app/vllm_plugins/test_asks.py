@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.vllm_plugins.asks import Report, format_report, parse_report
+from app.vllm_plugins.asks import (
+    Placed,
+    Report,
+    format_placed,
+    format_report,
+    parse_placed,
+    parse_report,
+)
 
 bits = st.floats(0, 20)
 
@@ -48,3 +55,27 @@ def test_a_report_is_a_comment_to_others() -> None:
 )
 def test_what_is_no_report_is_none(line: bytes) -> None:
     assert parse_report(line) is None
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_what_was_put_in_place_is_read_as_it_was_written(predicted: int, computed: int) -> None:
+    placed = Placed(predicted, computed)
+    line = format_placed(placed).partition(b"\n")[0]
+    assert parse_placed(line) == placed and parse_report(line) is None
+    assert parse_placed(format_report(Report(0, (1.0,)))) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'data: {"predicted": 1, "computed": 0}',
+        b": farthing []",
+        b": farthing {",
+        b': farthing {"predicted": 1}',
+        b': farthing {"predicted": -1, "computed": 0}',
+        b': farthing {"predicted": true, "computed": 0}',
+        b': farthing {"predicted": "1", "computed": 0}',
+    ],
+)
+def test_what_says_nothing_of_it_is_none(line: bytes) -> None:
+    assert parse_placed(line) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.vllm_plugins import channel
-from app.vllm_plugins.channel import Receiver, Seen, Sender
+from app.vllm_plugins.channel import Placed, Receiver, Seen, Sender
 
 
 def seen(token: int, call: str = "c") -> Seen:
@@ -32,7 +32,7 @@ def receiver(path: str) -> Iterator[Receiver]:
 
 
 def close(sender: Sender) -> None:
-    sender._socket.close()
+    sender.close()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def sender(path: str) -> Iterator[Sender]:
 
 
 def test_a_step_arrives_whole(sender: Sender, receiver: Receiver) -> None:
-    step = [Seen("a", 0, 0.1, None), Seen("b", 7, 2.5, 2.25)]
+    step = [Seen("a", 0, 0.1, None), Placed("c", 40, 2), Seen("b", 7, 2.5, 2.25)]
     sender.send(step)
     assert list(receiver.drain()) == step
     assert list(receiver.drain()) == []

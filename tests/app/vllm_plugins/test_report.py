@@ -16,11 +16,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from app.vllm_plugins import asks, report
-from app.vllm_plugins.asks import Report, parse_report
-from app.vllm_plugins.channel import Seen, Sender
+from app.vllm_plugins.asks import Report, format_placed, parse_report
+from app.vllm_plugins.channel import Placed, Seen, Sender
 from app.vllm_plugins.report import EntropyReport, Stream
 
-Step = str | tuple[Seen, ...]  # a chunk of the answer, or what the engine tells before the next
+Step = str | tuple[Seen | Placed, ...]  # a chunk, or what the engine tells before the next
 
 
 def seen(token: int, bits: float = 1.0, mean: float | None = None, call: str = "c") -> Seen:
@@ -113,6 +113,15 @@ async def test_where_the_call_was_stopped_the_mean_is_told_and_nothing_after(
 ) -> None:
     server.script = [(seen(0), seen(1, 3.0, mean=2.0)), (seen(2),), "data: a\n\n"]
     assert read(await server.ask()) == [Report(0, (1.0, 3.0), 2.0), "data: a"]
+
+
+async def test_what_was_put_in_place_is_told_once(server: Server) -> None:
+    placed = (Placed("c", 40, 2), Placed("d", 7, 0))
+    server.script = [placed, (seen(0),), "data: a\n\n", "data: b\n\n"]
+    told = format_placed(asks.Placed(40, 2)).decode().strip()
+    lines = [line for line in (await server.ask()).splitlines() if line]
+    assert lines[0] == told and parse_report(lines[1].encode()) == Report(0, (1.0,))
+    assert lines[2:] == ["data: a", "data: b"]
 
 
 async def test_a_chunk_does_not_wait_for_a_report(server: Server) -> None:

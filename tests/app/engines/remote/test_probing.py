@@ -51,6 +51,7 @@ class Server:
             "/tokenize": self.tokenize,
             "/detokenize": lambda body: {"prompt": "<bos>"},
             "/metrics": self.metrics,
+            asks.PREDICTS_PATH: EngineUnsupported("404"),
         }
         return ToyOrigin(answers={**answers, **self.routes}, serve=self.serve)
 
@@ -165,6 +166,19 @@ async def test_a_server_that_speculates_by_request() -> None:
     routes = {asks.SPECULATES_PATH: json.loads(said.to_json())}
     found, _ = await probed(Server(metrics=SPECULATES, routes=routes))
     assert found.speculates and found.speculation == said
+
+
+@pytest.mark.parametrize("answer", [EngineUnsupported("404"), [], {"shares": {"layers-20": 0}}])
+async def test_a_server_that_predicts_nothing(answer: Any) -> None:
+    found, _ = await probed(Server(routes={asks.PREDICTS_PATH: answer}))
+    assert found.prediction is None
+
+
+async def test_a_server_that_predicts_by_request() -> None:
+    said = asks.Predicting({"layers-20": 0.7})
+    routes = {asks.PREDICTS_PATH: json.loads(said.to_json())}
+    found, _ = await probed(Server(routes=routes))
+    assert found.prediction == said
 
 
 async def test_the_render_endpoint_and_a_version_that_is_not_told() -> None:
