@@ -25,13 +25,17 @@ def ratio(
 ) -> Estimate:
     """sum(over) / sum(under), drawn anew by their common index: a text, a question.
 
-    Raises ValueError for nothing.
+    Draws in which `under` sums to 0 are left out, as they have no ratio. Raises ValueError for
+    nothing, and where `under` is 0 throughout.
     """
     if not over:
         raise ValueError("there is nothing to take a mean of")
     top, bottom = np.array(over, float), np.array(under, float)
+    if not bottom.any():
+        raise ValueError("there is nothing to divide by")
     chosen = np.random.default_rng(seed).integers(0, len(top), (draws, len(top)))
-    found = top[chosen].sum(1) / bottom[chosen].sum(1)
+    sums = bottom[chosen].sum(1)
+    found = top[chosen].sum(1)[sums != 0] / sums[sums != 0]
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
 

@@ -54,11 +54,14 @@ class Run:
         """The news as far as they can be true: what an engine says may not break the budget."""
         prompt = min(max(news.prompt, 0), self.prompt - self.usage.prompt)
         read = self.usage.prompt + prompt
+        unread = read - self.usage.cached - self.usage.predicted
+        cached = min(max(news.cached, 0), unread)
         written = max(news.completion, 0)
         plain = Usage(
             prompt=prompt,
-            cached=min(max(news.cached, 0), read - self.usage.cached),
+            cached=cached,
             completion=written if self.cap is None else min(written, self._left),
+            predicted=min(max(news.predicted, 0), unread - cached),
         )
         return self._with_guesses(plain, news) if self.longest else plain
 

@@ -163,6 +163,91 @@ def lenience(
 
 
 @bench.command()
+def ttft(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An embedded model of the fleet.")
+    ] = "smollm2-135m-int8",
+    predictors: Annotated[
+        list[Path] | None,
+        typer.Option("--predictor", metavar="FILE", help="Of `farthing train kv-predictor`."),
+    ] = None,
+    small: Annotated[str, typer.Option(help="A smaller model, alone; empty: none.")] = (
+        "smollm2-tiny"
+    ),
+    squad: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Questions. Default: FARTHING_DATA's squad.jsonl."),
+    ] = None,
+    articles: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Articles, to be summed up too.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Tokens of a prompt.")] = (
+        "128,256,512,1024,2048,4096"
+    ),
+    questions: Annotated[int, typer.Option(min=2, help="Of each length.")] = 60,
+    last: Annotated[
+        str, typer.Option(help="Tokens at the end that are computed all the same.")
+    ] = "24",
+    recompute: Annotated[
+        str, typer.Option(help="Shares of what is predicted that are computed after all.")
+    ] = "0,0.2",
+    truncated: Annotated[str, typer.Option(help="Parts of the prompt, its end.")] = "0.5",
+    clock: Clock = "wall",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Measure the first token's time and what it costs in quality, by way to read a prompt."""
+    from app.bench.ttft import Plan, run
+    from app.settings import Settings
+
+    if squad is None and (data := Settings().data) is not None:
+        squad = data / "squad.jsonl"
+    plan = Plan(
+        squad=squad,
+        articles=articles,
+        lengths=tuple(int(each) for each in _numbers("lengths", lengths)),
+        questions=questions,
+        last=tuple(int(each) for each in _numbers("last", last)),
+        recompute=_numbers("recompute", recompute),
+        truncated=_numbers("truncated", truncated),
+        clock=clock,
+        seed=seed,
+    )
+    alone = _weights(small) if small else None
+    run(_weights(model), alone, predictors or (), plan, threads=threads, json_file=json_file)
+
+
+@bench.command()
+def edits(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An embedded model of the fleet.")
+    ] = "smollm2-135m-int8",
+    code: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl", help="Functions. Default: FARTHING_DATA's humaneval.jsonl."
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=64, help="Of a file, about.")] = 1024,
+    edits: Annotated[int, typer.Option(min=3, help="A third of each kind.")] = 100,
+    answer: Annotated[int, typer.Option(min=1, help="Tokens written, at most.")] = 64,
+    clock: Clock = "wall",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Measure what moving the tokens behind an edit of a file saves (PIE), and what it costs."""
+    from app.bench.edits import Plan, run
+    from app.settings import Settings
+
+    if code is None and (data := Settings().data) is not None:
+        code = data / "humaneval.jsonl"
+    plan = Plan(code, tokens=tokens, edits=edits, answer=answer, clock=clock, seed=seed)
+    run(_weights(model), plan, threads=threads, json_file=json_file)
+
+
+@bench.command()
 def switching(
     small: Annotated[str, typer.Argument(metavar="A", help="The small model of a gateway.")],
     large: Annotated[str, typer.Argument(metavar="B", help="The large one, embedded.")],
@@ -183,10 +268,7 @@ def switching(
     from app.catalog import read
     from app.settings import Settings
 
-    try:
-        levels = tuple(float(level) for level in raise_at.split(","))
-    except ValueError as error:
-        raise ConfigError(f"raise_at: must look like 1,2,3, not {raise_at!r}") from error
+    levels = _numbers("raise_at", raise_at)
     settings, judge = Settings(), _weights(large)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     small = read(settings.config_file()).model(small).name  # an answer does not tell by aliases
@@ -228,6 +310,14 @@ def servers(
         quick=quick,
         json_file=json_file,
     )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Raises ConfigError."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise ConfigError(f"{option}: must look like 1,2,3, not {text!r}") from error
 
 
 def _weights(name: str) -> Weights:

@@ -15,6 +15,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 PICO = 10**12  # money reaches us in 1e-12 USD
 OTHER = "other"
 NONE = "none"  # the policy of a request that no policy answered
+_HAND_OVERS = ("switch", "steer", "failover")  # of the kinds of decisions
 
 # vLLM's own lists, so that its dashboards' queries fit ours.
 _TTFT = (
@@ -134,6 +135,7 @@ class Telemetry:
                 "drafted_tokens": "Tokens guessed ahead for a model, and read by it",
                 "accepted_tokens": "Of these, written: they are among its completion tokens",
                 "verification_passes": "Passes of a model that may have read guesses",
+                "predicted_tokens": "Prompt tokens whose keys and values were predicted",
             }.items()
         }
         self._cost = Counter(
@@ -214,8 +216,9 @@ class Telemetry:
             self._guesses["drafted_tokens"].labels(model).inc(usage.drafted)
             self._guesses["accepted_tokens"].labels(model).inc(usage.accepted)
             self._guesses["verification_passes"].labels(model).inc(usage.passes)
+            self._guesses["predicted_tokens"].labels(model).inc(usage.predicted)
             self._cost.labels(model, policy).inc(line.cost / PICO)
-        for decision in (each for each in answer.decisions if each.kind != "plain"):
+        for decision in (each for each in answer.decisions if each.kind in _HAND_OVERS):
             self._switches.labels(policy, self._model(decision.model)).inc()
         if answer.budget is not None:
             self._outcomes.labels(policy, outcome).inc()

@@ -52,7 +52,10 @@ def _model(front: Front, card: ModelCard) -> dict[str, Any]:
         "price": _price(card.price),
     }
     if front.gateway is not None:
-        details["context"] = front.gateway.engine.capabilities(card.name).context
+        able = front.gateway.engine.capabilities(card.name)
+        details["context"] = able.context
+        if able.kv is not None:
+            details["kv_predictors"] = dict(able.kv)
     return _entry(front, card.name, details)
 
 
@@ -83,6 +86,7 @@ def _price(price: Price) -> dict[str, Any]:
         "cached_input": cached,
         "output": price.output,
         "drafted": price.guess,
+        "predicted": price.input if price.predicted is None else price.predicted,
     }
     return {
         "currency": "USD",

@@ -10,13 +10,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.accounts.keys import KeySpec
-from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, USD
+from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, TTFT, USD
 from routers.wire import ChatRequest, CompletionRequest
 
 _REF = "#/components/schemas/{model}"
 _HEADERS = {
     USD: "most this request may cost, in USD; everything it causes included",
     LATENCY: "milliseconds in which the whole answer must be there",
+    TTFT: "milliseconds in which it should begin: a wish, for policies that can answer sooner",
     FALLBACK: "cheapest (default: do what the budget allows) or strict (402 if it may not suffice)",
     POLICY: "a policy or preset with options: entropy_switch;raise_at=2.0",
     DEBUG: "1: switches and per-chunk detail in the answer",

@@ -158,6 +158,7 @@ class Scribe(ABC):
                 "cached_tokens": line.usage.cached,
                 "completion_tokens": line.usage.completion,
                 "discarded_tokens": max(line.usage.completion - line.visible, 0),
+                **_predicted(line.usage),
                 **_guesses(line.usage),
                 "cost": line.cost / PICO,
             }
@@ -180,8 +181,9 @@ class Scribe(ABC):
         failed = next((d for d in answer.decisions if d.kind == "failover"), None)
         if failed is not None:
             summary["failover"] = {"token": failed.token, "model": failed.model}
-        if any(d.kind == "plain" for d in answer.decisions):
-            summary["plain"] = True
+        for kind, said in (("plain", "plain"), ("repair", "repaired")):
+            if any(d.kind == kind for d in answer.decisions):
+                summary[said] = True
         if self.debug:
             summary["switches"] = [_switch(decision) for decision in answer.decisions]
         return summary
@@ -283,6 +285,11 @@ def _guesses(usage: Usage) -> dict[str, int]:
         "wasted_tokens": usage.wasted,
         "verification_passes": usage.passes,
     }
+
+
+def _predicted(usage: Usage) -> dict[str, int]:
+    """How much of the prompt has predicted keys and values, where any has."""
+    return {"predicted_tokens": usage.predicted} if usage.predicted else {}
 
 
 def _switch(decision: Decision) -> dict[str, Any]:

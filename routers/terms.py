@@ -19,9 +19,10 @@ _LONGEST = 100  # characters of a number
 _DIGITS = 21  # of an amount in 1e-12 USD: below 1e9 USD
 _MAX_MS = 1e9
 
-USD, LATENCY, FALLBACK = "X-Budget-Usd", "X-Budget-Latency-Ms", "X-Budget-Fallback"
+USD, FALLBACK = "X-Budget-Usd", "X-Budget-Fallback"
+LATENCY, TTFT = "X-Budget-Latency-Ms", "X-Budget-Ttft-Ms"
 POLICY, DEBUG = "X-Policy", "X-Debug"
-_OURS = {name.lower(): name for name in (USD, LATENCY, FALLBACK, POLICY, DEBUG)}
+_OURS = {name.lower(): name for name in (USD, LATENCY, TTFT, FALLBACK, POLICY, DEBUG)}
 
 
 class BudgetField(BaseModel):
@@ -31,6 +32,7 @@ class BudgetField(BaseModel):
 
     usd: int | float | str | None = None
     latency_ms: int | float | None = None
+    ttft_ms: int | float | None = None
     fallback: Literal["cheapest", "strict"] | None = None
 
 
@@ -40,6 +42,7 @@ class Terms:
 
     usd: int | None = None  # 1e-12 USD, rounded down
     latency: float | None = None  # seconds for the whole answer
+    ttft: float | None = None  # seconds to its first token: a wish
     strict: bool = False
     policy: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -56,15 +59,12 @@ def terms(
     ours = _ours(headers)
     body = budget or BudgetField()
     amounts = [_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")]
-    waits = [
-        _seconds(ours.get(LATENCY), LATENCY),
-        _seconds(_text(body.latency_ms), "budget.latency_ms"),
-    ]
     fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
     name, options, param = _policy(ours.get(POLICY), policy)
     return Terms(
         usd=min((a for a in amounts if a is not None), default=None),
-        latency=min((w for w in waits if w is not None), default=None),
+        latency=_wait(ours.get(LATENCY), LATENCY, body.latency_ms, "budget.latency_ms"),
+        ttft=_wait(ours.get(TTFT), TTFT, body.ttft_ms, "budget.ttft_ms"),
         strict="strict" in (fallback, body.fallback),
         policy=name,
         options=options,
@@ -99,7 +99,7 @@ def _ours(headers: Headers) -> dict[str, str]:
         name = _OURS.get(key)
         if name is None:
             if key.startswith("x-budget-"):
-                known = ", ".join((USD, LATENCY, FALLBACK))
+                known = ", ".join((USD, LATENCY, TTFT, FALLBACK))
                 raise BadRequest(f"{key}: no such budget; there are {known}", param=key)
             continue
         if name in found:
@@ -114,6 +114,12 @@ def _text(value: float | str | None) -> str | None:
 
 def _usd(text: str | None, param: str) -> int | None:
     return None if text is None else pico_usd(text, param)
+
+
+def _wait(header: str | None, name: str, field: float | None, field_name: str) -> float | None:
+    """The shorter of what header and body say, in seconds."""
+    waits = [_seconds(header, name), _seconds(_text(field), field_name)]
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _seconds(text: str | None, param: str) -> float | None:

@@ -235,10 +235,13 @@ def understand(
 
 
 def _order(call: Call, agreed: Terms, arrived: float) -> Order:
-    deadline = None if agreed.latency is None else arrived + agreed.latency
+    goals = Goals(
+        deadline=None if agreed.latency is None else arrived + agreed.latency,
+        first_token=None if agreed.ttft is None else arrived + agreed.ttft,
+    )
     kind = "chatcmpl" if call.prompt is None else "cmpl"
     return Order(
-        call=replace(call, goals=Goals(deadline=deadline), id=f"{kind}-{uuid.uuid4().hex}"),
+        call=replace(call, goals=goals, id=f"{kind}-{uuid.uuid4().hex}"),
         policy=agreed.policy,
         options=agreed.options,
         policy_param=agreed.policy_param,

@@ -21,6 +21,7 @@ from app.catalog import read
 from app.cli import with_map
 from app.gateway import Gateway, Order
 from app.settings import DEFAULT_CONFIG, Settings
+from policies.kv_prediction import KvPrediction
 from policies.speculative import Speculative
 from routers import terms
 from tests.policies import scripts
@@ -37,8 +38,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def row(first: str) -> list[str]:
-    """The cells of the table row that begins with this code."""
-    (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {first} |")]
+    """The cells of the first table row that begins with this code."""
+    line, *_ = [line for line in TEXT.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
@@ -62,7 +63,7 @@ def test_each_setting_has_its_row_and_no_other() -> None:
 
 
 def test_each_request_header_has_its_row() -> None:
-    for header in (terms.USD, terms.LATENCY, terms.FALLBACK, terms.POLICY, terms.DEBUG):
+    for header in (terms.USD, terms.LATENCY, terms.TTFT, terms.FALLBACK, terms.POLICY, terms.DEBUG):
         assert row(f"`{header}`")[1]
 
 
@@ -70,6 +71,13 @@ def test_each_option_of_speculation_has_its_row() -> None:
     for name, field in Speculative.model_fields.items():
         default = "" if field.default in (None, "") else f"`{field.default}`"
         assert row(f"`{name}`") == [f"`{name}`", default, field.description]
+
+
+def test_each_option_of_kv_prediction_has_its_row() -> None:
+    section = TEXT.partition("## Reading ahead of the prompt")[2].partition("\n## ")[0]
+    for name, field in KvPrediction.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        assert f"| `{name}` | {default} | {field.description} |\n" in section
 
 
 def test_each_error_s_status_has_its_row() -> None:

@@ -138,6 +138,7 @@ def _lines(bill: Bill) -> tuple[Line, ...]:
             line.cost,
             line.usage.drafted,
             line.usage.accepted,
+            line.usage.predicted,
         )
         for line in bill.lines
     )

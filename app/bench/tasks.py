@@ -26,7 +26,7 @@ def squad(model: Measured, questions: Sequence[dict[str, Any]]) -> dict[str, Any
     written = model.write(asked, 24, Sampling(temperature=0.0))
     said = [b"".join(map(model.tokenizer.piece, ids)).decode(errors="replace") for ids in written]
     pairs = list(zip(said, map(answers_of, questions), strict=True))
-    exact = [max(float(_plain(s) == _plain(a)) for a in answers) for s, answers in pairs]
+    exact = [max(exact_match(s, a) for a in answers) for s, answers in pairs]
     scores = [max(f1(s, a) for a in answers) for s, answers in pairs]
     return {
         "exact_match": asdict(mean(exact)),
@@ -40,6 +40,8 @@ def read_questions(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for number, value in read_objects(path):
         for field in fields:
+            if field == "answers" and value.get("answer"):
+                continue  # the one that there is
             if not value.get(field):
                 raise ValueError(f"{path}:{number}: {field}: is missing or empty")
         if "answers" in fields and not answers_of(value):
@@ -58,7 +60,7 @@ def squad_prompt(question: Mapping[str, Any]) -> str:
 
 def answers_of(question: Mapping[str, Any]) -> list[str]:
     """The answers that count as right, in any of the forms in which SQuAD is passed on."""
-    answers = question["answers"]
+    answers = question.get("answers") or [question.get("answer")]
     if isinstance(answers, Mapping):
         answers = answers.get("text", [])
     texts = [a.get("text") if isinstance(a, Mapping) else a for a in answers]
@@ -76,6 +78,11 @@ def f1(said: str, answer: str) -> float:
     ours, theirs = _plain(said).split(), _plain(answer).split()
     same = sum((Counter(ours) & Counter(theirs)).values())
     return 0.0 if not same else 2 * same / (len(ours) + len(theirs))
+
+
+def exact_match(said: str, answer: str) -> float:
+    """SQuAD's: 1.0 where two answers are the same, but for case, punctuation and articles."""
+    return float(_plain(said) == _plain(answer))
 
 
 def multiple_choice(model: Measured, questions: Sequence[dict[str, Any]]) -> dict[str, Any]:

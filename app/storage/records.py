@@ -22,6 +22,7 @@ class Line:
     cost: int
     drafted: int = 0
     accepted: int = 0  # among `completion`
+    predicted: int = 0  # among `prompt`
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ lines = Table(
     Column("cost", BigInteger, nullable=False),
     Column("drafted", BigInteger, nullable=False, server_default="0"),
     Column("accepted", BigInteger, nullable=False, server_default="0"),  # among `completion`
+    Column("predicted", BigInteger, nullable=False, server_default="0"),  # among `prompt`
 )
 
 decisions = Table(

@@ -98,9 +98,11 @@ def test_of_header_and_body_the_smaller_budget_counts(header, body, pico):
     ("header", "body", "seconds"),
     [("250", None, 0.25), (None, 1500, 1.5), ("100", 50.5, 0.0505), ("1e3", 2000, 1.0)],
 )
-def test_of_header_and_body_the_earlier_deadline_counts(header, body, seconds):
-    headers = Headers({} if header is None else {"x-budget-latency-ms": header})
-    assert terms(headers, BudgetField(latency_ms=body)).latency == pytest.approx(seconds)
+@pytest.mark.parametrize("field", ["latency", "ttft"])
+def test_of_header_and_body_the_earlier_time_counts(header, body, seconds, field):
+    headers = Headers({} if header is None else {f"x-budget-{field}-ms": header})
+    found = terms(headers, BudgetField(**{f"{field}_ms": body}))
+    assert getattr(found, field) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,8 @@ BAD_HEADERS = [
     ("X-Budget-Latency-Ms", "1e-400"),
     ("X-Budget-Latency-Ms", "soon"),
     ("X-Budget-Latency-Ms", ""),
+    ("X-Budget-Ttft-Ms", "0"),
+    ("X-Budget-Ttft-Ms", "1e999"),
     ("X-Budget-Fallback", "Strict"),
     ("X-Budget-Fallback", ""),
     ("X-Debug", "true"),
@@ -151,7 +155,7 @@ def test_a_bad_header_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["x-budget-gpu-seconds", "x-budget-ttft-ms", "x-budget-quality", "x-budget-", "x-budget-us"],
+    ["x-budget-gpu-seconds", "x-budget-quality", "x-budget-", "x-budget-us"],
 )
 def test_a_budget_that_is_not_built_is_refused_not_ignored(name):
     with pytest.raises(BadRequest) as refusal:
@@ -160,7 +164,15 @@ def test_a_budget_that_is_not_built_is_refused_not_ignored(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["x-budget-usd", "x-budget-latency-ms", "x-budget-fallback", "x-policy", "x-debug"]
+    "name",
+    [
+        "x-budget-usd",
+        "x-budget-latency-ms",
+        "x-budget-ttft-ms",
+        "x-budget-fallback",
+        "x-policy",
+        "x-debug",
+    ],
 )
 def test_a_header_sent_twice_is_refused(name):
     value = {"x-budget-fallback": b"strict", "x-policy": b"direct"}.get(name, b"1")

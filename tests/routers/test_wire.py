@@ -185,6 +185,7 @@ BAD_CHAT = [
     ({"budget": {"usd": "1e400"}}, "budget.usd"),
     ({"budget": {"latency_ms": 0}}, "budget.latency_ms"),
     ({"budget": {"latency_ms": "5"}}, "budget.latency_ms"),
+    ({"budget": {"ttft_ms": -1}}, "budget.ttft_ms"),
     ({"budget": {"fallback": "none"}}, "budget.fallback"),
     ({"budget": {"gpu_seconds": 1}}, "budget.gpu_seconds"),
     ({"policy": 5}, "policy"),

@@ -212,3 +212,11 @@ def test_a_ratio_weighs_by_what_is_under_it() -> None:
     assert ratio([1, 9], [2, 10]).mean == pytest.approx(10 / 12)
     with pytest.raises(ValueError, match="nothing"):
         ratio([], [])
+
+
+def test_draws_without_a_ratio_are_left_out() -> None:
+    found = ratio([0.5, 1.0], [0.0, 1.0])
+    assert (found.mean, found.low) == (1.5, 1.0)
+    assert found.high == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="nothing to divide by"):
+        ratio([1.0], [0.0])

@@ -1,0 +1,232 @@
+"""The keys and values of a long prompt are predicted, so that the answer begins sooner."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+from pydantic import Field
+
+from app.catalog import Catalog
+from app.errors import BadRequest, EngineUnsupported, FarthingError, Unaffordable
+from app.types import (
+    Call,
+    Chunk,
+    Decision,
+    Decoding,
+    Fidelity,
+    KVPrediction,
+    MeteredEngine,
+    Usage,
+)
+from policies.base import Policy
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that goes on from a predicted prompt."""
+
+    written: list[int] = field(default_factory=list)
+    over: bool = False
+
+
+class KvPrediction(Policy):
+    """KV Prediction (Horton et al. 2024, arXiv 2410.08391): the same model, sooner, less exactly.
+
+    The prompt's keys and values come from the model's own first layers and maps from these (or
+    from a smaller model), all but those of its end, by which it is asked; the answer is the model's
+    own from there on. Prompts that are too short to gain are read exactly, and so is one that is
+    read soon enough: where the client says by when the answer should begin (`X-Budget-Ttft-Ms`),
+    the most exact way that is expected to keep it is taken.
+
+    With `repair` the prompt is read exactly in the background once the answer has begun, and the
+    answer goes on from that.
+    """
+
+    fidelity: ClassVar[Fidelity] = "approximate"
+
+    target: str = Field("", description="model that answers where the client names none")
+    predictor: str | None = Field(
+        None, description="like layers-20; default: the most exact that begins in time"
+    )
+    least: int = Field(
+        384, ge=2, description="tokens: shorter prompts are read exactly, as they gain nothing"
+    )
+    last: int = Field(24, ge=1, description="tokens at the prompt's end that are read exactly")
+    first: int = Field(4, ge=0, description="and at its beginning")
+    recompute: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="of what is predicted the share that is computed after all: what the prompt's"
+        " end attends to most; 0 where the engine cannot",
+    )
+    conversation: str = Field(
+        "",
+        max_length=64,
+        description="its later turns, which name it too, go on from what was predicted",
+    )
+    edited: bool = Field(
+        False,
+        description="nothing is predicted; where the prompt was read before but for an edit, what"
+        " follows the edit is moved, not read again",
+    )
+    repair: bool = Field(
+        False, description="read the prompt exactly too, in the background, and go on from that"
+    )
+
+    def fit(self, catalog: Catalog, model: str | None) -> Self:
+        target = model or self.target
+        if not target:
+            raise BadRequest("policy kv_prediction: `target` is missing", param="policy")
+        return self.model_copy(update={"target": catalog.model(target).name})
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        if not self.repair:
+            return {self.target: Usage(prompt=prompt, completion=completion)}
+        # Read twice, and with what is written then once more, to go on; the second reading
+        # writes a token.
+        read = 3 * prompt + completion
+        return {self.target: Usage(prompt=read, completion=completion + 1)}
+
+    def _insist(self, engine: MeteredEngine) -> None:
+        """Raises EngineUnsupported where it was asked for and the engine cannot."""
+        given = "recompute" in self.model_fields_set and self.recompute > 0
+        if given and not engine.capabilities(self.target).recompute:
+            raise EngineUnsupported(
+                f"policy kv_prediction: recompute: {self.target} cannot", param="policy"
+            )
+
+    async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        call = call.to(self.target)
+        if self.edited:
+            answer = self._moved(call, engine)
+        else:
+            answer = await self._read(call, engine)
+        async with aclosing(answer) as stream:
+            async for chunk in stream:
+                yield chunk
+
+    def _moved(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        """From a prompt that was read before (PIE, He et al. 2024, arXiv 2407.03157): of this
+        conversation, or by an exact answer."""
+        if not engine.capabilities(self.target).edits:
+            raise EngineUnsupported(
+                f"policy kv_prediction: edited: {self.target} cannot", param="policy"
+            )
+        return engine.generate(call.decoded(Decoding(edited=self.conversation)))
+
+    async def _read(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        shares = self._shares(engine)
+        if shares:
+            self._insist(engine)
+        predictor = await self._chosen(call, engine, shares) if shares else None
+        if predictor is None:
+            native = engine.capabilities(self.target).native
+            plain = engine.generate(call.decoded(Decoding(native=native)))
+            return _told(Decision("plain", self.target, len(call.written)), plain)
+        again = self.recompute if engine.capabilities(self.target).recompute else 0.0
+        kv = KVPrediction(predictor, self.last, self.first, again, self.conversation)
+        asked = call.decoded(Decoding(kv=kv))
+        # Not every engine knows in its next call which tokens are to be penalised.
+        whole = call.sampling.presence_penalty or call.sampling.frequency_penalty
+        if self.repair and not whole:
+            return self._repaired(asked, engine)
+        return engine.generate(asked)
+
+    def _shares(self, engine: MeteredEngine) -> Mapping[str, float]:
+        """The predictors that may be used, and the share of a prefill that each takes.
+
+        Raises EngineUnsupported where one was named that the engine does not have.
+        """
+        there = engine.capabilities(self.target).kv or {}
+        if self.predictor is None:
+            return there
+        if self.predictor not in there:
+            names = ", ".join(there) or "none"
+            raise EngineUnsupported(
+                f"policy kv_prediction: predictor: {self.target} has no {self.predictor!r};"
+                f" there is: {names}",
+                param="policy",
+            )
+        return {self.predictor: there[self.predictor]}
+
+    async def _chosen(
+        self, call: Call, engine: MeteredEngine, shares: Mapping[str, float]
+    ) -> str | None:
+        """By what the prompt is read; None: exactly."""
+        prompt = await engine.count(call)
+        if prompt < max(self.least, self.first + self.last + 1):
+            return None
+        best_first = sorted(shares, key=lambda name: -shares[name])
+        reading = engine.load(self.target).reading
+        if call.goals.first_token is None or not reading:
+            return best_first[0]
+        left = call.goals.first_token - time.monotonic()
+        if prompt * reading <= left:
+            return None
+        exactly = self.first + self.last
+        again = self.recompute if engine.capabilities(self.target).recompute else 0.0
+        for name in best_first:
+            # What is computed after all takes the layers that had not run.
+            share = shares[name] + again * (1 - shares[name])
+            if (exactly + (prompt - exactly) * share) * reading <= left:
+                return name
+        return best_first[-1]
+
+    async def _repaired(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        """The predicted answer, and from where the prompt has been read exactly the exact one."""
+        answer = _Answer()
+        exact = call.decoded(Decoding())
+        reading: asyncio.Task[bool] | None = None
+        try:
+            async with aclosing(engine.generate(call)) as stream:
+                async for chunk in stream:
+                    answer.written += [token.id for token in chunk.tokens]
+                    answer.over = chunk.finish is not None
+                    yield chunk
+                    if reading is None and answer.written and not answer.over:
+                        reading = asyncio.create_task(_read(exact, engine))
+                    if reading is not None and reading.done() and reading.result():
+                        break
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.wait([reading])
+        if answer.over:
+            return
+        rest = exact.after(tuple(answer.written))
+        if rest.max_tokens == 0:
+            yield Chunk(model=self.target, finish="length")
+            return
+        repaired = Decision("repair", self.target, len(rest.written))
+        try:
+            async with aclosing(_told(repaired, engine.generate(rest))) as stream:
+                async for chunk in stream:
+                    yield chunk
+        except Unaffordable:
+            yield Chunk(model=self.target, finish="length", reason="budget")
+
+
+async def _read(call: Call, engine: MeteredEngine) -> bool:
+    """Have the engine read the prompt, so that it can go on from it; whether it did."""
+    try:
+        async with aclosing(engine.generate(replace(call, max_tokens=1))) as stream:
+            async for _ in stream:
+                pass
+    except FarthingError:
+        return False  # for want of money or room: the answer stays as it is
+    return True
+
+
+async def _told(decided: Decision, answer: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+    """The answer, and with its first chunk what was decided."""
+    said: Decision | None = decided
+    async with aclosing(answer) as stream:
+        async for chunk in stream:
+            yield replace(chunk, decision=said)
+            said = None
