@@ -69,7 +69,7 @@ class Price(BaseModel):
     def _not_dearer(cls, value: int | None, info: Any) -> int | None:
         # Reservations price the prompt as uncached; that is a bound only if this holds.
         if value is not None and value > info.data.get("input", value):
-            raise ValueError("must not be above the price of input")
+            raise ValueError("must not be above the price of uncached input")
         return value
 
     @property

@@ -203,3 +203,13 @@ def test_a_draft_names_the_model_that_it_shares(tmp_path: Path) -> None:
 def test_a_base_must_be_one(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         catalog(tmp_path, text)
+
+
+def test_a_predicted_token_has_a_price_of_its_own_and_no_dearer_one(tmp_path: Path) -> None:
+    used = Usage(prompt=10, cached=3, predicted=5, completion=1)
+    price = Price(input=0.04, cached_input=0.01, output=0.2, predicted=0.02)
+    assert price.of(used) == 2 * 40_000 + 3 * 10_000 + 5 * 20_000 + 200_000
+    plain = Price(input=0.04, cached_input=0.01, output=0.2)
+    assert plain.of(used) == 7 * 40_000 + 3 * 10_000 + 200_000
+    with pytest.raises(ConfigError, match=r"price\.predicted: .*uncached"):
+        catalog(tmp_path, MODEL.replace("0.004", "0.004, predicted = 0.05"))

@@ -35,6 +35,7 @@ async def test_models_and_presets_are_listed(client):
             "cached_input": 1.0,
             "output": 20.0,
             "drafted": 10.0,
+            "predicted": 10.0,
         },
         "context": 4096,
     }
