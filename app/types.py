@@ -257,7 +257,7 @@ class Capabilities:
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
     speculation: Speculates | None = None  # None: does not speculate by request
     kv: Mapping[str, float] | None = None  # predictors, and the share of a prefill each takes
-    recompute: bool = False  # whether it computes what a predicted prompt's end attends to most
+    recompute: tuple[str, ...] = ()  # predictors behind which it computes what matters after all
     edits: bool = False  # whether it moves what follows an edit of a prompt
 
 

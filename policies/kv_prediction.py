@@ -51,7 +51,7 @@ class KvPrediction(Policy):
 
     target: str = Field("", description="model that answers where the client names none")
     predictor: str | None = Field(
-        None, description="like layers-20; default: the most exact that begins in time"
+        None, description="like layers-18; default: the most exact that begins in time"
     )
     least: int = Field(
         384, ge=2, description="tokens: shorter prompts are read exactly, as they gain nothing"
@@ -111,6 +111,10 @@ class KvPrediction(Policy):
             async for chunk in stream:
                 yield chunk
 
+    def _again(self, predictor: str, engine: MeteredEngine) -> float:
+        """Of what this one predicts the share that is computed after all."""
+        return self.recompute if predictor in engine.capabilities(self.target).recompute else 0.0
+
     def _moved(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         """From a prompt that was read before (PIE, He et al. 2024, arXiv 2407.03157): of this
         conversation, or by an exact answer."""
@@ -129,7 +133,7 @@ class KvPrediction(Policy):
             native = engine.capabilities(self.target).native
             plain = engine.generate(call.decoded(Decoding(native=native)))
             return _told(Decision("plain", self.target, len(call.written)), plain)
-        again = self.recompute if engine.capabilities(self.target).recompute else 0.0
+        again = self._again(predictor, engine)
         kv = KVPrediction(predictor, self.last, self.first, again, self.conversation)
         asked = call.decoded(Decoding(kv=kv))
         # Not every engine knows in its next call which tokens are to be penalised.
@@ -170,10 +174,9 @@ class KvPrediction(Policy):
         if prompt * reading <= left:
             return None
         exactly = self.first + self.last
-        again = self.recompute if engine.capabilities(self.target).recompute else 0.0
         for name in best_first:
             # What is computed after all takes the layers that had not run.
-            share = shares[name] + again * (1 - shares[name])
+            share = shares[name] + self._again(name, engine) * (1 - shares[name])
             if (exactly + (prompt - exactly) * share) * reading <= left:
                 return name
         return best_first[-1]

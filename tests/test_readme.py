@@ -21,6 +21,7 @@ from app.catalog import read
 from app.cli import with_map
 from app.gateway import Gateway, Order
 from app.settings import DEFAULT_CONFIG, Settings
+from policies.base import Policy
 from policies.kv_prediction import KvPrediction
 from policies.speculative import Speculative
 from routers import terms
@@ -37,9 +38,9 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(file, text) for found, file, text in BLOCKS if found == language]
 
 
-def row(first: str) -> list[str]:
-    """The cells of the first table row that begins with this code."""
-    line, *_ = [line for line in TEXT.splitlines() if line.startswith(f"| {first} |")]
+def row(first: str, text: str = TEXT) -> list[str]:
+    """The cells of the table row that begins with this code."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
@@ -67,17 +68,15 @@ def test_each_request_header_has_its_row() -> None:
         assert row(f"`{header}`")[1]
 
 
-def test_each_option_of_speculation_has_its_row() -> None:
-    for name, field in Speculative.model_fields.items():
+@pytest.mark.parametrize(
+    ("policy", "title"),
+    [(Speculative, "Guessing ahead"), (KvPrediction, "Reading ahead of the prompt")],
+)
+def test_each_option_of_a_policy_has_its_row(policy: type[Policy], title: str) -> None:
+    section = TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    for name, field in policy.model_fields.items():
         default = "" if field.default in (None, "") else f"`{field.default}`"
-        assert row(f"`{name}`") == [f"`{name}`", default, field.description]
-
-
-def test_each_option_of_kv_prediction_has_its_row() -> None:
-    section = TEXT.partition("## Reading ahead of the prompt")[2].partition("\n## ")[0]
-    for name, field in KvPrediction.model_fields.items():
-        default = "" if field.default in (None, "") else f"`{field.default}`"
-        assert f"| `{name}` | {default} | {field.description} |\n" in section
+        assert row(f"`{name}`", section) == [f"`{name}`", default, field.description]
 
 
 def test_each_error_s_status_has_its_row() -> None:

@@ -38,7 +38,7 @@ class Script:
         tuple[int, int]
     ] = ()  # a pass: guessed, of which stay; no more beyond the end
     predictors: Mapping[str, float] = field(default_factory=dict)  # of KV, and their shares
-    recompute: bool = False
+    recompute: tuple[str, ...] = ()
     edits: bool = False
     reading: float = 0.0  # seconds a token of a prompt, as it says
 

@@ -18,7 +18,7 @@ PROMPT = 200  # tokens
 SHORT = {"least": 100, "first": 4, "last": 16}
 
 
-def predicting(recompute: bool = False, **more: object) -> Fake:
+def predicting(recompute: tuple[str, ...] = (), **more: object) -> Fake:
     return engine(speculates=None, predictors=KV, recompute=recompute, **more)
 
 
@@ -83,16 +83,18 @@ async def test_by_when_it_should_begin_decides_how_exactly_it_is_read(seconds, w
 
 
 async def test_an_engine_that_can_computes_what_matters_and_that_takes_time():
-    fake = predicting(recompute=True)
+    fake = predicting(recompute=tuple(KV))
     await answered(fake, order())
     assert fake.calls[0].decoding.kv == KVPrediction("layers-20", 16, 4, recompute=0.2)
-    fake = predicting(recompute=True)
+    fake = predicting(recompute=tuple(KV))
     await answered(fake, order(recompute=0))
     assert fake.calls[0].decoding.kv.recompute == 0
     goals = Goals(first_token=time.monotonic() + 15)  # by twenty layers it is 15.7 s now
-    assert (
-        await predictor(predicting(recompute=True, reading=0.1), order(goals=goals)) == "layers-8"
-    )
+    slow = predicting(recompute=tuple(KV), reading=0.1)
+    assert await predictor(slow, order(goals=goals)) == "layers-8"
+    fake = predicting(recompute=("layers-8",))
+    await answered(fake, order(predictor="layers-20"))
+    assert fake.calls[0].decoding.kv.recompute == 0
     with pytest.raises(EngineUnsupported, match="recompute: large cannot"):
         await answered(predicting(), order(recompute=0.1))
 

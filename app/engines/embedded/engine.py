@@ -143,7 +143,9 @@ class EmbeddedEngine:
             speculation=abilities(served.scheduler),
             kv={name: each.share for name, each in served.predictors.items()} or None,
             edits=True,
-            recompute=any(isinstance(each, Predictor) for each in served.predictors.values()),
+            recompute=tuple(
+                name for name, each in served.predictors.items() if isinstance(each, Predictor)
+            ),
         )
 
     def load(self, model: str) -> Load:

@@ -12,14 +12,14 @@ from app.engines.embedded.auxiliary import AuxiliaryPredictor, check_print
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.weights import open_checkpoint
-from app.errors import BadRequest, ConfigError, EngineUnsupported
+from app.engines.predictions import check
+from app.errors import ConfigError, EngineUnsupported
 from app.nets.kv_predictor import KVPredictor
 from app.types import Call
 
 AnyPredictor: TypeAlias = Predictor | AuxiliaryPredictor
 
 _BUNDLED = "bundled:"
-_LONGEST = 64  # characters of a conversation's name
 
 
 class Loaded(Protocol):
@@ -88,26 +88,11 @@ def chosen(call: Call, predictors: Mapping[str, AnyPredictor]) -> AnyPredictor |
     asked = call.decoding.kv
     if asked is None:
         return None
-    if asked.predictor not in predictors:
-        there = ", ".join(predictors) or "none"
-        raise EngineUnsupported(
-            f"KV prediction: {call.model} has no predictor {asked.predictor!r}; there are: {there}",
-            param="policy",
-        )
-    if asked.last < 1 or asked.first < 0:
-        raise BadRequest(
-            "KV prediction: the last token at least is computed: last must be 1 or more, first 0"
-            " or more",
-            param="policy",
-        )
-    if not 0 <= asked.recompute <= 1:
-        raise BadRequest("KV prediction: recompute must be 0 to 1", param="policy")
+    check(call, asked, predictors)
     if asked.recompute and isinstance(predictors[asked.predictor], AuxiliaryPredictor):
         raise EngineUnsupported(
             f"KV prediction: recompute: {asked.predictor!r} computes none of the model's layers, so"
             " that nothing tells what matters",
             param="policy",
         )
-    if len(asked.conversation) > _LONGEST:
-        raise BadRequest(f"KV prediction: a conversation's name has {_LONGEST} characters at most")
     return predictors[asked.predictor]

@@ -20,8 +20,8 @@ class Revision:
 
     Tokens whose KV matters most are computed, as CacheBlend does for KV that was made in another
     context (Yao et al. 2024, arXiv 2405.16444); which these are, the attention of the prompt's
-    last tokens in the layers that are computed tells, as in GemFilter (Shi et al. 2024, arXiv
-    2409.17422).
+    last tokens tells, as in GemFilter (Shi et al. 2024, arXiv 2409.17422); here in layers whose
+    keys may be predicted.
     """
 
     def __init__(self, share: float) -> None:

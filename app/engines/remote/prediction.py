@@ -7,11 +7,11 @@ import hmac
 import secrets
 from typing import Any
 
-from app.errors import BadRequest, EngineUnsupported
+from app.engines.predictions import check
+from app.errors import EngineUnsupported
 from app.types import Call
 from app.vllm_plugins import asks
 
-_LONGEST = 64  # characters of a conversation's name
 _SECRET = secrets.token_bytes(32)  # of this process: nobody else can name a conversation's salt
 
 
@@ -26,24 +26,11 @@ def fields(
     asked = call.decoding.kv
     if asked is None:
         return {}, {}
-    if server is None or asked.predictor not in server.shares:
-        there = ", ".join(server.shares) if server else "none"
-        raise EngineUnsupported(
-            f"KV prediction: {call.model} has no predictor {asked.predictor!r}; there are: {there}",
-            param="policy",
-        )
-    if asked.last < 1 or asked.first < 0:
-        raise BadRequest(
-            "KV prediction: the last token at least is computed: last must be 1 or more, first 0"
-            " or more",
-            param="policy",
-        )
+    check(call, asked, server.shares if server else ())
     if asked.recompute:
         raise EngineUnsupported(
             "KV prediction: recompute: vLLM computes nothing of what is predicted", param="policy"
         )
-    if len(asked.conversation) > _LONGEST:
-        raise BadRequest(f"KV prediction: a conversation's name has {_LONGEST} characters at most")
     xargs: dict[str, Any] = {asks.KV: asked.predictor, asks.KV_LAST: asked.last}
     if asked.first:
         xargs[asks.KV_FIRST] = asked.first
