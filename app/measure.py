@@ -188,10 +188,16 @@ def ttft(
     last: Annotated[
         str, typer.Option(help="Tokens at the end that are computed all the same.")
     ] = "24",
-    recompute: Annotated[
-        str, typer.Option(help="Shares of what is predicted that are computed after all.")
+    relevant: Annotated[
+        str, typer.Option(help="Shares of the rest, that the end asks about: computed too.")
     ] = "0,0.2",
-    truncated: Annotated[str, typer.Option(help="Parts of the prompt, its end.")] = "0.5",
+    truncated: Annotated[str, typer.Option(help="Parts of the prompt, its end, alone.")] = "0.5",
+    extracted: Annotated[
+        str, typer.Option(help="Shares that the end asks about, with that, alone.")
+    ] = "0.2",
+    short: Annotated[
+        str, typer.Option(help="Tokens of prompts that the policy reads exactly.")
+    ] = "128,256,383",
     clock: Clock = "wall",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     threads: Threads = None,
@@ -209,8 +215,10 @@ def ttft(
         lengths=tuple(int(each) for each in _numbers("lengths", lengths)),
         questions=questions,
         last=tuple(int(each) for each in _numbers("last", last)),
-        recompute=_numbers("recompute", recompute),
+        relevant=_numbers("relevant", relevant),
         truncated=_numbers("truncated", truncated),
+        extracted=_numbers("extracted", extracted),
+        short=tuple(int(each) for each in _numbers("short", short)),
         clock=clock,
         seed=seed,
     )

@@ -81,7 +81,7 @@ class KVPrediction:
     predictor: str  # one of those that Capabilities names
     last: int = 1  # tokens at the prompt's end that are computed all the same, at least 1
     first: int = 0  # and at its beginning
-    recompute: float = 0.0  # of the others this share: those that the end attends to most
+    relevant: float = 0.0  # of the others this share too: those that the end asks about
     conversation: str = ""  # only calls that say the same may go on from it; "": none
 
 
@@ -257,7 +257,6 @@ class Capabilities:
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
     speculation: Speculates | None = None  # None: does not speculate by request
     kv: Mapping[str, float] | None = None  # predictors, and the share of a prefill each takes
-    recompute: tuple[str, ...] = ()  # predictors behind which it computes what matters after all
     edits: bool = False  # whether it moves what follows an edit of a prompt
 
 

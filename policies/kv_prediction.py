@@ -38,10 +38,11 @@ class KvPrediction(Policy):
     """KV Prediction (Horton et al. 2024, arXiv 2410.08391): the same model, sooner, less exactly.
 
     The prompt's keys and values come from the model's own first layers and maps from these (or
-    from a smaller model), all but those of its end, by which it is asked; the answer is the model's
-    own from there on. Prompts that are too short to gain are read exactly, and so is one that is
-    read soon enough: where the client says by when the answer should begin (`X-Budget-Ttft-Ms`),
-    the most exact way that is expected to keep it is taken.
+    from a smaller model), all but those of its end and of what this asks about, as far as words
+    tell; the answer is the model's own from there on. Prompts that are too short to gain are read
+    exactly, and so is one that is read soon enough: where the client says by when the answer should
+    begin (`X-Budget-Ttft-Ms`), the most exact way that is expected to keep it is taken: a better
+    predictor, or more of the prompt read exactly.
 
     With `repair` the prompt is read exactly in the background once the answer has begun, and the
     answer goes on from that.
@@ -58,12 +59,12 @@ class KvPrediction(Policy):
     )
     last: int = Field(24, ge=1, description="tokens at the prompt's end that are read exactly")
     first: int = Field(4, ge=0, description="and at its beginning")
-    recompute: float = Field(
+    relevant: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="of what is predicted the share that is computed after all: what the prompt's"
-        " end attends to most; 0 where the engine cannot",
+        description="of the rest the share that is read exactly too: what the end asks about; where"
+        " the client says by when the answer should begin, as much as there is time for",
     )
     conversation: str = Field(
         "",
@@ -93,14 +94,6 @@ class KvPrediction(Policy):
         read = 3 * prompt + completion
         return {self.target: Usage(prompt=read, completion=completion + 1)}
 
-    def _insist(self, engine: MeteredEngine) -> None:
-        """Raises EngineUnsupported where it was asked for and the engine cannot."""
-        given = "recompute" in self.model_fields_set and self.recompute > 0
-        if given and not engine.capabilities(self.target).recompute:
-            raise EngineUnsupported(
-                f"policy kv_prediction: recompute: {self.target} cannot", param="policy"
-            )
-
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         call = call.to(self.target)
         if self.edited:
@@ -110,10 +103,6 @@ class KvPrediction(Policy):
         async with aclosing(answer) as stream:
             async for chunk in stream:
                 yield chunk
-
-    def _again(self, predictor: str, engine: MeteredEngine) -> float:
-        """Of what this one predicts the share that is computed after all."""
-        return self.recompute if predictor in engine.capabilities(self.target).recompute else 0.0
 
     def _moved(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         """From a prompt that was read before (PIE, He et al. 2024, arXiv 2407.03157): of this
@@ -126,15 +115,11 @@ class KvPrediction(Policy):
 
     async def _read(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         shares = self._shares(engine)
-        if shares:
-            self._insist(engine)
-        predictor = await self._chosen(call, engine, shares) if shares else None
-        if predictor is None:
+        kv = await self._chosen(call, engine, shares) if shares else None
+        if kv is None:
             native = engine.capabilities(self.target).native
             plain = engine.generate(call.decoded(Decoding(native=native)))
             return _told(Decision("plain", self.target, len(call.written)), plain)
-        again = self._again(predictor, engine)
-        kv = KVPrediction(predictor, self.last, self.first, again, self.conversation)
         asked = call.decoded(Decoding(kv=kv))
         # Not every engine knows in its next call which tokens are to be penalised.
         whole = call.sampling.presence_penalty or call.sampling.frequency_penalty
@@ -161,25 +146,28 @@ class KvPrediction(Policy):
 
     async def _chosen(
         self, call: Call, engine: MeteredEngine, shares: Mapping[str, float]
-    ) -> str | None:
-        """By what the prompt is read; None: exactly."""
+    ) -> KVPrediction | None:
+        """How the prompt is read; None: exactly."""
         prompt = await engine.count(call)
         if prompt < max(self.least, self.first + self.last + 1):
             return None
         best_first = sorted(shares, key=lambda name: -shares[name])
         reading = engine.load(self.target).reading
         if call.goals.first_token is None or not reading:
-            return best_first[0]
+            return self._by(best_first[0], self.relevant)
         left = call.goals.first_token - time.monotonic()
         if prompt * reading <= left:
             return None
         exactly = self.first + self.last
+        room = (left / reading - exactly) / (prompt - exactly)  # by what reading it exactly takes
         for name in best_first:
-            # What is computed after all takes the layers that had not run.
-            share = shares[name] + self._again(name, engine) * (1 - shares[name])
-            if (exactly + (prompt - exactly) * share) * reading <= left:
-                return name
-        return best_first[-1]
+            fits = (room - shares[name]) / max(1 - shares[name], 1e-9)
+            if fits >= self.relevant:
+                return self._by(name, fits)
+        return self._by(best_first[-1], max(fits, 0.0))
+
+    def _by(self, predictor: str, relevant: float) -> KVPrediction:
+        return KVPrediction(predictor, self.last, self.first, relevant, self.conversation)
 
     async def _repaired(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         """The predicted answer, and from where the prompt has been read exactly the exact one."""

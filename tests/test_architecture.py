@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("app", "routers", "policies")
 EVERYTHING = (*ROOMS,)
 WORDS = ("app.types", "app.errors")
+TOOLS = (*WORDS, "app.nets", "app.estimates", "app.prompt_files")
 ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; longest name wins
     "app.types": (),
     "app.errors": (),
@@ -25,7 +26,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.telemetry": WORDS,
     "app.storage": (*WORDS, "app.storage"),
     "app.accounts": (*WORDS, "app.catalog", "app.budget", "app.storage", "app.accounts"),
-    "app.nets": (),
+    "app.nets": ("app.nets",),
     "app.vllm_plugins.asks": (),
     "app.vllm_plugins": ("app.nets", "app.vllm_plugins"),
     "app.engines": (
@@ -64,21 +65,13 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     ),
     "app.prompt_files": (),
     "app.estimates": (),
-    "app.training": (
-        *WORDS,
-        "app.nets",
-        "app.engines.embedded",
-        "app.estimates",
-        "app.prompt_files",
-        "app.training",
-    ),
+    "app.training": (*TOOLS, "app.engines.embedded", "app.training"),
     "app.bench": (
-        *WORDS,
+        *TOOLS,
         "app.catalog",
-        "app.estimates",
-        "app.prompt_files",
         "app.engines",
-        "app.nets",
+        "app.budget",
+        "app.gateway",
         "app.bench",
     ),
     "app.factory": EVERYTHING,

@@ -11,10 +11,11 @@ import torch
 from app.bench.reading import Measured
 from app.engines.embedded.auxiliary import AuxiliaryPass, AuxiliaryPredictor
 from app.engines.embedded.kv_cache import SequenceCache
-from app.engines.embedded.model import Decoder, Span
+from app.engines.embedded.model import Span
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.predictors import AnyPredictor
-from app.engines.embedded.revision import Revision
+from app.nets.relevance import relevant
+from app.nets.route import Route
 
 _KV_BYTES = 2**31
 _CHUNK = 64  # tokens of a piece, as the engine reads
@@ -30,23 +31,33 @@ class Way:
     predictor: AnyPredictor | None = None
     first: int = 0  # tokens that are computed all the same, at the beginning
     last: int = 1  # and at the end
-    recompute: float = 0.0  # of what is predicted the share that is computed after all
+    relevant: float = 0.0  # of the rest the share that the end asks about: computed, or all of it
     kept: float = 1.0  # of the prompt: its end, behind the template's opening
 
     def cost(self, tokens: int) -> float:
         """Share of the exact way's multiplications for a prompt of so many tokens."""
         if self.predictor is None:
             return self.share
-        predicted = max(0, tokens - self.first - self.last)
-        again = self.recompute * (1 - self._computed)  # by the layers that had not
-        return 1 - (1 - self.share - again) * predicted / tokens
+        predicted = (1 - self.relevant) * max(0, tokens - self.first - self.last)
+        return 1 - (1 - self.share) * predicted / tokens
 
-    @property
-    def _computed(self) -> float:
-        """The share of the layers that run for a predicted token."""
-        if not isinstance(self.predictor, Predictor):
-            return 0.0
-        return self.predictor.kept / self.model.decoder.config.layers
+    def route(self, ids: Sequence[int]) -> Route:
+        """How it reads this prompt."""
+        if self.predictor is None:
+            return Route()
+        return Route.of(self._pieces(ids), self.first, self.last, self.relevant)
+
+    def taken(self, ids: Sequence[int], opening: int) -> list[int]:
+        """What it reads of a prompt; `opening`: tokens that its template writes first."""
+        if self.predictor is not None or not self.relevant:
+            return truncated(ids, self.kept, opening)
+        first, stop = max(self.first, opening), len(ids) - self.last
+        found = relevant(self._pieces(ids), range(first, max(stop, first)), self.relevant)
+        between = (id for each in found for id in ids[each.start : each.stop])
+        return [*ids[:first], *between, *ids[max(stop, first) :]]
+
+    def _pieces(self, ids: Sequence[int]) -> list[bytes]:
+        return list(map(self.model.tokenizer.piece, ids))
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,6 @@ def read(
 ) -> Read:
     """`exact`: the answer of the exact way, None: this is it; `opening`: tokens of the template
     before what the user says."""
-    ids = truncated(ids, way.kept, opening)
     decoder = way.model.decoder
     memory = decoder.kv_memory(_KV_BYTES, 0)
     longest = max(tokens, len(reference), len(exact or ()))
@@ -78,6 +88,7 @@ def read(
     if cache is None:
         raise MemoryError(f"{_KV_BYTES} bytes do not hold {len(ids)} tokens")
     began = clock()
+    ids = way.taken(ids, opening)
     _fill(way, cache, ids)
     last = decoder.forward(torch.tensor(ids[-1:]), [Span(cache, 1)])
     first = int(decoder.logits(last).argmax())
@@ -112,41 +123,22 @@ def truncated(ids: Sequence[int], kept: float, opening: int) -> list[int]:
 def _fill(way: Way, cache: SequenceCache, ids: Sequence[int]) -> None:
     """Read all but the last token, in the pieces in which the engine does."""
     decoder, end = way.model.decoder, len(ids) - 1
-    stop = max(len(ids) - way.last, way.first) if way.predictor is not None else 0
+    route = way.route(ids)
     aside: AuxiliaryPass | None = None
-    revision = Revision(way.recompute)
-    if isinstance(way.predictor, AuxiliaryPredictor) and way.first < stop:
-        aside = way.predictor.begin(ids[:stop])
+    if isinstance(way.predictor, AuxiliaryPredictor) and route.stop:
+        aside = way.predictor.begin(ids[: route.stop])
     while cache.length < end:
         at = cache.length
-        bounds = (end, stop if at < stop else end, way.first if at < way.first else end)
-        piece = torch.tensor(ids[at : min((at // _CHUNK + 1) * _CHUNK, *bounds)])
+        piece = torch.tensor(ids[at : min(route.end(at, _CHUNK), end)])
         span = Span(cache, len(piece))
-        if way.predictor is None or not way.first <= at < stop:
+        if not route.predicts(at):
             decoder.forward(piece, [span])
         elif isinstance(way.predictor, Predictor):
-            revision.keep(at, decoder.predict(piece, span, way.predictor))
-            if cache.length == stop and way.recompute:
-                _revise(decoder, way.predictor, revision, cache, ids[stop:])
+            decoder.predict(piece, span, way.predictor)
         elif aside is not None and (made := aside.advance(at, len(piece), _CHUNK)) is not None:
             decoder.place(made, cache)
     if aside is not None:
         aside.close()
-
-
-def _revise(
-    decoder: Decoder,
-    predictor: Predictor,
-    revision: Revision,
-    cache: SequenceCache,
-    ids: Sequence[int],
-) -> None:
-    """Compute what the prompt's end attends to most, as the scheduler does."""
-    end = Span(cache, len(ids))
-    revision.choose(decoder.attended(torch.tensor(ids), end, predictor.telling), _CHUNK)
-    while not revision.over:
-        start, stream = revision.take()
-        decoder.revise(stream, cache, start, predictor.kept)
 
 
 def _answer(model: Measured, cache: SequenceCache, first: int, tokens: int) -> list[int]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from app.bench.padded import Padded, padded, rouge_l, template_opening
 from app.bench.prefill import Read, Way, read
 from app.bench.reading import Measured, Weights
+from app.bench.short import measure
 from app.bench.tasks import SQUAD, exact_match, f1, read_questions
 from app.engines.embedded.auxiliary import AuxiliaryPredictor, check_print
 from app.engines.embedded.prediction import Predictor
@@ -46,9 +47,11 @@ class Plan:
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)  # tokens of a prompt
     questions: int = 60  # of each length
     last: tuple[int, ...] = (24,)  # tokens at a prompt's end that are computed all the same
-    recompute: tuple[float, ...] = (0.0, 0.2)  # of what is predicted, computed after all
+    relevant: tuple[float, ...] = (0.0, 0.2)  # of the rest, that the end asks about
     first: int = 4  # and at its beginning
     truncated: tuple[float, ...] = (0.5,)  # parts of the prompt, its end
+    extracted: tuple[float, ...] = (0.2,)  # and what this asks about, alone
+    short: tuple[int, ...] = (128, 256, 383)  # tokens of prompts that the policy reads exactly
     clock: Literal["wall", "cpu"] = "wall"
     seed: int = 0
 
@@ -90,9 +93,14 @@ def run(
             ways = _ways(model, None if small is None else Measured.load(small), weights, plan)
         seen = {length: _measure(ways, questions, length, plan, console) for length in plan.lengths}
         summed = None if articles is None else _summaries(ways, articles, plan, console)
+        told = [file for file, each in zip(predictors, weights, strict=True) if each.about.kept]
+        with console.status("prompts that are too short"):
+            texts = [str(question["context"]) for question in questions]
+            asked = plan.short, plan.questions, plan.clock, plan.seed
+            short = measure(base, told, texts, *asked, threads) if told else {}
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    report = _report(ways, seen, summed, plan)
+    report = _report(ways, seen, summed, plan) | {"short": short}
     _show(report, Console())
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -114,15 +122,18 @@ def _ways(
     found = [Way(_EXACT, model, 1.0)]
     for weights in predictors:
         called, predictor = _predictor(model, small, weights)
-        shares = plan.recompute if isinstance(predictor, Predictor) else (0.0,)
-        for last, recompute in itertools.product(plan.last, shares):
+        for last, relevant in itertools.product(plan.last, plan.relevant):
             first = plan.first if last > 1 else 0
-            name = f"{called}, last {last}" + (f", again {recompute:g}" if recompute else "")
+            name = f"{called}, last {last}" + (f", relevant {relevant:g}" if relevant else "")
             share = weights.about.share
-            found.append(Way(name, model, share, predictor, first, last, recompute))
+            found.append(Way(name, model, share, predictor, first, last, relevant))
     if small is not None:
         found.append(Way(small.name, small, _cost(small) / _cost(model)))
     found += [Way(f"truncated to {kept:g}", model, kept, kept=kept) for kept in plan.truncated]
+    found += [
+        Way(f"extracted {each:g}", model, each, None, plan.first, max(plan.last), each)
+        for each in plan.extracted
+    ]
     return _checked(found, plan)
 
 
@@ -139,9 +150,10 @@ def _checked(ways: Sequence[Way], plan: Plan) -> list[Way]:
             )
         if not alike(way.model.tokenizer, model.tokenizer):
             raise ValueError(f"{way.model.name} and {model.name} have different tokenizers")
-        if way.last < 1 or not 0 < way.kept <= 1 or not 0 <= way.recompute <= 1:
+        if way.last < 1 or not 0 < way.kept <= 1 or not 0 <= way.relevant <= 1:
             raise ValueError(
-                "--last must be 1 or more, --truncated between 0 and 1, and --recompute 0 to 1"
+                "--last must be 1 or more, --truncated between 0 and 1, and --relevant and"
+                " --extracted 0 to 1"
             )
     found: list[Way] = []
     for way in ways:
@@ -324,7 +336,7 @@ def _point(way: Way, length: int, found: Mapping[str, Seen]) -> dict[str, Any]:
         "k": way.predictor.kept if isinstance(way.predictor, Predictor) else None,
         "first": way.first,
         "last": way.last,
-        "recompute": way.recompute,
+        "relevant": way.relevant,
         "prompt_tokens": length,
         "mean_tokens": asdict(mean(ours.tokens)),
         "questions": len(ours.seconds),
@@ -357,6 +369,9 @@ def _show(report: Mapping[str, Any], console: Console) -> None:
         if name != _EXACT:
             told = "none of these" if length is None else f"{length} tokens"
             console.print(f"{name}: surely sooner from {told} on", highlight=False)
+    for length, found in report["short"].items():
+        sooner = _interval(found["ttft_ratio"])
+        console.print(f"the policy, {length} tokens, read exactly: {sooner}", highlight=False)
     for name, found in report.get("summaries", {}).items():
         console.print(
             f"summaries, {name}: ROUGE-L {_interval(found['rouge_l'])},"

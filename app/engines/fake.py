@@ -38,7 +38,6 @@ class Script:
         tuple[int, int]
     ] = ()  # a pass: guessed, of which stay; no more beyond the end
     predictors: Mapping[str, float] = field(default_factory=dict)  # of KV, and their shares
-    recompute: tuple[str, ...] = ()
     edits: bool = False
     reading: float = 0.0  # seconds a token of a prompt, as it says
 
@@ -72,7 +71,6 @@ class Fake:
             stop_on_entropy=script.stop_on_entropy,
             speculation=script.speculates,
             kv=script.predictors or None,
-            recompute=script.recompute,
             edits=script.edits,
         )
 

@@ -25,8 +25,8 @@ def check(call: Call, asked: KVPrediction, there: Collection[str]) -> None:
             " or more",
             param="policy",
         )
-    if not 0 <= asked.recompute <= 1:
-        raise BadRequest("KV prediction: recompute must be 0 to 1", param="policy")
+    if not 0 <= asked.relevant <= 1:
+        raise BadRequest("KV prediction: relevant must be 0 to 1", param="policy")
     if len(asked.conversation) > _LONGEST:
         raise BadRequest(
             f"KV prediction: a conversation's name has {_LONGEST} characters at most",

@@ -62,10 +62,11 @@ HEAD_VARIABLE = "FARTHING_ACCEPTANCE_HEAD"
 KV = "farthing_kv"  # str: the predictor, as Predicting names it, or EXACT
 KV_LAST = "farthing_kv_last"  # int from 1 on: tokens at the prompt's end that are computed; or 1
 KV_FIRST = "farthing_kv_first"  # int from 0 on: and at its beginning; or 0
+KV_RELEVANT = "farthing_kv_relevant"  # number in [0, 1]: of the rest, what the end asks about; or 0
 KV_CALL = (
     "farthing_kv_call"  # str: an id as `farthing_call`; report under it how many were predicted
 )
-PREDICTION = (KV, KV_LAST, KV_FIRST, KV_CALL)
+PREDICTION = (KV, KV_LAST, KV_FIRST, KV_RELEVANT, KV_CALL)
 
 EXACT = "exact"
 """A predictor that runs all layers: it predicts what is true, and costs what computing costs."""

@@ -91,17 +91,28 @@ class Injection:
         ids = torch.tensor(job.tokens[piece.start : piece.end], device=self._device)
         stream, rows = self._layers.run(ids, piece.start, cache, depth)
         start = max(piece.start, job.span.start)
+        if predictor is not None and (start < piece.end or job.looked_at):
+            made = self._predicted(predictor, stream, piece.start)
+            if job.looked_at:
+                for layer, (keys, values) in enumerate(made, depth):
+                    cache.put(layer, piece.start, keys, values)
+            rows += made
         if start >= piece.end:
             return  # all of it is cached
         slots = torch.tensor(job.slots(start, piece.end, self._block), device=self._device)
         new = start - piece.start
         for layer, (keys, values) in enumerate(rows):
             write(layer, keys[new:].contiguous(), values[new:].contiguous(), slots)
-        if predictor is None:
-            return
-        told = normed(stream[new:].float(), self._layers.epsilon)
+
+    def _predicted(
+        self, predictor: KVPredictor, stream: Tensor, at: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys after RoPE and values, `[n, kv_heads, head_dim]`, of each layer that is not run, of
+        tokens from the place `at` on."""
+        told = normed(stream.float(), self._layers.epsilon)
         made = predictor(told.to(predictor.bias.dtype)).to(stream.dtype)
-        for place, layer in enumerate(range(depth, predictor.about.layers)):
+        found = []
+        for place, layer in enumerate(range(predictor.about.kept, predictor.about.layers)):
             keys, values = made[:, place].unflatten(-1, self._shape).unbind(1)
-            keys = self._layers.rotated(keys, layer, start)
-            write(layer, keys.contiguous(), values.contiguous(), slots)
+            found.append((self._layers.rotated(keys, layer, at), values))
+        return found

@@ -11,10 +11,11 @@ without one that begins with `asks.SALT` are not honoured. On a GPU it has been 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
 )
+from vllm.tokenizers import cached_tokenizer_from_config
 
 from app.nets.kv_predictor import About, KVPredictor
 from app.vllm_plugins import asks, first_layers
@@ -75,7 +77,7 @@ class KVPredictorConnector(KVConnectorBase_V1):
         able = asks.Predicting({name: about.share for name, about in abouts.items()})
         costs = {name: _cost(about) for name, about in abouts.items()}
         largest = self._vllm_config.scheduler_config.max_num_batched_tokens
-        self._desk = Desk(able, costs, largest)
+        self._desk = Desk(able, costs, largest, _pieces(self._vllm_config.model_config))
         self._told: set[str] = set()  # requests whose number of predicted tokens was reported
         path = os.environ.get(asks.SOCKET_VARIABLE)
         self._sender = Sender(path) if path else None
@@ -203,6 +205,17 @@ def load(paths: Sequence[Path], config: Any) -> dict[str, KVPredictor]:
 
 def _cost(about: About) -> Cost:
     return Cost(about.kept / about.layers, about.share)
+
+
+def _pieces(config: Any) -> Callable[[int], bytes]:
+    """What each token adds to a text; without a tokenizer nothing is known of it."""
+    tokenizer = cached_tokenizer_from_config(config)
+
+    @functools.cache
+    def piece(id: int) -> bytes:
+        return b"" if tokenizer is None else str(tokenizer.decode([id])).encode()
+
+    return piece
 
 
 def _attention(modules: Mapping[str, Any]) -> dict[int, Any]:

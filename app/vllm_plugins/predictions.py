@@ -7,10 +7,12 @@ what a step has left of its tokens. Nothing here knows vLLM; `kv_connector.py` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from app.nets.route import Route
 from app.vllm_plugins import asks
 
 LEAST = 32  # tokens: fewer are computed as soon as they are predicted
@@ -25,6 +27,7 @@ class Ask:
     predictor: str
     last: int = 1  # tokens at its end that are computed
     first: int = 0  # and at its beginning
+    relevant: float = 0.0  # and of the rest the share that its end asks about
     call: str | None = None  # report under this id
 
     @classmethod
@@ -39,7 +42,10 @@ class Ask:
         if call is not None and not (isinstance(call, str) and 0 < len(call) <= _LONGEST_ID):
             raise ValueError(f"{asks.KV_CALL} is to be a string of 1 to {_LONGEST_ID} characters")
         last, first = _whole(found, asks.KV_LAST, 1), _whole(found, asks.KV_FIRST, 0)
-        return cls(predictor, last, first, call)
+        share = found.get(asks.KV_RELEVANT, 0)
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            raise ValueError(f"{asks.KV_RELEVANT} is to be a number from 0 to 1, not {share!r}")
+        return cls(predictor, last, first, float(share), call)
 
     def problem(self, able: asks.Predicting, salt: object) -> str | None:
         """Why this cannot be done for a request with this `cache_salt`; None: it can."""
@@ -68,19 +74,15 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The tokens `start` to `end` of a prompt are put in place, true ones up to `true`."""
+    """The tokens `start` to `end` of a prompt are put in place, so many of them `predicted`."""
 
     start: int
     end: int
-    true: int
+    predicted: int
 
     @property
     def computed(self) -> int:
-        return max(self.true - self.start, 0)
-
-    @property
-    def predicted(self) -> int:
-        return self.end - self.start - self.computed
+        return self.end - self.start - self.predicted
 
 
 def span(ask: Ask, prompt: int, cached: int, cost: Cost | None) -> Span | None:
@@ -93,8 +95,9 @@ def span(ask: Ask, prompt: int, cached: int, cost: Cost | None) -> Span | None:
     if end - cached < LEAST:
         return None
     if cost is None:
-        return Span(cached, end, end)
-    found = Span(cached, end, min(ask.first, end))
+        return Span(cached, end, 0)
+    behind = end - min(max(ask.first, cached), end)
+    found = Span(cached, end, behind - math.floor(ask.relevant * behind))  # about so many
     beyond = (1 - cost.run) * found.computed + (cost.share - cost.run) * found.predicted
     return found if cost.run * end + beyond < end - cached and found.predicted else None
 
@@ -117,6 +120,7 @@ class Job:
     blocks: Sequence[int]  # of the cache that hold them, in their order
     span: Span
     predictor: str
+    route: Route = Route()
     at: int = 0  # tokens that have been run
 
     @property
@@ -125,10 +129,21 @@ class Job:
 
     def piece(self, budget: int) -> Piece:
         """The next tokens to run, at most `budget`."""
-        # What is cached is run again for the sake of what follows, through the first layers only.
-        true = self.span.start < self.span.true and self.at < self.span.true
-        end = min(self.at + budget, self.span.true if true else self.span.end)
-        return Piece(self.at, end, true)
+        # What is cached is run again for the sake of what follows, as if it were predicted; but for
+        # the tokens at the beginning, where all layers of these are looked at.
+        opens = self.at < self.route.begins and self.looked_at
+        if self.at < self.span.start and self.route.stop and not opens:
+            more = self.route.predicts(self.span.start)
+            end = self.route.turn(self.span.start, self.span.end) if more else self.span.start
+            return Piece(self.at, min(self.at + budget, end), true=False)
+        end = self.route.turn(self.at, min(self.at + budget, self.span.end))
+        return Piece(self.at, end, not self.route.predicts(self.at))
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether tokens that have yet to be computed see all layers of what is before them."""
+        at = max(self.at, self.span.start)
+        return self.span.end - at > self.route.predicted(at, self.span.end)
 
     def slots(self, start: int, end: int, block: int) -> list[int]:
         """Where in the cache, of blocks of `block` tokens, these tokens are."""
@@ -147,11 +162,19 @@ class Orders:
 class Desk:
     """The scheduler's side: what each request is promised, and what the worker is told of it."""
 
-    def __init__(self, able: asks.Predicting, costs: Mapping[str, Cost], largest: int) -> None:
-        """`costs` by predictor; `largest`: tokens of one step of vLLM's, at most."""
+    def __init__(
+        self,
+        able: asks.Predicting,
+        costs: Mapping[str, Cost],
+        largest: int,
+        piece: Callable[[int], bytes],
+    ) -> None:
+        """`costs` by predictor; `largest`: tokens of one step of vLLM's, at most; `piece`: what a
+        token adds to a text."""
         self._able = able
         self._costs = costs
         self._largest = largest
+        self._piece = piece
         self._new: list[Job] = []
         self._failed: set[str] = set()  # requests that are to be computed from now on
 
@@ -173,10 +196,12 @@ class Desk:
         self, request: str, ask: Ask, prompt: Sequence[int], blocks: Sequence[int], claimed: int
     ) -> Span:
         """Have so many tokens put in place, as promised: they are in these blocks now."""
-        end = len(prompt) - ask.last
-        true = end if ask.predictor == asks.EXACT else min(ask.first, end)
-        found = Span(end - claimed, end, true)
-        self._new.append(Job(request, prompt[:end], blocks, found, ask.predictor))
+        end, route = len(prompt) - ask.last, Route()
+        if ask.predictor != asks.EXACT:
+            pieces = list(map(self._piece, prompt)) if ask.relevant else [b""] * len(prompt)
+            route = Route.of(pieces, ask.first, ask.last, ask.relevant)
+        found = Span(end - claimed, end, route.predicted(end - claimed, end))
+        self._new.append(Job(request, prompt[:end], blocks, found, ask.predictor, route))
         return found
 
     def fail(self, requests: set[str]) -> None:

@@ -18,8 +18,8 @@ PROMPT = 200  # tokens
 SHORT = {"least": 100, "first": 4, "last": 16}
 
 
-def predicting(recompute: tuple[str, ...] = (), **more: object) -> Fake:
-    return engine(speculates=None, predictors=KV, recompute=recompute, **more)
+def predicting(**more: object) -> Fake:
+    return engine(speculates=None, predictors=KV, **more)
 
 
 def order(usd: int | None = None, prompt: int = PROMPT, model: str = "large", **more) -> Order:
@@ -47,7 +47,7 @@ async def test_a_long_prompt_is_predicted_by_the_best_there_is_and_said_to_be_ap
     said, answer = await answered(fake, order())
     assert said == WORDS and answer.fidelity == "approximate" and not answer.decisions
     (only,) = fake.calls
-    assert only.decoding.kv == KVPrediction("layers-20", last=16, first=4)
+    assert only.decoding.kv == KVPrediction("layers-20", last=16, first=4, relevant=0.2)
     (line,) = answer.bill.lines
     assert line.usage == Usage(prompt=PROMPT, completion=LENGTH, predicted=PROMPT - 20)
 
@@ -82,21 +82,22 @@ async def test_by_when_it_should_begin_decides_how_exactly_it_is_read(seconds, w
     assert await predictor(predicting(reading=0.1), order(goals=goals)) == wanted
 
 
-async def test_an_engine_that_can_computes_what_matters_and_that_takes_time():
-    fake = predicting(recompute=tuple(KV))
-    await answered(fake, order())
-    assert fake.calls[0].decoding.kv == KVPrediction("layers-20", 16, 4, recompute=0.2)
-    fake = predicting(recompute=tuple(KV))
-    await answered(fake, order(recompute=0))
-    assert fake.calls[0].decoding.kv.recompute == 0
-    goals = Goals(first_token=time.monotonic() + 15)  # by twenty layers it is 15.7 s now
-    slow = predicting(recompute=tuple(KV), reading=0.1)
-    assert await predictor(slow, order(goals=goals)) == "layers-8"
-    fake = predicting(recompute=("layers-8",))
-    await answered(fake, order(predictor="layers-20"))
-    assert fake.calls[0].decoding.kv.recompute == 0
-    with pytest.raises(EngineUnsupported, match="recompute: large cannot"):
-        await answered(predicting(), order(recompute=0.1))
+async def test_what_the_end_asks_about_is_read_exactly_as_far_as_there_is_time():
+    async def asked(left: float | None, **options: object) -> tuple[str, float]:
+        fake = predicting(reading=0.1)
+        goals = Goals(first_token=None if left is None else time.monotonic() + left)
+        await answered(fake, order(goals=goals, **options))
+        kv = fake.calls[0].decoding.kv
+        return kv.predictor, round(kv.relevant, 1)
+
+    assert await asked(None) == ("layers-20", 0.2)
+    assert await asked(None, relevant=0) == ("layers-20", 0.0)
+    # Of 180 tokens that are not read exactly all the same, 70 % for twenty layers, 30 for eight.
+    assert await asked(2 + 18 * (0.7 + 0.3 * 0.41)) == ("layers-20", 0.4)
+    assert await asked(2 + 18 * (0.7 + 0.3 * 0.11)) == ("layers-8", 0.6)
+    assert await asked(2 + 18 * (0.3 + 0.7 * 0.11)) == ("layers-8", 0.1)
+    assert await asked(2 + 18 * 0.1) == ("layers-8", 0.0)
+    assert await asked(2 + 18 * (0.7 + 0.3 * 0.11), relevant=0) == ("layers-20", 0.1)
 
 
 async def test_while_it_is_not_known_how_long_reading_takes_it_is_predicted():

@@ -6,16 +6,21 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from app.bench.prefill import Way, read
+from app.bench.reading import Measured, Weights
+from app.engines.embedded.tokenizer import load_tokenizer
 from app.engines.fleet import Fleet
 from app.engines.remote.rendering import Renderings
 from app.engines.vllm import VllmServer
 from app.nets.kv_predictor import About, KVPredictor
+from app.nets.route import Route
 from app.types import Call, Decoding, KVPrediction, Sampling, Usage
 from app.vllm_plugins import asks
 from tests.app.engines.scripted import card
@@ -56,7 +61,7 @@ class Client(ByHand):
         return Answer(answer["choices"][0]["token_ids"], cached)
 
     def predicted(self, prompt: list[int], predictor: str, **more: Any) -> Answer:
-        named = ("last", "first")
+        named = ("last", "first", "relevant")
         xargs = {f"{asks.KV}_{name}": more.pop(name) for name in named if name in more}
         return self.ask(prompt, {asks.KV: predictor, **xargs}, more.pop("salt", fresh()), **more)
 
@@ -72,16 +77,22 @@ def fresh() -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    """The default model in fp32, with a predictor whose maps are random."""
-    folder = tmp_path_factory.mktemp("vllm")
+def random_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A predictor whose maps are random."""
+    path = tmp_path_factory.mktemp("predictor") / "wrong.safetensors"
     about = About("smollm2-135m", "", 576, layers=30, width=192, layer_weights=LAYER, kept=KEPT)
     predictor = KVPredictor(about)
     torch.manual_seed(0)
     torch.nn.init.normal_(predictor.weight, std=0.03)
-    predictor.save(folder / "wrong.safetensors")
-    own = ["--kv-predictor", str(folder / "wrong.safetensors")]
-    with serving("fp32", 1, folder, (*FLAGS, *FEW_BLOCKS), own=own) as found:
+    predictor.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(random_maps: Path) -> Iterator[VLLMServer]:
+    """The default model in fp32."""
+    own = ["--kv-predictor", str(random_maps)]
+    with serving("fp32", 1, random_maps.parent, (*FLAGS, *FEW_BLOCKS), own=own) as found:
         yield found
 
 
@@ -173,6 +184,40 @@ def test_a_predictor_s_words_are_the_ones_that_are_read(
         # Where nearly all is computed, nothing is left to be wrong.
         assert client.predicted(prompt, WRONG, last=len(prompt) - 8) == Answer(ids, 0)
         assert client.predicted(prompt, WRONG, first=len(prompt)) == Answer(ids, 0)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("relevant", [0.0, 0.3, 0.7])
+def test_it_reads_as_the_embedded_engine_does(
+    server: VLLMServer,
+    client: Client,
+    random_maps: Path,
+    prompts: list[list[int]],
+    relevant: float,
+) -> None:
+    """Also what is computed in the midst, behind what is not true."""
+    model = Measured.load(Weights("m", server.folder, None, "fp32"))
+    told = model.decoder.predictor(KVPredictor.load(random_maps))
+    way = Way("w", model, 1.0, told, first=6, last=5, relevant=relevant)
+    for prompt in [[*prompts[0], *client.prompt(OWN[9])], prompts[3], prompts[7] * 3]:
+        ids = read(way, prompt, prompt[:1], None, LENGTH, 0).answer
+        for _ in range(2):
+            found = client.predicted(prompt, WRONG, first=6, last=5, relevant=relevant)
+            assert tuple(found.ids[: len(ids)]) == ids and len(ids) > 2
+
+
+@pytest.mark.smoke
+def test_what_its_end_asks_about_is_gone_on_from_too(
+    client: Client, prompts: list[list[int]]
+) -> None:
+    """Where all is computed it is what vLLM computes; a part of it, behind what is cached."""
+    salt, prompt = fresh(), [*prompts[2], *prompts[3]]
+    exact = client.ask(prompt).ids
+    assert client.predicted(prompt, WRONG, relevant=1.0) == Answer(exact, 0)
+    begun = client.predicted(prompt[:200], WRONG, salt=salt, relevant=0.3)
+    assert begun.cached == 199
+    found = client.predicted(prompt, WRONG, salt=salt, relevant=0.3)
+    assert found.cached == len(prompt) - 1 and len(found.ids) == LENGTH
 
 
 def test_a_flood_of_wrong_words_reaches_nobody_else(
@@ -277,6 +322,10 @@ async def test_the_gateway_asks_for_it_and_counts_it(
         assert ids != plain[1]
         ids, usage = await ask(prompt, KVPrediction(WRONG, last=5, first=50))
         assert (usage.cached, usage.predicted) == (0, len(prompt) - 55)
+        _, usage = await ask(prompt, KVPrediction(WRONG, last=5, first=50, relevant=0.3))
+        pieces = list(map(load_tokenizer(server.folder).piece, prompt))
+        wanted = Route.of(pieces, 50, 5, 0.3).predicted(0, len(prompt))
+        assert (usage.cached, usage.predicted) == (0, wanted) and 0 < wanted < len(prompt) - 55
         ids, usage = await ask(prompt, None)
         assert (ids, usage.predicted) == (plain[1], 0)
 

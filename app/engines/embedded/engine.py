@@ -17,7 +17,6 @@ from app.engines.embedded import limits, predictors
 from app.engines.embedded.gguf_file import GGUFFile
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
-from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.predictors import AnyPredictor
 from app.engines.embedded.prompts import Prompts
 from app.engines.embedded.scheduler import Scheduler
@@ -143,9 +142,6 @@ class EmbeddedEngine:
             speculation=abilities(served.scheduler),
             kv={name: each.share for name, each in served.predictors.items()} or None,
             edits=True,
-            recompute=tuple(
-                name for name, each in served.predictors.items() if isinstance(each, Predictor)
-            ),
         )
 
     def load(self, model: str) -> Load:

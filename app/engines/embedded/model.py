@@ -1,7 +1,7 @@
 """The decoder: hidden states and logits for the new tokens of all running sequences in one pass."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -136,46 +136,14 @@ class Decoder:
         return residual.div_(self._root(residual)).mul_(self._norm)
 
     @torch.inference_mode()
-    def predict(self, tokens: Tensor, span: Span, predictor: Predictor) -> Tensor:
+    def predict(self, tokens: Tensor, span: Span, predictor: Predictor) -> None:
         """Put keys and values of `tokens`, int64 `[n]`, behind what the span's cache holds: of the
-        first layers those that `forward` would, of the others what the predictor says. The residual
-        stream behind the first layers, fp32 `[n, hidden]`.
+        first layers those that `forward` would, of the others what the predictor says.
 
         Raises as `forward`. In int8 no result depends on how the tokens are cut into calls.
         """
         residual = self._run(self._embedded(tokens, [span]), [span], range(predictor.kept))
         self.place(predictor(residual, self._root(residual)), span.cache)
-        return residual
-
-    @torch.inference_mode()
-    def attended(self, tokens: Tensor, span: Span, layers: range) -> Tensor:
-        """How much tokens, int64 `[n]`, behind what the span's cache holds attend to each of its
-        slots in these layers: the share of the head that does most, summed over tokens and layers,
-        fp32 `[slots]`. The cache does not grow. Raises as `forward`."""
-        slots, heads = span.cache.length, self.config.kv_heads
-        found = torch.zeros(slots, device=self.device)
-
-        def watch(index: int, qkv: Tensor) -> None:
-            if index in layers:
-                keys = span.cache.buffer[index, :heads, :slots].float()
-                queries = qkv[:, : self.config.heads].view(len(qkv), heads, -1, qkv.shape[2])
-                shares = torch.einsum("nkgd,ksd->nkgs", queries, keys).softmax(-1)
-                found.add_(shares.amax((1, 2)).sum(0))
-
-        stream = self._embedded(tokens, [span])
-        self._run(stream, [span], range(layers.stop), watch)
-        return found
-
-    @torch.inference_mode()
-    def revise(self, stream: Tensor, cache: SequenceCache, start: int, kept: int) -> None:
-        """Compute what the layers from `kept` on keep of the tokens in the slots from `start` on,
-        where something was predicted; `stream`, `[n, hidden]`: as `predict` gave it. Changed."""
-        length = cache.length
-        cache.length = start
-        try:
-            self._run(stream, [Span(cache, len(stream))], range(kept, len(self._layers)))
-        finally:
-            cache.length = length
 
     @torch.inference_mode()
     def place(self, made: Tensor, cache: SequenceCache) -> None:
@@ -235,10 +203,8 @@ class Decoder:
         residual: Tensor,
         spans: Sequence[Span],
         layers: range,
-        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """The residual stream, `[n, hidden]`, behind these layers; the caches do not grow. `watch`
-        is shown queries, keys and values of each, turned, `[n, heads, head_dim]`."""
+        """The residual stream, `[n, hidden]`, behind these layers; the caches do not grow."""
         reaches = [_Reach(span, self.config, self._kv_dtype, self._attention) for span in spans]
         turns = [self._turns[reach.start : reach.stop] for reach in reaches]
         turn = (turns[0] if len(turns) == 1 else torch.cat(turns)).unsqueeze(1)
@@ -251,8 +217,6 @@ class Decoder:
             if layer.qkv_bias is not None:
                 qkv += layer.qkv_bias
             torch.view_as_complex(qkv.view(pairs)[:, :rotated]).mul_(turn)
-            if watch is not None:
-                watch(index, qkv.view(by_head))
             attended = self._attend(qkv.view(by_head), reaches, index)
             residual = layer.output.add_to(residual, attended)
             gate_up = layer.gate_up.divided(residual, self._root(residual))

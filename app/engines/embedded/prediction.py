@@ -30,7 +30,7 @@ class Predictor:
         if about.kind != "layers":
             raise ValueError("this KV predictor is told by another model, not by first layers")
         self.kept, self._width = about.kept, 2 * width
-        self.share, self._layers = about.share, about.layers
+        self.share = about.share
         maps = 2 * about.predicted
         weight, bias = predictor.weight.detach(), predictor.bias.detach()
         order = key_order(config)
@@ -51,13 +51,6 @@ class Predictor:
             outer[::2] = outer[::2, order]
             self._inner = make_linear(inner.contiguous(), precision, device)
             self._outer = make_linear(outer.view(maps * width, -1), precision, device)
-
-    @property
-    def telling(self) -> range:
-        """The layers whose attention tells what matters: those in the middle. In the first ones
-        the end of a prompt looks at its neighbours, and finds nothing."""
-        first = round(0.47 * self._layers)
-        return range(first, max(round(0.64 * self._layers), first + 1))
 
     def __call__(self, residual: Tensor, root: Tensor) -> Tensor:
         """Keys before RoPE and values, fp32 `[n, layers - kept, 2 * width]`, each head's pairs side

@@ -13,7 +13,7 @@ from app.engines.embedded.model import Decoder
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.weights import open_checkpoint
 from app.engines.predictions import check
-from app.errors import ConfigError, EngineUnsupported
+from app.errors import ConfigError
 from app.nets.kv_predictor import KVPredictor
 from app.types import Call
 
@@ -89,10 +89,4 @@ def chosen(call: Call, predictors: Mapping[str, AnyPredictor]) -> AnyPredictor |
     if asked is None:
         return None
     check(call, asked, predictors)
-    if asked.recompute and isinstance(predictors[asked.predictor], AuxiliaryPredictor):
-        raise EngineUnsupported(
-            f"KV prediction: recompute: {asked.predictor!r} computes none of the model's layers, so"
-            " that nothing tells what matters",
-            param="policy",
-        )
     return predictors[asked.predictor]

@@ -15,7 +15,6 @@ from app.engines.embedded.auxiliary import AuxiliaryPredictor
 from app.engines.embedded.kv_cache import EXACT, KVMemory, SequenceCache
 from app.engines.embedded.model import Span
 from app.engines.embedded.prediction import Predictor
-from app.engines.embedded.revision import Revision
 from app.engines.embedded.sampling import Drawn, draw
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.speculation.acceptance import Draft
@@ -38,11 +37,7 @@ class Model(Protocol):
 
     def turn(self, cache: SequenceCache, start: int, count: int, by: int) -> None: ...
 
-    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> torch.Tensor: ...
-
-    def attended(self, tokens: torch.Tensor, span: Span, layers: range) -> torch.Tensor: ...
-
-    def revise(self, stream: torch.Tensor, cache: SequenceCache, start: int, kept: int) -> None: ...
+    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> None: ...
 
     def place(self, made: torch.Tensor, cache: SequenceCache) -> None: ...
 
@@ -222,33 +217,16 @@ class Scheduler:
         before = cache.length
         if predictor is None:
             raise ValueError("a sequence that predicts has a predictor")
-        if sequence.revision is not None and isinstance(predictor, Predictor):
-            self._revise(sequence, sequence.revision, predictor)
-        elif isinstance(predictor, AuxiliaryPredictor):
+        if isinstance(predictor, AuxiliaryPredictor):
             made = sequence.predicted_by(predictor, self._prefill_chunk)
             if made is not None:
                 self._model.place(made, cache)
         else:
             new = sequence.upcoming(self._prefill_chunk)
-            stream = self._model.predict(torch.tensor(new), Span(cache, len(new)), predictor)
-            sequence.streamed(before, stream)
+            self._model.predict(torch.tensor(new), Span(cache, len(new)), predictor)
         sequence.predicted(cache.length - before)
         self._reading.rotate(-1)  # others that read have their turn
         self._at_risk = []
-
-    def _revise(self, sequence: RunningSequence, revision: Revision, predictor: Predictor) -> None:
-        """Find out what its prompt's end attends to, or compute a piece of that."""
-        cache = _cache(sequence)
-        if not revision.chosen:
-            end = sequence.tokens[cache.length : sequence.prompt_length]
-            span = Span(cache, len(end))
-            found = self._model.attended(torch.tensor(end), span, predictor.telling)
-            revision.choose(found, self._prefill_chunk)
-            return
-        start, stream = revision.take()
-        count = len(stream)
-        self._model.revise(stream, cache, start, predictor.kept)
-        sequence.predicted(-count)
 
     def _compute(self, batch: Sequence[RunningSequence]) -> None:
         self._at_risk = list(batch)

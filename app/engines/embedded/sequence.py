@@ -12,9 +12,9 @@ from app.engines.embedded.auxiliary import AuxiliaryPass, AuxiliaryPredictor
 from app.engines.embedded.detokenize import Detokenizer
 from app.engines.embedded.kv_cache import EXACT, SequenceCache
 from app.engines.embedded.prediction import Predictor
-from app.engines.embedded.revision import Revision
 from app.engines.embedded.sampling import Drawn, Sampler
 from app.errors import FarthingError
+from app.nets.route import Route
 from app.types import Call, Candidate, Chunk, EntropyStop, Finish, Token, Usage
 
 _ONE = Usage(completion=1)
@@ -67,14 +67,9 @@ class RunningSequence:
         self.on_news = on_news
         self.predictor = predictor
         self._auxiliary: AuxiliaryPass | None = None
-        self._revision: Revision | None = None
         self._untold = Usage()
         self._moved, self._moving = 0, 0
-        kv = call.decoding.kv
-        # Of the tokens to read, the first and the last that are not computed.
-        self._predicted = range(0) if kv is None else range(kv.first, self.prompt_length - kv.last)
-        if kv is not None and kv.recompute:
-            self._revision = Revision(kv.recompute)
+        self._route: Route | None = None
         self._outbox_size = outbox_size
         self._vocabulary = vocabulary
         self._text = Detokenizer(vocabulary.piece, sampling.stop, call.said)
@@ -101,23 +96,19 @@ class RunningSequence:
 
     @property
     def predicts(self) -> bool:
-        """Whether the next piece of the prompt is predicted, or what was is revised."""
+        """Whether the next piece of the prompt is predicted."""
         if self.cache is None:
             return False
-        return self.cache.length in self._predicted or self.revision is not None
+        return self.route.predicts(self.cache.length)
 
     @property
-    def revision(self) -> Revision | None:
-        """What is to be done now of what was predicted; None: nothing, or not yet."""
-        revision = self._revision
-        if self.cache is None or self.cache.length != self._predicted.stop or revision is None:
-            return None
-        return revision if revision.begun and not revision.over else None
-
-    def streamed(self, start: int, stream: torch.Tensor) -> None:
-        """What a predicted piece may be computed from later, `[n, hidden]`."""
-        if self._revision is not None:
-            self._revision.keep(start, stream)
+    def route(self) -> Route:
+        """How the prompt is read. Found out by who reads it: of a long one it takes a while."""
+        kv = self.call.decoding.kv
+        if self._route is None and kv is not None:
+            pieces = list(map(self._vocabulary.piece, self.tokens[: self.prompt_length]))
+            self._route = Route.of(pieces, kv.first, kv.last, kv.relevant)
+        return self._route or Route()
 
     def predicted_by(self, predictor: AuxiliaryPredictor, chunk: int) -> torch.Tensor | None:
         """Keys and values of the next tokens, as another model tells; None: it reads on first.
@@ -127,10 +118,10 @@ class RunningSequence:
         if self.cache is None:
             raise ValueError("a sequence computes only once it has a cache")
         if self._auxiliary is None:
-            self._auxiliary = predictor.begin(self.tokens[: self._predicted.stop])
+            self._auxiliary = predictor.begin(self.tokens[: self.route.stop])
         start, count = self.cache.length, len(self.upcoming(chunk))
         made = self._auxiliary.advance(start, count, chunk)
-        if made is not None and start + len(made) == self._predicted.stop:
+        if made is not None and start + len(made) == self.route.stop:
             self.end_pass()
         return made
 
@@ -187,16 +178,14 @@ class RunningSequence:
     def upcoming(self, chunk: int) -> list[int]:
         """The tokens to compute next: the last one written, or a piece of the prompt.
 
-        Pieces end at multiples of `chunk` in the prompt: what is computed together depends on
-        the prompt alone, never on the load.
+        What is computed together depends on the prompt alone, never on the load.
         """
         start = 0 if self.cache is None else self.cache.length
         if start >= self.prompt_length:
             return self.tokens[start:]
         # What is predicted, moved and computed are pieces of their own.
-        ends = (self._predicted.start, self._predicted.stop, self._moved, self.prompt_length)
-        stop = min(end for end in ends if end > start)
-        return self.tokens[start : min(stop, (start // chunk + 1) * chunk)]
+        ends = (self.route.end(start, chunk), self._moved, self.prompt_length)
+        return self.tokens[start : min(end for end in ends if end > start)]
 
     def ends_with(self, id: int) -> bool:
         """Whether the answer is over with this token, whatever comes before it."""

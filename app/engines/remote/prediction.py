@@ -8,7 +8,6 @@ import secrets
 from typing import Any
 
 from app.engines.predictions import check
-from app.errors import EngineUnsupported
 from app.types import Call
 from app.vllm_plugins import asks
 
@@ -27,13 +26,11 @@ def fields(
     if asked is None:
         return {}, {}
     check(call, asked, server.shares if server else ())
-    if asked.recompute:
-        raise EngineUnsupported(
-            "KV prediction: recompute: vLLM computes nothing of what is predicted", param="policy"
-        )
     xargs: dict[str, Any] = {asks.KV: asked.predictor, asks.KV_LAST: asked.last}
     if asked.first:
         xargs[asks.KV_FIRST] = asked.first
+    if asked.relevant:
+        xargs[asks.KV_RELEVANT] = asked.relevant
     return {"cache_salt": _salt(call)}, {**xargs, asks.KV_CALL: name}
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from app.bench import ttft
 from app.bench.prefill import Read, Way
-from app.bench.reading import Weights
+from app.bench.reading import Measured, Weights
+from app.bench.short import measure
 from app.bench.ttft import Plan, run
 from app.cli import main
 from app.errors import ConfigError
+from app.gateway import Gateway, Order
 from tests.app.bench.predictors import true_predictor
 from tests.app.engines.embedded.tiny import write_model
 
@@ -42,7 +44,7 @@ def squad(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(squad: Path) -> Plan:
-    return Plan(squad, lengths=(380, 470), questions=3, last=(1, 64), recompute=(0.0,))
+    return Plan(squad, lengths=(380, 470), questions=3, last=(1, 64), relevant=(0.0,), extracted=())
 
 
 def report_of(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -61,8 +63,10 @@ def test_the_command_writes_all_of_it(
         "380,470",
         "--last",
         "1,64",
-        "--recompute",
+        "--relevant",
         "0",
+        "--extracted",
+        "0.3",
         "--questions",
         "3",
         "--threads",
@@ -76,6 +80,7 @@ def test_the_command_writes_all_of_it(
     assert ended.value.code == 0
     found = report_of(file)
     names = ["exact", "layers-1, last 1", "layers-1, last 64", "other", "truncated to 0.5"]
+    names.append("extracted 0.3")
     assert list(found) == [(name, length) for length in (380, 470) for name in names]
     for (name, length), point in found.items():
         assert point["k"] == (1 if name.startswith("layers") else None)
@@ -121,6 +126,33 @@ def test_what_is_computed_all_the_same_counts(
         computed = 68 / length
         assert point["flops_share"] == pytest.approx(computed + (1 - computed) * share)
         assert found["truncated to 0.5", length]["flops_share"] == 0.5
+
+
+def test_what_is_asked_about_is_computed_or_is_all_that_is_read(
+    base: Weights, plan: Plan, folder: Path, tmp_path: Path
+) -> None:
+    true_predictor(folder, 3.0).save(tmp_path / "false")
+    out, shares = tmp_path / "figures.json", (0.0, 0.4, 1.0)
+    asked = replace(plan, lengths=(380,), last=(64,), relevant=shares, extracted=(0.4, 1.0))
+    run(base, None, [tmp_path / "false"], asked, threads=1, json_file=out)
+    found = report_of(out)
+    shared = [found[name, 380] for name in ("layers-1, last 64, relevant 1", "extracted 1")]
+    assert all(point["agreement"]["mean"] >= 0.95 for point in shared)
+    assert shared[0]["flops_share"] == 1 and shared[0]["relevant"] == 1
+    costs = [point["flops_share"] for (name, _), point in found.items() if "layers" in name]
+    assert costs == sorted(costs) and len(set(costs)) == 3
+    assert found["extracted 0.4", 380]["agreement"]["mean"] < 1
+
+
+def test_the_parts_that_are_read_alone_stand_between_beginning_and_end(base: Weights) -> None:
+    model = Measured.load(base)
+    text = f"{'a ' * 30}\n\n{'b ' * 60}Everest {'c ' * 60}\n\nWho of all these was on Everest"
+    ids = model.tokenizer.encode(text)
+    way = Way("extracted", model, 0.2, None, 4, 6, 0.1)
+    taken = b"".join(map(model.tokenizer.piece, way.taken(ids, 2))).decode()
+    assert taken.startswith(text[:4]) and taken.endswith(text[-20:])
+    assert "Everest" in taken[:-20] and len(taken) < len(text) / 2
+    assert way.taken(ids[:8], 2) == ids[:8]
 
 
 def test_the_exact_answer_is_what_others_are_compared_with(
@@ -252,3 +284,28 @@ def test_it_breaks_even_where_all_longer_prompts_gain() -> None:
     points += [point("b", tokens, 1.0) for tokens in lows]
     points += [point("c", tokens, 1.1) for tokens in lows]
     assert ttft._break_even(points) == {"a": 256, "b": None, "c": 64}
+
+
+def test_prompts_that_are_too_short_are_read_exactly_in_both_ways(
+    base: Weights, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_predictor(folder).save(tmp_path / "true")
+    asked: list[tuple[str | None, int]] = []
+    answer = Gateway.answer
+
+    def watched(self: Gateway, order: Order, account: Any) -> Any:
+        (message,) = order.call.messages
+        asked.append((order.policy, len(message["content"])))
+        return answer(self, order, account)
+
+    monkeypatch.setattr(Gateway, "answer", watched)
+    texts = [f"Town {n} has {n + 3} mills." for n in range(60)]
+    found = measure(base, [tmp_path / "true"], texts, (90, 200), 3, "wall", 0, 1)
+    assert list(found) == [90, 200]
+    for figures in found.values():
+        assert 0 < figures["ttft_ratio"]["low"] <= figures["ttft_ratio"]["high"]
+    assert {policy for policy, _ in asked} == {"direct", "kv_prediction"} and len(asked) == 16
+    for pair in zip(asked[::2], asked[1::2], strict=True):
+        assert len({policy for policy, _ in pair}) == 2
+        assert abs(pair[0][1] - pair[1][1]) < 12  # characters, which are tokens here
+    assert asked[0][1] < 90 < asked[-1][1] < 200

@@ -28,7 +28,10 @@ async def test_what_is_asked_travels_to_the_connector() -> None:
     assert xargs == {asks.KV: "layers-20", asks.KV_LAST: 7, asks.KV_FIRST: 3}
     assert request.headers[asks.CALL_HEADER] == request.headers[asks.REQUEST_HEADER] == name
     assert request.body["cache_salt"].startswith(asks.SALT)
-    assert asks.KV_FIRST not in (await asked(PREDICTS, decoding=predict())).body["vllm_xargs"]
+    plain = (await asked(PREDICTS, decoding=predict())).body["vllm_xargs"]
+    assert asks.KV_FIRST not in plain and asks.KV_RELEVANT not in plain
+    more = (await asked(PREDICTS, decoding=predict(relevant=0.3))).body["vllm_xargs"]
+    assert more[asks.KV_RELEVANT] == 0.3
 
 
 async def test_entropies_are_asked_for_beside_it() -> None:
@@ -80,7 +83,7 @@ async def test_a_conversation_has_one_and_no_other_has_it(monkeypatch: pytest.Mo
         (PREDICTS, predict(first=-1), BadRequest, "first 0"),
         (PREDICTS, predict(conversation="c" * 65), BadRequest, "64 characters"),
         (PREDICTS, replace(predict(), native=True), EngineUnsupported, "own words"),
-        (PREDICTS, predict(recompute=0.1), EngineUnsupported, "recompute"),
+        (PREDICTS, predict(relevant=1.1), BadRequest, "relevant must be 0 to 1"),
         (PREDICTS, Decoding(edited="c"), EngineUnsupported, "edited"),
         (PREDICTS, Decoding(edited="c", native=True), EngineUnsupported, "own words"),
     ],

@@ -50,6 +50,8 @@ def load(monkeypatch: pytest.MonkeyPatch, version: str = "0.32.0") -> Any:
     for end in range(1, len(parts) + 1):
         monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[end - 1]))
     sys.modules["vllm"].__dict__["__version__"] = version
+    monkeypatch.setitem(sys.modules, "vllm.tokenizers", tokenizers := ModuleType("tokenizers"))
+    tokenizers.__dict__["cached_tokenizer_from_config"] = lambda config: config.tokenizer
     sys.modules[BASE].__dict__.update(
         KVConnectorBase_V1=Connector,
         KVConnectorMetadata=object,
@@ -91,7 +93,9 @@ def config(*paths: Path, **fields: Any) -> Any:
         scheduler_config=SimpleNamespace(max_num_batched_tokens=64),
         device_config=SimpleNamespace(device="cpu"),
         model_config=SimpleNamespace(
-            hf_text_config=SimpleNamespace(**{**text, **fields}), dtype=torch.float32
+            tokenizer=SimpleNamespace(decode=lambda ids: f" {ids[0]}"),
+            hf_text_config=SimpleNamespace(**{**text, **fields}),
+            dtype=torch.float32,
         ),
     )
 
@@ -161,6 +165,26 @@ def test_a_prompt_is_claimed_ordered_and_told_of_once(
     assert list(socket.drain()) == [Placed("c", 90, 6)]
     ours.shutdown()
     assert ours.request_finished(asked, []) == (False, None)
+
+
+@pytest.mark.parametrize(("words", "turns"), [(True, (8, 32)), (False, (32, 36))])
+def test_what_its_end_asks_about_is_told_by_the_model_s_tokenizer(
+    ours: Any, tmp_path: Path, socket: Receiver, words: bool, turns: tuple[int, int]
+) -> None:
+    own = config(saved(tmp_path / "p"))
+    if not words:  # as of a server that is asked by token ids alone
+        own.model_config.tokenizer = None
+    ours = ours.KVPredictorConnector(own, "scheduler", cache())
+    asked = request(**{asks.KV: "layers-1", asks.KV_FIRST: 8, asks.KV_CALL: "c"})
+    asked.sampling_params.extra_args[asks.KV_RELEVANT] = 0.25
+    asked.prompt_token_ids = [*range(100, 132), *PROMPT[32:]]  # asked by the last 64
+    assert ours.get_num_new_matched_tokens(asked, 0) == (99, True)
+    ours.update_state_after_alloc(asked, blocks(3, 1, 2, 4), 99)
+    (job,) = step(ours).orders.new
+    assert job.route.turns == turns
+    assert list(socket.drain()) == [Placed("c", job.span.predicted, job.span.computed)]
+    assert job.span.predicted == turns[1] - turns[0]
+    ours.shutdown()
 
 
 def test_what_is_computed_after_all_is_told_too(

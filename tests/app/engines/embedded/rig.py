@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,6 @@ class Rig:
     tokenizer: Tokenizer
     passes: list[list[int]]  # of each pass, the number of tokens of each span
     fail_at: int | None = None  # the pass that raises
-    revised: list[range] = field(default_factory=list)  # slots that were computed after all
 
     def forward(self, tokens: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         self.passes.append([span.count for span in spans])
@@ -41,15 +40,8 @@ class Rig:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.decoder.logits(hidden)
 
-    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> torch.Tensor:
-        return self.decoder.predict(tokens, span, predictor)
-
-    def attended(self, tokens: torch.Tensor, span: Span, layers: range) -> torch.Tensor:
-        return self.decoder.attended(tokens, span, layers)
-
-    def revise(self, stream: torch.Tensor, cache: SequenceCache, start: int, kept: int) -> None:
-        self.revised.append(range(start, start + len(stream)))
-        self.decoder.revise(stream, cache, start, kept)
+    def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> None:
+        self.decoder.predict(tokens, span, predictor)
 
     def place(self, made: torch.Tensor, cache: SequenceCache) -> None:
         self.decoder.place(made, cache)

@@ -155,6 +155,20 @@ def test_the_base_as_its_own_auxiliary_answers_exactly(folder: Path, first: int,
     assert by.memory.running_bytes == 0
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 64), (5, 20), (40, 33)])
+def test_what_the_end_asks_about_is_the_base_s_own(folder: Path, first: int, last: int) -> None:
+    """Also where the last piece is, and the auxiliary need not read so far."""
+    model = rig(folder, "fp32")
+    by = predictor(model)
+    (plain,) = answers(model.scheduler(prefill_chunk=32), [asking(model, None)])
+    for relevant in (0.1, 0.5, 1.0):
+        asked = replace(ASKED, first=first, last=last, relevant=relevant)
+        sequence = asking(model, by, asked=asked)
+        assert answers(model.scheduler(prefill_chunk=32), [sequence]) == [plain]
+        assert used(sequence).predicted == sequence.route.predicted(0, 150)
+        assert by.memory.running_bytes == 0
+
+
 def test_wrong_maps_are_seen(model: Rig) -> None:
     """Else the test above would show nothing."""
     (plain,) = answers(model.scheduler(), [asking(model, None)])
@@ -241,7 +255,7 @@ def test_only_predictions_take_memory_and_only_while_they_last(model: Rig) -> No
     # 32, then 8 tokens by the base; 64 by the auxiliary, of which the base gets 24, and the rest.
     assert held[:7] == [0, 0, 100, 100, 100, 0, 0]
     assert not any(held[7:])
-    assert model.passes[:4] == [[32], [8], [28], [22]]  # of the base
+    assert model.passes[:4] == [[32], [8], [32], [18]]  # of the base
 
 
 def test_a_predictor_of_another_shape_is_refused(model: Rig) -> None:

@@ -10,11 +10,13 @@ from typing import Literal
 import pytest
 import torch
 
+from app.engines.embedded.model import Span
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.weights import open_checkpoint
 from app.nets.kv_predictor import About, KVPredictor
+from app.nets.route import Route
 from app.training.net import read_net
 from app.types import Decoding, KVPrediction, Usage
 from tests.app.engines.embedded.rig import Rig, rig
@@ -135,6 +137,55 @@ def test_only_one_s_own_conversation_goes_on_from_it(model: Rig, folder: Path) -
     assert cached(None) == 0  # exact: none of theirs
     assert cached(ASKED) == 149  # what is exact may serve them all
     assert cached(None) == 149  # and is still there
+
+
+ABOUT = replace(ASKED, first=5, last=20, relevant=0.3)
+ROUTE = Route((5, 32, 64, 86))  # PROMPT's, with that
+
+
+def test_what_the_end_asks_about_is_computed(model: Rig, folder: Path) -> None:
+    """What of it sees predictions is as if they were true, and so is what is predicted next."""
+    told, decoder = predictor(model, folder, noise=0.5), model.decoder
+    sequence = asking(model, told, asked=ABOUT)
+    assert sequence.route == ROUTE
+    (found,) = answers(model.scheduler(prefill_chunk=32), [sequence])
+    assert used(sequence).predicted == 27 + 22
+    cache = decoder.kv_memory(2**24, 0).acquire(PROMPT, 200)
+    assert cache is not None
+    ids = torch.tensor(PROMPT)
+    for start, end in zip((0, 5, 32, 64, 86), (5, 32, 64, 86, 150), strict=True):
+        span = Span(cache, end - start)
+        if ROUTE.predicts(start):
+            decoder.predict(ids[start:end], span, told)
+        else:
+            hidden = decoder.forward(ids[start:end], [span])
+    wanted: list[int] = []
+    while len(wanted) < len(found):
+        wanted.append(int(decoder.logits(hidden[-1:]).argmax()))
+        hidden = decoder.forward(torch.tensor(wanted[-1:]), [Span(cache, 1)])
+    assert found == wanted
+    (less,) = answers(model.scheduler(), [asking(model, told, asked=replace(ABOUT, relevant=0.0))])
+    (plain,) = answers(model.scheduler(), [asking(model, None)])
+    assert len({tuple(each) for each in (found, less, plain)}) > 1, "the noise changes nothing"
+
+
+@pytest.mark.parametrize("chunk", [8, 32, 64])
+def test_behind_true_predictions_it_is_exact(model: Rig, folder: Path, chunk: int) -> None:
+    (plain,) = answers(model.scheduler(prefill_chunk=32), [asking(model, None)])
+    others = [asking(model, None, PROMPT[:30]), asking(model, predictor(model, folder))]
+    sequence = asking(model, predictor(model, folder), asked=ABOUT)
+    assert answers(model.scheduler(prefill_chunk=chunk), [sequence, *others])[0] == plain
+
+
+def test_int8_does_not_depend_on_the_pieces(model: Rig, folder: Path) -> None:
+    if model.decoder.precision != "int8":
+        pytest.skip("fp32 sums in other orders")
+    wrong = predictor(model, folder, noise=2.0)
+    found = [
+        answers(model.scheduler(prefill_chunk=chunk), [asking(model, wrong, asked=ABOUT)])
+        for chunk in (16, 32, 64, 100)
+    ]
+    assert found[1:] == found[:-1]
 
 
 def test_a_failure_hits_the_one_that_predicts(model: Rig, folder: Path) -> None:
