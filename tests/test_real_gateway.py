@@ -231,12 +231,12 @@ def test_what_cannot_be_is_refused_by_its_field(
 def test_predicted_prompts_begin_an_answer_and_leave_nothing_for_others(real: Real) -> None:
     model = "smollm2-135m-int8"
     text = " ".join(OWN) + " " + " ".join(f"Note {n}: item {n * n} is stored." for n in range(60))
-    for n, predictor in enumerate(("layers-18", "layers-15", "layers-8")):
+    for n, predictor in enumerate(("layers-18", "layers-8", "layers-4")):
         asked = f"{n}. Here is a text. {text}\n\nWhat is stored under note 7?"
         policy = {"X-Policy": f"kv_prediction;predictor={predictor}"}
         found = real.ask(asked, model=model, headers=policy, max_tokens=8)
         line = found.usage.cost_details["models"][model]
-        # A fifth is computed after all, and what stands at both ends.
+        # A fifth is read exactly all the same, and what stands at both ends, and the question.
         assert 0.6 < line["predicted_tokens"] / line["prompt_tokens"] < 0.85
         assert found.model_extra["farthing"]["fidelity"] == "approximate"
         assert found.choices[0].message.content

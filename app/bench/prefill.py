@@ -31,7 +31,8 @@ class Way:
     predictor: AnyPredictor | None = None
     first: int = 0  # tokens that are computed all the same, at the beginning
     last: int = 1  # and at the end
-    relevant: float = 0.0  # of the rest the share that the end asks about: computed, or all of it
+    relevant: float = 0.0  # of the rest the share that the end asks about: computed; without a
+    # predictor that is all of the rest that is read
     kept: float = 1.0  # of the prompt: its end, behind the template's opening
 
     def cost(self, tokens: int) -> float:

@@ -17,10 +17,10 @@ class Route:
 
     @classmethod
     def of(cls, pieces: Sequence[bytes], first: int, last: int, share: float = 0.0) -> Route:
-        """For a prompt, whose tokens' `pieces` these are: all but so many at its beginning and its
-        end is predicted, and of that but this share. What matters most is computed, as CacheBlend
-        does for keys and values that another context made (Yao et al. 2024, arXiv 2405.16444); it
-        is told by words (`relevant`), before anything is computed."""
+        """For a prompt, whose tokens' `pieces` these are: computed are so many at its beginning and
+        at its end, and this share of the rest, which is what matters most: as CacheBlend does for
+        keys and values that another context made (Yao et al. 2024, arXiv 2405.16444). Words tell
+        what that is (`relevant`), before anything is computed."""
         within = range(first, max(len(pieces) - last, first))
         computed = relevant(pieces, within, share) if share and within else []
         turns = [within.start]
