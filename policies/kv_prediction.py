@@ -39,7 +39,7 @@ class KvPrediction(Policy):
 
     The prompt's keys and values come from the model's own first layers and maps from these (or
     from a smaller model), all but those of its end and of what this asks about, as far as words
-    tell; the answer is the model's own from there on. Prompts that are too short to gain are read
+    tell; the answer is the model's own from there on. Prompts that are too short are read
     exactly, and so is one that is read soon enough: where the client says by when the answer should
     begin (`X-Budget-Ttft-Ms`), the most exact way that is expected to keep it is taken: a better
     predictor, or more of the prompt read exactly.
@@ -55,7 +55,7 @@ class KvPrediction(Policy):
         None, description="like layers-18; default: the most exact that begins in time"
     )
     least: int = Field(
-        384, ge=2, description="tokens: shorter prompts are read exactly, as they gain nothing"
+        384, ge=2, description="tokens: shorter prompts are read exactly, as they gain little"
     )
     last: int = Field(24, ge=1, description="tokens at the prompt's end that are read exactly")
     first: int = Field(4, ge=0, description="and at its beginning")
