@@ -31,6 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+AGAIN = ", relevant 0.2"
+
+
 def measured(folder: Path, small: str | None = "small") -> None:
     base = Weights("base", folder / "base", None, "fp32")
     other = None if small is None else Weights(small, folder / "small", None, "fp32")
@@ -43,7 +46,8 @@ def test_told_by_itself_the_base_answers_as_ever(folder: Path) -> None:
     measured(folder)
     points = json.loads((folder / "report.json").read_text())["points"]
     by_way = {point["predictor"]: point for point in points}
-    assert list(by_way) == ["exact", "small -> base, last 1", "small -> base, last 9", "small"]
+    names = [f"small -> base, last {last}{more}" for last in (1, 9) for more in ("", AGAIN)]
+    assert list(by_way) == ["exact", *names, "small", "extracted 0.2"]
     exact = by_way["exact"]
     for last, exactly in ((1, 1), (9, 13)):
         way = by_way[f"small -> base, last {last}"]
@@ -52,6 +56,8 @@ def test_told_by_itself_the_base_answers_as_ever(folder: Path) -> None:
         assert way["nats"]["mean"] == pytest.approx(exact["nats"]["mean"], abs=1e-4)
         share = (500 + 2 * 2 * 32 * 32) / 2000
         assert way["flops_share"] == pytest.approx(1 + (share - 1) * (400 - exactly) / 400)
+        more = by_way[f"small -> base, last {last}{AGAIN}"]
+        assert (more["relevant"], more["agreement"]["mean"]) == (0.2, 1.0)
 
 
 def test_the_small_model_must_be_the_auxiliary(folder: Path, tmp_path: Path) -> None:
