@@ -186,8 +186,7 @@ def test_a_predictor_s_words_are_the_ones_that_are_read(
         assert client.predicted(prompt, WRONG, first=len(prompt)) == Answer(ids, 0)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("relevant", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("relevant", [0.0, pytest.param(0.3, marks=pytest.mark.smoke), 0.7])
 def test_it_reads_as_the_embedded_engine_does(
     server: VLLMServer,
     client: Client,
@@ -206,7 +205,6 @@ def test_it_reads_as_the_embedded_engine_does(
             assert tuple(found.ids[: len(ids)]) == ids and len(ids) > 2
 
 
-@pytest.mark.smoke
 def test_what_its_end_asks_about_is_gone_on_from_too(
     client: Client, prompts: list[list[int]]
 ) -> None:
