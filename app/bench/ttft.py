@@ -371,7 +371,7 @@ def _show(report: Mapping[str, Any], console: Console) -> None:
             console.print(f"{name}: surely sooner from {told} on", highlight=False)
     for length, found in report["short"].items():
         sooner = _interval(found["ttft_ratio"])
-        console.print(f"the policy, {length} tokens, read exactly: {sooner}", highlight=False)
+        console.print(f"the policy, {length} tokens: {sooner}", highlight=False)
     for name, found in report.get("summaries", {}).items():
         console.print(
             f"summaries, {name}: ROUGE-L {_interval(found['rouge_l'])},"

@@ -91,11 +91,6 @@ class AuxiliaryPass:
         self._predictor, self._decoder, self._tokens = predictor, decoder, tokens
         self._cache, self._open = cache, True
 
-    @property
-    def finished(self) -> bool:
-        """Whether all has been read."""
-        return self._cache.length == len(self._tokens)
-
     @torch.inference_mode()
     def advance(self, start: int, count: int, chunk: int) -> Tensor | None:
         """The base's keys and values of the tokens from `start` on, as the predictor gives them: of

@@ -198,12 +198,7 @@ class Decoder:
         self._check(tokens, spans)
         return F.embedding(tokens.to(self.device), self._embedding).float()
 
-    def _run(
-        self,
-        residual: Tensor,
-        spans: Sequence[Span],
-        layers: range,
-    ) -> Tensor:
+    def _run(self, residual: Tensor, spans: Sequence[Span], layers: range) -> Tensor:
         """The residual stream, `[n, hidden]`, behind these layers; the caches do not grow."""
         reaches = [_Reach(span, self.config, self._kv_dtype, self._attention) for span in spans]
         turns = [self._turns[reach.start : reach.stop] for reach in reaches]

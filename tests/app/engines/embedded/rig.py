@@ -13,11 +13,12 @@ import torch
 from app.engines.embedded.kv_cache import SequenceCache
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.prediction import Predictor
+from app.engines.embedded.predictors import AnyPredictor
 from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
 from app.engines.embedded.weights import load
-from app.types import Call, Sampling
+from app.types import Call, Decoding, KVPrediction, Sampling, Usage
 
 GREEDY = Sampling(temperature=0, ignore_eos=True)
 
@@ -73,3 +74,35 @@ class Rig:
 def rig(path: Path, precision: Literal["fp32", "int8"]) -> Rig:
     config, weights = load(path)
     return Rig(Decoder(config, weights, precision), load_tokenizer(path), [])
+
+
+def cache_of(decoder: Decoder) -> SequenceCache:
+    cache = decoder.kv_memory(2**30).acquire([0], 100)
+    assert cache is not None
+    return cache
+
+
+def predicting(
+    model: Rig, by: AnyPredictor | None, prompt: Sequence[int], asked: KVPrediction, limit: int
+) -> RunningSequence:
+    """A call whose prompt is predicted, where there is somebody who does."""
+    decoding = Decoding() if by is None else Decoding(kv=asked)
+    sequence = model.sequence(prompt, limit, decoding=decoding)
+    sequence.predictor = by
+    return sequence
+
+
+def answers(scheduler: Scheduler, sequences: Sequence[RunningSequence]) -> list[list[int]]:
+    """What they write, all of them together. Raises what one of them failed with."""
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    while scheduler.step():
+        pass
+    for sequence in sequences:
+        if sequence.error is not None:
+            raise sequence.error
+    return [sequence.tokens[sequence.prompt_length :] for sequence in sequences]
+
+
+def used(sequence: RunningSequence) -> Usage:
+    return sum((chunk.usage for chunk in sequence.outbox), Usage())

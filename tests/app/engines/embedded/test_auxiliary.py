@@ -17,18 +17,16 @@ from app.engines.embedded.auxiliary import (
     check_print,
 )
 from app.engines.embedded.engine import EmbeddedEngine
-from app.engines.embedded.kv_cache import SequenceCache
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder, Span
-from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.weights import load, open_checkpoint
 from app.errors import BadRequest, ConfigError
 from app.nets.kv_predictor import KVPredictor
-from app.types import Decoding, KVPrediction, Usage
+from app.types import Decoding, KVPrediction
 from tests.app.engines.embedded import reference
 from tests.app.engines.embedded.identity import identity
-from tests.app.engines.embedded.rig import Rig, rig
+from tests.app.engines.embedded.rig import Rig, answers, cache_of, predicting, rig, used
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.engines.embedded.tiny_engine import CALL, Start, card, collect, ids, total
 
@@ -39,12 +37,6 @@ ASKED = KVPrediction("small")
 
 def told(base: Decoder, auxiliary: Decoder, weights: KVPredictor) -> AuxiliaryPredictor:
     return AuxiliaryPredictor(weights, base.config, base.precision, base.device, auxiliary)
-
-
-def cache_of(decoder: Decoder) -> SequenceCache:
-    cache = decoder.kv_memory(2**30).acquire([0], 100)
-    assert cache is not None
-    return cache
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -122,25 +114,7 @@ def asking(
     asked: KVPrediction = ASKED,
     limit: int = 12,
 ) -> RunningSequence:
-    decoding = Decoding() if by is None else Decoding(kv=asked)
-    sequence = model.sequence(prompt, limit, decoding=decoding)
-    sequence.predictor = by
-    return sequence
-
-
-def answers(scheduler: Scheduler, sequences: list[RunningSequence]) -> list[list[int]]:
-    for sequence in sequences:
-        scheduler.submit(sequence)
-    while scheduler.step():
-        pass
-    for sequence in sequences:
-        if sequence.error is not None:
-            raise sequence.error
-    return [sequence.tokens[sequence.prompt_length :] for sequence in sequences]
-
-
-def used(sequence: RunningSequence) -> Usage:
-    return sum((chunk.usage for chunk in sequence.outbox), Usage())
+    return predicting(model, by, prompt, asked, limit)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 40), (5, 1), (70, 70), (0, 500)])

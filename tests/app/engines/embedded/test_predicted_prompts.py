@@ -12,14 +12,13 @@ import torch
 
 from app.engines.embedded.model import Span
 from app.engines.embedded.prediction import Predictor
-from app.engines.embedded.scheduler import Scheduler
 from app.engines.embedded.sequence import RunningSequence
 from app.engines.embedded.weights import open_checkpoint
 from app.nets.kv_predictor import About, KVPredictor
 from app.nets.route import Route
 from app.training.net import read_net
-from app.types import Decoding, KVPrediction, Usage
-from tests.app.engines.embedded.rig import Rig, rig
+from app.types import KVPrediction
+from tests.app.engines.embedded.rig import Rig, answers, predicting, rig, used
 from tests.app.engines.embedded.tiny import write_model
 
 ASKED = KVPrediction("layers-1")
@@ -58,25 +57,7 @@ def asking(
     asked: KVPrediction = ASKED,
     limit: int = 12,
 ) -> RunningSequence:
-    decoding = Decoding() if told is None else Decoding(kv=asked)
-    sequence = model.sequence(prompt, limit, decoding=decoding)
-    sequence.predictor = told
-    return sequence
-
-
-def answers(scheduler: Scheduler, sequences: list[RunningSequence]) -> list[list[int]]:
-    for sequence in sequences:
-        scheduler.submit(sequence)
-    while scheduler.step():
-        pass
-    for sequence in sequences:
-        if sequence.error is not None:
-            raise sequence.error
-    return [sequence.tokens[sequence.prompt_length :] for sequence in sequences]
-
-
-def used(sequence: RunningSequence) -> Usage:
-    return sum((chunk.usage for chunk in sequence.outbox), Usage())
+    return predicting(model, told, prompt, asked, limit)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 40), (5, 1), (70, 70), (0, 500)])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from app.engines.embedded.kv_cache import SequenceCache
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.weights import load
 from app.nets.kv_predictor import About, KVPredictor
 from tests.app.engines.embedded import reference
+from tests.app.engines.embedded.rig import cache_of
 
 IDS = torch.randint(97, (40,), generator=torch.Generator().manual_seed(0))
 
@@ -33,12 +33,6 @@ def own(model: Any, kept: int) -> KVPredictor:
                 if part.bias is not None:
                     predictor.bias[2 * at + which] = part.bias
     return predictor
-
-
-def cache_of(decoder: Decoder) -> SequenceCache:
-    cache = decoder.kv_memory(2**30).acquire([0], 100)
-    assert cache is not None
-    return cache
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
