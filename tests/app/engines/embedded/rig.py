@@ -21,6 +21,7 @@ from app.engines.embedded.weights import load
 from app.types import Call, Decoding, KVPrediction, Sampling, Usage
 
 GREEDY = Sampling(temperature=0, ignore_eos=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # as the engine chooses it
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Rig:
 
 def rig(path: Path, precision: Literal["fp32", "int8"]) -> Rig:
     config, weights = load(path)
-    return Rig(Decoder(config, weights, precision), load_tokenizer(path), [])
+    return Rig(Decoder(config, weights, precision, DEVICE), load_tokenizer(path), [])
 
 
 def cache_of(decoder: Decoder) -> SequenceCache:

@@ -20,7 +20,7 @@ from app.engines.embedded.tokenizer import load_tokenizer
 from app.engines.embedded.weights import Weights, load
 from app.nets.acceptance_head import About, AcceptanceHead
 from app.types import Chunk, Decoding, LengthRule, Speculation, Usage
-from tests.app.engines.embedded.rig import Rig
+from tests.app.engines.embedded.rig import DEVICE, Rig
 
 DRAFT = "guesser"
 NOISE = 0.12  # of the standard deviation of the head's numbers: most guesses are right
@@ -125,7 +125,7 @@ def duo(
     )
     weights = replace(weights, layers=tuple(scaled))
     drafting = sorted(favours) or drafting
-    target = Rig(Decoder(config, weights, precision), load_tokenizer(folder), [])
+    target = Rig(Decoder(config, weights, precision, DEVICE), load_tokenizer(folder), [])
     fewer = config if layers is None else replace(config, layers=layers)
     weights = replace(
         weights,
@@ -133,7 +133,7 @@ def duo(
         layers=weights.layers[: fewer.layers],
         drafting=None if drafting is None else torch.tensor(drafting),
     )
-    decoder = Decoder(fewer, weights, precision)
+    decoder = Decoder(fewer, weights, precision, DEVICE)
     return Duo(target, DraftModel(DRAFT, decoder, decoder.kv_memory(memory, 0), head))
 
 
