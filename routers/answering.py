@@ -5,22 +5,47 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from app.budget import Account
 from app.errors import DeadlineExceeded, EngineError, FarthingError
 from app.gateway import Answer
 from app.telemetry import Telemetry
-from app.types import Chunk, Token
+from app.types import Chunk
 from routers import body
 from routers.deps import ClientGone, Running, Visit, account_of, front_of, visit_of
-from routers.edge import error_body, json_response
-from routers.scribe import DONE, ChatScribe, Scribe, TextScribe, end_headers, event, start_headers
-from routers.wire import ChatRequest, CompletionRequest, understand
+from routers.edge import json_response
+from routers.scribe import ChatScribe, TextScribe, end_headers, start_headers
+from routers.wire import Asked, ChatRequest, CompletionRequest, understand
 
 log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Writes one answer down in a shape that its client reads."""
+
+    id: str
+
+    def gather(self, chunk: Chunk) -> None:
+        """Note a chunk of an answer that goes out whole."""
+
+    async def whole(self, finish: Chunk) -> object:
+        """The body of what was gathered, when the bill is final."""
+
+    def opening(self, first: Chunk) -> str:
+        """Events before those of the first chunk."""
+
+    def content(self, chunk: Chunk) -> str | bytes:
+        """The events of this chunk, if it makes any."""
+
+    async def closing(self, finish: Chunk) -> str:
+        """The last events, when the bill is final."""
+
+    async def broken(self, error: FarthingError) -> str:
+        """The last events of a stream that ends with this error: the status has gone out."""
 
 
 async def respond(
@@ -29,15 +54,25 @@ async def respond(
     scribe: type[ChatScribe] | type[TextScribe],
 ) -> Response:
     """The answer to a request for a generation. Raises FarthingError for what is refused."""
-    front, visit = front_of(request), visit_of(request)
     account = await account_of(request)
-    document = await body.read(request, front.max_body_bytes)
-    asked = understand(shape, document, request.headers, visit.arrived)
-    answer = front.opened().answer(asked.order, account)
-    visit.policy = answer.policy
-    writer = scribe(answer, asked)
-    pace = Pace(front.telemetry, visit)
-    if asked.stream:
+    document = await body.read(request, front_of(request).max_body_bytes)
+    asked = understand(shape, document, request.headers, visit_of(request).arrived)
+    answer = begin(request, asked, account)
+    return await deliver(request, answer, scribe(answer, asked), stream=asked.stream)
+
+
+def begin(request: Request, asked: Asked, account: Account) -> Answer:
+    """What was asked, under way once it is iterated. Raises FarthingError for what is refused."""
+    answer = front_of(request).opened().answer(asked.order, account)
+    visit_of(request).policy = answer.policy
+    return answer
+
+
+async def deliver(request: Request, answer: Answer, writer: Writer, *, stream: bool) -> Response:
+    """The response that carries this answer, as events or whole."""
+    front = front_of(request)
+    pace = Pace(front.telemetry, visit_of(request))
+    if stream:
         return Streamed(answer, writer, pace, front.running)
     return await front.running.run(_whole(answer, writer, pace), request.receive)
 
@@ -63,23 +98,19 @@ class Pace:
         self._begun, self._last = True, now
 
 
-async def _whole(answer: Answer, scribe: Scribe, pace: Pace) -> Response:
-    text: list[str] = []
-    tokens: list[Token] = []
+async def _whole(answer: Answer, writer: Writer, pace: Pace) -> Response:
     finish: Chunk | None = None
     async with aclosing(answer):
         async for chunk in answer:
             pace.note(chunk)
-            text.append(chunk.text)
-            if scribe.logprobs:
-                tokens += chunk.tokens
+            writer.gather(chunk)
             if chunk.finish is not None:
                 finish = chunk
     if finish is None:
         raise EngineError("The answer broke off")
     if finish.reason == "deadline":
         raise DeadlineExceeded("The deadline passed before the answer was whole")
-    content = scribe.whole("".join(text), tokens, finish)
+    content = await writer.whole(finish)
     return json_response(content, headers={**start_headers(answer), **end_headers(answer)})
 
 
@@ -92,12 +123,12 @@ class Streamed(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, scribe: Scribe, pace: Pace, running: Running) -> None:
+    def __init__(self, answer: Answer, writer: Writer, pace: Pace, running: Running) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self._answer = answer
-        self._scribe = scribe
+        self._writer = writer
         self._pace = pace
         self._running = running
         self._started = False
@@ -111,33 +142,32 @@ class Streamed(Response):
         except FarthingError as error:
             if not self._started:
                 raise
-            await _break_off(send, error)
+            await self._break_off(send, error)
         except Exception:  # the process edge: a bug must still end the stream
             if not self._started:
                 raise
-            log.exception("answer %s broke off", self._scribe.envelope["id"])
-            await _break_off(send, FarthingError("Internal server error"))
+            log.exception("answer %s broke off", self._writer.id)
+            await self._break_off(send, FarthingError("Internal server error"))
 
     async def _pump(self, send: Send) -> None:
         finish: Chunk | None = None
         async with aclosing(self._answer):
             async for chunk in self._answer:
                 if not self._started:
-                    await self._start(send, opened=chunk.raw is not None)
+                    await self._start(send, chunk)
                 self._pace.note(chunk)
                 if chunk.finish is not None:
                     # Kept back until the bill is final.
                     finish = chunk
                     continue
-                frame = self._scribe.content(chunk) if chunk.raw is None else chunk.raw
+                frame = self._writer.content(chunk)
                 if frame:
                     await _send(send, frame)
         if finish is None:
             raise EngineError("The answer broke off")
-        await _send(send, self._scribe.closing(finish), more=False)
+        await _send(send, await self._writer.closing(finish), more=False)
 
-    async def _start(self, send: Send, *, opened: bool) -> None:
-        """`opened`: the engine's own bytes bring their opening along."""
+    async def _start(self, send: Send, first: Chunk) -> None:
         self.init_headers(
             {
                 "Cache-Control": "no-cache",
@@ -149,16 +179,14 @@ class Streamed(Response):
         start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
         self._started = True
         await send(start)
-        opening = "" if opened else self._scribe.opening()
+        opening = self._writer.opening(first)
         if opening:
             await _send(send, opening)
+
+    async def _break_off(self, send: Send, error: FarthingError) -> None:
+        await _send(send, await self._writer.broken(error), more=False)
 
 
 async def _send(send: Send, text: str | bytes, *, more: bool = True) -> None:
     body = text.encode() if isinstance(text, str) else text
     await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-async def _break_off(send: Send, error: FarthingError) -> None:
-    """After the first byte an error is an event: the status has gone out."""
-    await _send(send, event(error_body(error)) + DONE, more=False)

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from app.catalog import PICO, usd
+from app.errors import FarthingError
 from app.gateway import Answer
 from app.types import Candidate, Chunk, Decision, Token, Usage
 from routers import relayed
-from routers.edge import rate_headers
+from routers.edge import error_body, rate_headers
 from routers.wire import Asked
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -65,6 +66,8 @@ class Scribe(ABC):
         self.include_usage = asked.include_usage
         self.logprobs = asked.order.call.sampling.logprobs is not None
         self._choices = asked.order.call.choices
+        self._text: list[str] = []
+        self._tokens: list[Token] = []
         self.id = asked.order.call.id
         self.envelope = {
             "id": self.id,
@@ -77,7 +80,7 @@ class Scribe(ABC):
         self._tail = '],"usage":null' if self.include_usage else "]"
 
     @abstractmethod
-    def opening(self) -> str:
+    def _opening(self) -> str:
         """Events before the first token."""
 
     @abstractmethod
@@ -91,8 +94,21 @@ class Scribe(ABC):
     @abstractmethod
     def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]: ...
 
-    def content(self, chunk: Chunk) -> str:
+    def opening(self, first: Chunk) -> str:
+        """Events before the first token; the engine's own bytes bring theirs along."""
+        return "" if first.raw is not None else self._opening()
+
+    def content(self, chunk: Chunk) -> str | bytes:
         """The event for this chunk's text, logprobs and debug fields; empty without any."""
+        return self._content(chunk) if chunk.raw is None else chunk.raw
+
+    def gather(self, chunk: Chunk) -> None:
+        """Note a chunk of an answer that goes out whole."""
+        self._text.append(chunk.text)
+        if self.logprobs:
+            self._tokens += chunk.tokens
+
+    def _content(self, chunk: Chunk) -> str:
         extra = self._debug_fields(chunk) if self.debug else None
         scored = self.logprobs and chunk.tokens
         if not (chunk.text or scored or extra):
@@ -104,13 +120,13 @@ class Scribe(ABC):
         )
         return self._chunk(choice, extra)
 
-    def closing(self, finish: Chunk) -> str:
+    async def closing(self, finish: Chunk) -> str:
         """The last events, when the bill is final."""
         if finish.raw is not None:
             documents = relayed.documents(finish.raw, self.id)
             relayed.complete(documents, finish, self._summary(), self._cost(), self.include_usage)
             return "".join(map(event, documents)) + DONE
-        held = self.content(finish) if finish.text else ""
+        held = self._content(finish) if finish.text else ""
         ending = _encode(_ending(finish))[1:]
         choices = [
             f'{{"index":{index},{self._delta("")},"logprobs":null,{ending}'
@@ -121,16 +137,20 @@ class Scribe(ABC):
             frames += event({**self.envelope, "choices": [], "usage": self._usage()})
         return frames + DONE
 
-    def whole(self, text: str, tokens: list[Token], finish: Chunk) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    async def broken(self, error: FarthingError) -> str:
+        """The last events of a stream that ends with this error."""
+        return event(error_body(error)) + DONE
+
+    async def whole(self, finish: Chunk) -> dict[str, Any]:
+        """The body of what was gathered."""
         if finish.raw is not None:
             document = relayed.document(finish.raw, self.id)
             relayed.complete([document], finish, self._summary(), self._cost(), True)
             return document
         choice = {
             "index": finish.index,
-            **self._whole(text),
-            "logprobs": self._logprobs(tokens) if self.logprobs else None,
+            **self._whole("".join(self._text)),
+            "logprobs": self._logprobs(self._tokens) if self.logprobs else None,
             **_ending(finish),
         }
         summary = self._summary()
@@ -205,7 +225,7 @@ class ChatScribe(Scribe):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def opening(self) -> str:
+    def _opening(self) -> str:
         return self._chunk(
             '{"index":0,"delta":{"role":"assistant","content":""},'
             '"logprobs":null,"finish_reason":null}'
@@ -233,7 +253,7 @@ class TextScribe(Scribe):
         super().__init__(answer, asked)
         self._characters = 0  # that the tokens so far have begun
 
-    def opening(self) -> str:
+    def _opening(self) -> str:
         return ""
 
     def _delta(self, text: str) -> str:
