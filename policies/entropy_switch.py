@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from app.catalog import Catalog
 from app.errors import (
@@ -35,14 +35,8 @@ from app.types import (
 )
 from policies.base import Policy
 
-
-def _split(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
-
-
 Above = Annotated[float, Field(ge=0)]  # infinity: never
 Below = Annotated[float, Field(le=64)]  # minus infinity: never
-Indexes = Annotated[tuple[PositiveInt, ...], BeforeValidator(_split)]
 
 
 class EntropySwitch(Policy):
@@ -67,7 +61,9 @@ class EntropySwitch(Policy):
     window: PositiveInt = Field(5, le=1024, description="tokens in the rolling mean")
     d_min: PositiveInt = Field(10, le=1024, description="tokens between two switches, at least")
     expected_tokens: PositiveInt = Field(256, description="length of an answer, for pacing")
-    switch_at: Indexes = Field((), description="switch at these token indexes only (for tests)")
+    switch_at: tuple[PositiveInt, ...] = Field(
+        (), description="switch at these token indexes only (for tests)"
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -19,7 +19,7 @@ _HEADERS = {
     LATENCY: "milliseconds in which the whole answer must be there",
     TTFT: "milliseconds in which it should begin: a wish, for policies that can answer sooner",
     FALLBACK: "cheapest (default: do what the budget allows) or strict (402 if it may not suffice)",
-    POLICY: "a policy or preset with options: entropy_switch;raise_at=2.0",
+    POLICY: "a policy or preset with options, as an Item of RFC 9651: entropy_switch;raise_at=2.0",
     DEBUG: "1: switches and per-chunk detail in the answer",
 }
 

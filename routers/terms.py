@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any, Literal, cast
 
+import http_sf
 from fastapi.datastructures import Headers
 from pydantic import BaseModel, ConfigDict
 
@@ -14,7 +16,6 @@ from app.errors import BadRequest
 
 _NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
-_OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST = 100  # characters of a number
 _DIGITS = 21  # of an amount in 1e-12 USD: below 1e9 USD
 _MAX_MS = 1e9
@@ -161,16 +162,34 @@ def _policy(
 
 
 def _named(text: str, param: str) -> tuple[str, dict[str, Any]]:
-    """`name;key=value;key=value`"""
-    name, *pairs = (part.strip(" \t") for part in text.split(";"))
-    if not _NAME.fullmatch(name):
-        raise BadRequest(f"{param}: must look like name or name;key=value", param=param)
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = (part.strip(" \t") for part in pair.partition("="))
-        if not _OPTION.fullmatch(key) or not equals or not value:
-            raise BadRequest(f"{param}: options must look like key=value", param=param)
-        if key in options:
-            raise BadRequest(f"{param}: {key} is given twice", param=param)
-        options[key] = value
-    return name, options
+    """An Item of RFC 9651: `name;number=2.5;text="a b";word=yes;flag`. Its values keep their types:
+    numbers int or Decimal, booleans bool, tokens and strings str."""
+    try:
+        name, values = _item(text)
+    except ValueError as error:
+        raise BadRequest(
+            f"{param}: must look like name;option=2.0;other=word ({error})", param=param
+        ) from error
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadRequest(f"{param}: must begin with the name of a policy or preset", param=param)
+    for key, value in values.items():
+        if not isinstance(value, str | bool | int | Decimal):
+            raise BadRequest(f"{param}: {key}: must be a number, boolean or text", param=param)
+    return name, values
+
+
+def _item(text: str) -> tuple[Any, dict[str, Any]]:
+    """Raises ValueError for what is no Item, and for a parameter that is given twice."""
+    parsed = http_sf.parse(
+        text.encode(errors="surrogatepass"), tltype="item", on_duplicate_key=_once
+    )
+    value, parameters = cast(tuple[Any, dict[str, Any]], parsed)
+    return _plain(value), {key: _plain(value) for key, value in parameters.items()}
+
+
+def _once(key: str, _kind: str) -> None:
+    raise ValueError(f"{key} is given twice")
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, http_sf.Token | http_sf.DisplayString) else value

@@ -71,7 +71,7 @@ async def test_no_two_switches_are_closer_than_d_min(stops_by_itself):
 
 async def test_switch_at_switches_there_and_nowhere_else(stops_by_itself):
     fake = engine([9.0] * LENGTH, [0.0] * LENGTH, stop_on_entropy=stops_by_itself)
-    order = Order(call(), policy="economy", options={"switch_at": "3,7"})
+    order = Order(call(), policy="economy", options={"switch_at": [3, 7]})
     said, answer = await answered(fake, order)
     assert said == words(("s", 0, 3), ("l", 3, 7), ("s", 7, LENGTH))
     assert all(line.usage.completion == line.visible for line in answer.bill.lines)
@@ -96,9 +96,9 @@ async def test_large_named_and_small_filled_in_with_the_cheapest_kin(stops_by_it
         ({"raise_at": "nan"}, "raise_at"),
         ({"raise_at": -1}, "raise_at"),
         ({"window": 11}, "window must not exceed d_min"),
-        ({"switch_at": "7,3"}, "switch_at must rise"),
+        ({"switch_at": [7, 3]}, "switch_at must rise"),
         ({"small": "large"}, "nothing to switch to"),
-        ({"small": "stranger", "switch_at": "7"}, "not of one family"),
+        ({"small": "stranger", "switch_at": [7]}, "not of one family"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, complaint, stops_by_itself):

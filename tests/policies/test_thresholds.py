@@ -87,8 +87,8 @@ def options(text: str, where: str) -> dict[str, str]:
 @pytest.mark.parametrize("infinity", ["inf", "Infinity", "1e999"])
 async def test_in_a_request_as_text(where: str, infinity: str) -> None:
     for option, start, writer in (
-        (f"raise_at={infinity}", "small", "s"),
-        (f"lower_at=-{infinity}", "large", "l"),
+        (f'raise_at="{infinity}"', "small", "s"),
+        (f'lower_at="-{infinity}"', "large", "l"),
     ):
         fake: Fake = engine([9.0] * LENGTH, [0.0] * LENGTH)
         given = {**options(f"economy;{option}", where), "start": start}
@@ -102,9 +102,9 @@ async def test_in_a_request_as_text(where: str, infinity: str) -> None:
 
 @pytest.mark.parametrize("where", ["header", "body"])
 @pytest.mark.parametrize("key", ["raise_at", "lower_at"])
-@pytest.mark.parametrize("value", [*NEITHER, "", "x"])
+@pytest.mark.parametrize("value", ["nan", '"-nan"', "-nan", '""', "", "x", ":Mi4w:"])
 def test_no_number_in_a_request_is_refused(where: str, key: str, value: str) -> None:
     with pytest.raises(BadRequest) as raised:
         given = options(f"economy;{key}={value}", where)
         ask(Gateway(engine(), fleet()), Order(call(), options=given))
-    assert not value or key in raised.value.message
+    assert key in raised.value.message

@@ -195,7 +195,7 @@ async def test_who_hangs_up_closes_what_runs(hang_up: int) -> None:
 
 
 def test_token_indexes_mean_nothing_to_two_tokenizers() -> None:
-    order = Order(call(), options={"switch_at": "7"})
+    order = Order(call(), options={"switch_at": [7]})
     with pytest.raises(BadRequest, match="switch_at: small and large are not of one family"):
         Gateway(spelling(), fleet()).answer(order, Purse())
 

@@ -80,7 +80,7 @@ async def test_by_when_it_should_begin_reaches_the_policy(
 
 async def test_repair_is_said(client: httpx.AsyncClient, fake: Fake) -> None:
     headers = {**HEADERS, "X-Debug": "1"}
-    headers["X-Policy"] += ";repair=true"
+    headers["X-Policy"] += ";repair"
     body = (await client.post(URL, json=long(), headers=headers)).json()
     assert body["farthing"]["repaired"] is True
     assert [each["kind"] for each in body["farthing"]["switches"]] == ["repair"]
