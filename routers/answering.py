@@ -16,9 +16,10 @@ from app.gateway import Answer
 from app.telemetry import Telemetry
 from app.types import Chunk
 from routers import body
+from routers.costs import end_headers, start_headers
 from routers.deps import ClientGone, Running, Visit, account_of, front_of, visit_of
 from routers.edge import json_response
-from routers.scribe import ChatScribe, TextScribe, end_headers, start_headers
+from routers.scribe import ChatScribe, TextScribe
 from routers.wire import Asked, ChatRequest, CompletionRequest, understand
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from app.catalog import PICO, usd
 from app.errors import FarthingError
 from app.gateway import Answer
-from app.types import Candidate, Chunk, Decision, Token, Usage
+from app.types import Candidate, Chunk, Token
 from routers import relayed
-from routers.edge import error_body, rate_headers
+from routers.costs import cost, summary, switch
+from routers.edge import error_body
 from routers.wire import Asked
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -24,34 +24,14 @@ _BREAKS = str.maketrans({c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"})
 DONE = "data: [DONE]\n\n"
 
 
-def event(content: object) -> str:
-    """One server-sent event."""
-    return _event(_encode(content))
+def event(content: object, name: str | None = None) -> str:
+    """One server-sent event, where its shape has names under its name."""
+    data = _event(_encode(content))
+    return data if name is None else f"event: {name}\n{data}"
 
 
 def _event(text: str) -> str:
     return f"data: {text if text.isascii() else text.translate(_BREAKS)}\n\n"
-
-
-def start_headers(answer: Answer) -> dict[str, str]:
-    """What is known when the first chunk has come."""
-    headers = {
-        "X-Farthing-Policy": answer.policy,
-        "X-Farthing-Fidelity": answer.fidelity,
-        "X-Farthing-Estimate-Usd": usd(answer.estimate),
-    }
-    if answer.budget is not None:
-        headers["X-Farthing-Budget-Usd"] = usd(answer.budget)
-    return headers | rate_headers(answer.rates)
-
-
-def end_headers(answer: Answer) -> dict[str, str]:
-    """What is known when the answer is whole."""
-    bill = answer.bill
-    return {
-        "X-Farthing-Cost-Usd": usd(bill.cost),
-        "X-Farthing-Overhead-Ms": f"{bill.overhead * 1000:.3f}",
-    }
 
 
 class Scribe(ABC):
@@ -124,7 +104,13 @@ class Scribe(ABC):
         """The last events, when the bill is final."""
         if finish.raw is not None:
             documents = relayed.documents(finish.raw, self.id)
-            relayed.complete(documents, finish, self._summary(), self._cost(), self.include_usage)
+            relayed.complete(
+                documents,
+                finish,
+                summary(self.answer, self.debug),
+                cost(self.answer),
+                self.include_usage,
+            )
             return "".join(map(event, documents)) + DONE
         held = self._content(finish) if finish.text else ""
         ending = _encode(_ending(finish))[1:]
@@ -132,7 +118,7 @@ class Scribe(ABC):
             f'{{"index":{index},{self._delta("")},"logprobs":null,{ending}'
             for index in range(finish.index, self._choices)
         ]
-        frames = held + self._chunk(",".join(choices), self._summary())
+        frames = held + self._chunk(",".join(choices), summary(self.answer, self.debug))
         if self.include_usage:
             frames += event({**self.envelope, "choices": [], "usage": self._usage()})
         return frames + DONE
@@ -143,9 +129,10 @@ class Scribe(ABC):
 
     async def whole(self, finish: Chunk) -> dict[str, Any]:
         """The body of what was gathered."""
+        farthing = summary(self.answer, self.debug)
         if finish.raw is not None:
             document = relayed.document(finish.raw, self.id)
-            relayed.complete([document], finish, self._summary(), self._cost(), True)
+            relayed.complete([document], finish, farthing, cost(self.answer), True)
             return document
         choice = {
             "index": finish.index,
@@ -153,8 +140,7 @@ class Scribe(ABC):
             "logprobs": self._logprobs(self._tokens) if self.logprobs else None,
             **_ending(finish),
         }
-        summary = self._summary()
-        return {**self.envelope, "choices": [choice], "usage": self._usage(), "farthing": summary}
+        return {**self.envelope, "choices": [choice], "usage": self._usage(), "farthing": farthing}
 
     def _chunk(self, choice: str, farthing: object = None) -> str:
         extra = "" if farthing is None else f',"farthing":{_encode(farthing)}'
@@ -167,46 +153,8 @@ class Scribe(ABC):
             "completion_tokens": bill.completion,
             "total_tokens": bill.prompt + bill.completion,
             "prompt_tokens_details": {"cached_tokens": bill.cached},
-            **self._cost(),
+            **cost(self.answer),
         }
-
-    def _cost(self) -> dict[str, Any]:
-        bill = self.answer.bill
-        models = {
-            line.model: {
-                "prompt_tokens": line.usage.prompt,
-                "cached_tokens": line.usage.cached,
-                "completion_tokens": line.usage.completion,
-                "discarded_tokens": max(line.usage.completion - line.visible, 0),
-                **_predicted(line.usage),
-                **_guesses(line.usage),
-                "cost": line.cost / PICO,
-            }
-            for line in bill.lines
-        }
-        return {
-            "cost": bill.cost / PICO,
-            "cost_details": {"models": models, "currency": "USD", "price_version": bill.prices},
-        }
-
-    def _summary(self) -> dict[str, Any]:
-        answer = self.answer
-        summary: dict[str, Any] = {
-            "policy": answer.policy,
-            "fidelity": answer.fidelity,
-            "models": {line.model: line.visible for line in answer.bill.lines},
-        }
-        if answer.entropy is not None:
-            summary["entropy"] = answer.entropy
-        failed = next((d for d in answer.decisions if d.kind == "failover"), None)
-        if failed is not None:
-            summary["failover"] = {"token": failed.token, "model": failed.model}
-        for kind, said in (("plain", "plain"), ("repair", "repaired")):
-            if any(d.kind == kind for d in answer.decisions):
-                summary[said] = True
-        if self.debug:
-            summary["switches"] = [_switch(decision) for decision in answer.decisions]
-        return summary
 
     def _debug_fields(self, chunk: Chunk) -> dict[str, Any] | None:
         if not (chunk.text or chunk.tokens or chunk.decision):
@@ -217,7 +165,7 @@ class Scribe(ABC):
             "accepted": chunk.usage.accepted,
         }
         if chunk.decision is not None:
-            fields["switch"] = _switch(chunk.decision)
+            fields["switch"] = switch(chunk.decision)
         return fields
 
 
@@ -239,7 +187,7 @@ class ChatScribe(Scribe):
 
     def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]:
         content = [
-            {**_scored(token), "top_logprobs": [_scored(other) for other in token.top]}
+            {**scored(token), "top_logprobs": [scored(other) for other in token.top]}
             for token in tokens
         ]
         return {"content": content, "refusal": None}
@@ -295,34 +243,6 @@ def _ending(finish: Chunk) -> dict[str, Any]:
     return ending
 
 
-def _guesses(usage: Usage) -> dict[str, int]:
-    """What was guessed ahead, where a model was asked to."""
-    if not usage.passes and not usage.drafted:
-        return {}
-    return {
-        "drafted_tokens": usage.drafted,
-        "accepted_tokens": usage.accepted,
-        "wasted_tokens": usage.wasted,
-        "verification_passes": usage.passes,
-    }
-
-
-def _predicted(usage: Usage) -> dict[str, int]:
-    """How much of the prompt has predicted keys and values, where any has."""
-    return {"predicted_tokens": usage.predicted} if usage.predicted else {}
-
-
-def _switch(decision: Decision) -> dict[str, Any]:
-    return {
-        "kind": decision.kind,
-        "token": decision.token,
-        "model": decision.model,
-        "entropy": decision.entropy,
-        "threshold": decision.threshold,
-        "rest_usd": decision.rest_usd,
-    }
-
-
 def _entropy(tokens: Iterable[Token]) -> float | list[float] | None:
     """The mean over the tokens, in bits; [low, high] where the engine knows only bounds."""
     known = [token.entropy for token in tokens if token.entropy is not None]
@@ -333,7 +253,7 @@ def _entropy(tokens: Iterable[Token]) -> float | list[float] | None:
     return low if low == high else [low, high]
 
 
-def _scored(token: Token | Candidate) -> dict[str, Any]:
+def scored(token: Token | Candidate) -> dict[str, Any]:
     return {
         "token": _text(token.piece),
         "logprob": _number(token.logprob),

@@ -218,30 +218,32 @@ def understand(
     document: Mapping[str, Any],
     headers: Headers,
     arrived: float,
+    id: str | None = None,
 ) -> Asked:
     """The order in this body and these headers. Raises BadRequest naming the field or header.
 
-    `arrived` is the time.monotonic() from which a deadline counts.
+    `arrived` is the time.monotonic() from which a deadline counts, `id` the answer's, where its
+    form is not that of the shape.
     """
     request = body.check(shape, document)
     request.refuse()
     agreed = terms(headers, request.budget, request.policy)
     return Asked(
-        order=_order(request.call(document), agreed, arrived),
+        order=_order(request.call(document), agreed, arrived, id),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         debug=agreed.debug,
     )
 
 
-def _order(call: Call, agreed: Terms, arrived: float) -> Order:
+def _order(call: Call, agreed: Terms, arrived: float, id: str | None) -> Order:
     goals = Goals(
         deadline=None if agreed.latency is None else arrived + agreed.latency,
         first_token=None if agreed.ttft is None else arrived + agreed.ttft,
     )
     kind = "chatcmpl" if call.prompt is None else "cmpl"
     return Order(
-        call=replace(call, goals=goals, id=f"{kind}-{uuid.uuid4().hex}"),
+        call=replace(call, goals=goals, id=id or f"{kind}-{uuid.uuid4().hex}"),
         policy=agreed.policy,
         options=agreed.options,
         policy_param=agreed.policy_param,

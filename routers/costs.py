@@ -1,0 +1,100 @@
+"""What an answer cost and who wrote it: headers, and members of its JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.catalog import PICO, usd
+from app.gateway import Answer
+from app.types import Decision, Usage
+from routers.edge import rate_headers
+
+
+def start_headers(answer: Answer) -> dict[str, str]:
+    """What is known when the first chunk has come."""
+    headers = {
+        "X-Farthing-Policy": answer.policy,
+        "X-Farthing-Fidelity": answer.fidelity,
+        "X-Farthing-Estimate-Usd": usd(answer.estimate),
+    }
+    if answer.budget is not None:
+        headers["X-Farthing-Budget-Usd"] = usd(answer.budget)
+    return headers | rate_headers(answer.rates)
+
+
+def end_headers(answer: Answer) -> dict[str, str]:
+    """What is known when the answer is whole."""
+    bill = answer.bill
+    return {
+        "X-Farthing-Cost-Usd": usd(bill.cost),
+        "X-Farthing-Overhead-Ms": f"{bill.overhead * 1000:.3f}",
+    }
+
+
+def cost(answer: Answer) -> dict[str, Any]:
+    """Members of its usage: what it cost, and how that came about."""
+    bill = answer.bill
+    models = {
+        line.model: {
+            "prompt_tokens": line.usage.prompt,
+            "cached_tokens": line.usage.cached,
+            "completion_tokens": line.usage.completion,
+            "discarded_tokens": max(line.usage.completion - line.visible, 0),
+            **_predicted(line.usage),
+            **_guesses(line.usage),
+            "cost": line.cost / PICO,
+        }
+        for line in bill.lines
+    }
+    return {
+        "cost": bill.cost / PICO,
+        "cost_details": {"models": models, "currency": "USD", "price_version": bill.prices},
+    }
+
+
+def summary(answer: Answer, debug: bool) -> dict[str, Any]:
+    """Its `farthing`: who answered, and what was decided."""
+    told: dict[str, Any] = {
+        "policy": answer.policy,
+        "fidelity": answer.fidelity,
+        "models": {line.model: line.visible for line in answer.bill.lines},
+    }
+    if answer.entropy is not None:
+        told["entropy"] = answer.entropy
+    failed = next((d for d in answer.decisions if d.kind == "failover"), None)
+    if failed is not None:
+        told["failover"] = {"token": failed.token, "model": failed.model}
+    for kind, said in (("plain", "plain"), ("repair", "repaired")):
+        if any(d.kind == kind for d in answer.decisions):
+            told[said] = True
+    if debug:
+        told["switches"] = [switch(decision) for decision in answer.decisions]
+    return told
+
+
+def _guesses(usage: Usage) -> dict[str, int]:
+    """What was guessed ahead, where a model was asked to."""
+    if not usage.passes and not usage.drafted:
+        return {}
+    return {
+        "drafted_tokens": usage.drafted,
+        "accepted_tokens": usage.accepted,
+        "wasted_tokens": usage.wasted,
+        "verification_passes": usage.passes,
+    }
+
+
+def _predicted(usage: Usage) -> dict[str, int]:
+    """How much of the prompt has predicted keys and values, where any has."""
+    return {"predicted_tokens": usage.predicted} if usage.predicted else {}
+
+
+def switch(decision: Decision) -> dict[str, Any]:
+    return {
+        "kind": decision.kind,
+        "token": decision.token,
+        "model": decision.model,
+        "entropy": decision.entropy,
+        "threshold": decision.threshold,
+        "rest_usd": decision.rest_usd,
+    }
