@@ -18,8 +18,10 @@ from app.errors import Forbidden, InvalidKey
 from app.storage.records import KeyRow
 
 TENANT = "X-Tenant-Id"
+KEY = "X-Api-Key"  # where Anthropic's clients send it
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _BEARER = re.compile(r"(?i:bearer) +([\x21-\x7e]{1,256}) *")
+_BARE = re.compile(r" *([\x21-\x7e]{1,256}) *")
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -44,7 +46,7 @@ class Door:
         tenant = self._tenant(headers, address)
         if self.no_auth:
             return self.accounts.of(None, tenant)
-        keyring, sent = self.accounts.keyring, headers.get("authorization", "")
+        keyring, sent = self.accounts.keyring, headers.get("authorization") or headers.get(KEY, "")
         # One of our keys counts at once, even while we do not know yet that there are any.
         if not (self.public or OURS in sent or await keyring.any()):
             _check_origin(headers, self.no_auth)
@@ -69,14 +71,17 @@ class Door:
 
 
 def _token(headers: Headers) -> str | None:
-    """The bearer token. Raises InvalidKey for a header that holds something else."""
-    sent = headers.getlist("authorization")
-    if not sent:
-        return None
-    match = _BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
-    if match is None:
-        raise InvalidKey("Authorization: must be sent once, as `Bearer ` and an API key")
-    return match[1]
+    """The bearer token, or without one the bare key. Raises InvalidKey for what is neither."""
+    for name, form, expected in (
+        ("Authorization", _BEARER, "as `Bearer ` and an API key"),
+        (KEY, _BARE, "as an API key"),
+    ):
+        if sent := headers.getlist(name):
+            match = form.fullmatch(sent[0]) if len(sent) == 1 else None
+            if match is None:
+                raise InvalidKey(f"{name}: must be sent once, {expected}")
+            return match[1]
+    return None
 
 
 def _is_within(address: str | None, networks: Sequence[Network]) -> bool:

@@ -96,6 +96,21 @@ async def test_a_bearer_token_may_be_written_as_clients_do(house, form):
     assert (await house.visitor.get("/v1/models", headers=headers)).status_code == 200
 
 
+async def test_a_key_may_come_as_anthropics_clients_send_it(house):
+    token = await house.token()
+    assert (await house.ask(headers={"X-Api-Key": token})).status_code == 200
+    assert (await house.ask(headers={"X-Api-Key": new_token("feedfacecafe")})).status_code == 401
+    twice = [("X-Api-Key", token), ("X-Api-Key", token)]
+    assert (await house.visitor.post(CHAT, json=asking(), headers=twice)).status_code == 401
+
+
+async def test_where_a_bearer_token_comes_too_it_counts(house):
+    token = await house.token()
+    refused = {"Authorization": "Bearer nonsense", "X-Api-Key": token}
+    assert (await house.ask(headers=refused)).status_code == 401
+    assert (await house.ask(token, headers={"X-Api-Key": "nonsense"})).status_code == 200
+
+
 async def test_an_unknown_key_and_a_wrong_one_are_told_the_same(house):
     id, token = await house.key()
     sent = [new_token(new_id()), new_token(id), token + "a", "nonsense"]
