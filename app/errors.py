@@ -13,7 +13,9 @@ Every error raised on purpose, each with its HTTP status:
   + Forbidden (403): the key may not do this
   + UnknownModel (404)
   + UnknownKey (404): an administrator named a key that does not exist
+  + TooSlow (408): the request did not arrive in time
   + BodyTooLarge (413)
+  + HeadersTooLarge (431)
   + Overloaded (429): the queue is full; try again after a while
     - RateLimited: a rate of the API key, or money that running requests hold
   + EngineError (502): something behind us failed
@@ -101,10 +103,22 @@ class UnknownKey(FarthingError):
     code = "key_not_found"
 
 
+class TooSlow(FarthingError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_too_slow"
+
+
 class BodyTooLarge(FarthingError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class HeadersTooLarge(FarthingError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class Overloaded(FarthingError):

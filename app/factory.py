@@ -30,6 +30,7 @@ from routers import (
     schema,
     usage,
 )
+from routers.bounds import Bounds
 from routers.deps import Front
 from routers.doors import Door
 
@@ -49,7 +50,7 @@ def create_app(
     check_presets(fleet)
     accounts = open_accounts(settings)
     door = Door(accounts, settings.no_auth, not is_loopback(settings.host), settings.peers())
-    front = Front(fleet, Telemetry(), settings.max_body_bytes, door)
+    front = Front(fleet, Telemetry(), bounds_of(settings), settings.keep_alive_s, door)
     front.telemetry.know(fleet.models, (*policies.names(), *fleet.presets))
     serving = None
     if engine is None:
@@ -61,7 +62,7 @@ def create_app(
     app.state.end_answers = front.running.end
     app.state.reload = lambda: _reload(front, serving)
     deps.install(app, front)
-    edge.install(app, front.telemetry)
+    edge.install(app, front.telemetry, front.bounds)
     schema.install(app)
     for room in (chat, completions, models, usage, admin, health, metrics):
         app.include_router(room.router)
@@ -84,6 +85,20 @@ def open_accounts(settings: Settings) -> Accounts | None:
             headroom_s=settings.headroom_s,
             rate_store=settings.rate_store or ("memory" if alone else "ledger"),
         )
+    )
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """What a request may bring."""
+    return Bounds(
+        headers=settings.max_headers,
+        header_bytes=settings.max_header_bytes,
+        body_bytes=settings.max_body_bytes,
+        body_s=settings.request_timeout_s,
+        messages=settings.max_messages,
+        tools=settings.max_tools,
+        images=settings.max_images,
+        string=settings.max_string,
     )
 
 

@@ -194,6 +194,11 @@ class Answer:
         await self._stream.aclose()
 
     @property
+    def admitted(self) -> bool:
+        """Whether its money is held: what goes wrong from here on is no refusal of the request."""
+        return self._reservation is not None
+
+    @property
     def rates(self) -> Sequence[Rate]:
         """Where the account stands since this answer was admitted."""
         return self._account.rates

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from app.catalog import Catalog, read
+from app.connections import Patience, protocol
 from app.errors import ConfigError, FarthingError
 from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings
@@ -110,7 +111,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio" if sys.platform == "win32" else "uvloop",
-                http="httptools",
+                http=protocol(_patience(settings)),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -177,6 +178,15 @@ class Server(uvicorn.Server):
         if self.should_exit and self._loop is not None and sig == signal.SIGINT:
             self._loop.call_soon_threadsafe(self.app.state.end_answers)  # asked twice: at once
         self.should_exit = True
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        idle=settings.idle_timeout_s,
+        head=settings.request_timeout_s,
+        stall=settings.stall_timeout_s,
+        head_bytes=settings.max_header_bytes,
+    )
 
 
 def _hears_hangups() -> bool:

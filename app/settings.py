@@ -32,7 +32,25 @@ class Settings(BaseSettings):
     )
     data: Path | None = Field(None, description="folder of further prompts, for tests and benches")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    max_body_bytes: PositiveInt = 8 * 2**20
+    max_body_bytes: PositiveInt = Field(8 * 2**20, description="larger bodies are refused")
+    max_header_bytes: PositiveInt = Field(64 * 2**10, description="of a request, its URL too")
+    max_headers: PositiveInt = Field(128, description="of a request")
+    max_messages: PositiveInt = Field(4096, description="of a chat, or items of an input")
+    max_tools: PositiveInt = Field(512, description="that a request may offer")
+    max_images: PositiveInt = Field(64, description="in all messages of a request")
+    max_string: PositiveInt = Field(
+        4 * 2**20, description="characters of any string, an image's data URL too"
+    )
+    request_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="for a request's headers; again for its body, and 1 s more per 16 KiB",
+    )
+    idle_timeout_s: float = Field(75.0, gt=0, description="for a connection that asks nothing")
+    stall_timeout_s: float = Field(60.0, gt=0, description="for a client that does not read")
+    keep_alive_s: float = Field(
+        15.0, ge=0, description="of silence, then a stream gets a comment; 0: never"
+    )
     threads: PositiveInt | None = Field(None, description="torch's; default: all cores but one")
     kv_memory_gib: float = Field(4.0, gt=0, description="KV cache bound of each embedded model")
     prefix_memory_gib: float = Field(

@@ -52,7 +52,7 @@ async def servers(request: Request) -> Response:
 async def create(request: Request) -> Response:
     """A new key. Its token is in this answer and nowhere else, ever."""
     accounts, _ = await admin_of(request)
-    spec = checked(await body.read(request, front_of(request).max_body_bytes))
+    spec = checked(await body.read(request, front_of(request).bounds))
     key, token = await accounts.keyring.create(spec)
     content = {**shown(await accounts.keyring.show(key.id)), "token": token}
     return json_response(content, 201, _KEPT_BY_NOBODY)
@@ -68,7 +68,7 @@ async def key(request: Request, id: str) -> Response:
 async def change(request: Request, id: str) -> Response:
     """Set some of a key's fields; null takes a limit away."""
     accounts, _ = await admin_of(request)
-    changes = await body.read(request, front_of(request).max_body_bytes)
+    changes = await body.read(request, front_of(request).bounds)
     return json_response(shown(await accounts.keyring.change(id, changes)))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -17,8 +18,9 @@ from app.telemetry import Telemetry
 from app.types import Chunk
 from routers import body
 from routers.costs import end_headers, start_headers
-from routers.deps import ClientGone, Running, Visit, account_of, front_of, visit_of
+from routers.deps import ClientGone, Front, Visit, account_of, front_of, visit_of
 from routers.edge import json_response
+from routers.keep_alive import COMMENT, KeepAlive
 from routers.scribe import ChatScribe, TextScribe
 from routers.wire import Asked, ChatRequest, CompletionRequest, understand
 
@@ -56,7 +58,7 @@ async def respond(
 ) -> Response:
     """The answer to a request for a generation. Raises FarthingError for what is refused."""
     account = await account_of(request)
-    document = await body.read(request, front_of(request).max_body_bytes)
+    document = await body.read(request, front_of(request).bounds)
     asked = understand(shape, document, request.headers, visit_of(request).arrived)
     answer = begin(request, asked, account)
     return await deliver(request, answer, scribe(answer, asked), stream=asked.stream)
@@ -74,7 +76,7 @@ async def deliver(request: Request, answer: Answer, writer: Writer, *, stream: b
     front = front_of(request)
     pace = Pace(front.telemetry, visit_of(request))
     if stream:
-        return Streamed(answer, writer, pace, front.running)
+        return Streamed(answer, writer, pace, front)
     return await front.running.run(_whole(answer, writer, pace), request.receive)
 
 
@@ -118,25 +120,28 @@ async def _whole(answer: Answer, writer: Writer, pace: Pace) -> Response:
 class Streamed(Response):
     """An answer as server-sent events.
 
-    Status and headers go out with the first chunk, so that a refusal keeps its status. One task
-    drives the answer from its first chunk to its last.
+    Status and headers go out with the first chunk, so that a refusal keeps its status; or, where
+    that is long in coming, with the first comment that keeps the connection alive, once the
+    answer has been admitted. One task drives the answer from its first chunk to its last.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, writer: Writer, pace: Pace, running: Running) -> None:
+    def __init__(self, answer: Answer, writer: Writer, pace: Pace, front: Front) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self._answer = answer
         self._writer = writer
         self._pace = pace
-        self._running = running
+        self._running = front.running
+        self._silence = front.keep_alive_s
         self._started = False
+        self._opened = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._running.run(self._pump(send), receive)
+            await self._running.run(self._pump(scope, send), receive)
         except ClientGone:
             if not self._started:
                 raise
@@ -150,12 +155,16 @@ class Streamed(Response):
             log.exception("answer %s broke off", self._writer.id)
             await self._break_off(send, FarthingError("Internal server error"))
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, scope: Scope, send: Send) -> None:
         finish: Chunk | None = None
-        async with aclosing(self._answer):
+        alive = KeepAlive(self._silence, partial(self._comment, send))
+        half_closed = scope.get("extensions", {}).get("farthing.half_closed", {})
+        half_closed["probe"] = alive.now
+        async with aclosing(self._answer), alive:
             async for chunk in self._answer:
-                if not self._started:
-                    await self._start(send, chunk)
+                await alive.turn()
+                if not self._opened:
+                    await self._open(send, chunk)
                 self._pace.note(chunk)
                 if chunk.finish is not None:
                     # Kept back until the bill is final.
@@ -168,7 +177,7 @@ class Streamed(Response):
             raise EngineError("The answer broke off")
         await _send(send, await self._writer.closing(finish), more=False)
 
-    async def _start(self, send: Send, first: Chunk) -> None:
+    async def _start(self, send: Send) -> None:
         self.init_headers(
             {
                 "Cache-Control": "no-cache",
@@ -177,12 +186,23 @@ class Streamed(Response):
             }
         )
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-        start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._started = True
-        await send(start)
+
+    async def _open(self, send: Send, first: Chunk) -> None:
+        if not self._started:
+            await self._start(send)
+        self._opened = True
         opening = self._writer.opening(first)
         if opening:
             await _send(send, opening)
+
+    async def _comment(self, send: Send) -> None:
+        if not self._answer.admitted:
+            return  # it may yet be refused, with a status
+        if not self._started:
+            await self._start(send)
+        await _send(send, COMMENT)
 
     async def _break_off(self, send: Send, error: FarthingError) -> None:
         await _send(send, await self._writer.broken(error), more=False)

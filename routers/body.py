@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -12,10 +13,14 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.errors import BadRequest, BodyTooLarge
+from app.errors import BadRequest, BodyTooLarge, TooSlow
+from routers.bounds import Bounds
 
 MAX_DEPTH = 64  # nested arrays and objects; what recurses over a body later must not overflow
+MAX_NODES = 200_000  # arrays and objects: each takes some thirty times its bytes in memory
+_PACE = 16 * 1024  # bytes a second, of a body that takes longer than it may
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _OPENING = re.compile(r"[\[{]")
 _EXPECTS = "Input should be "
 _SAID = {  # where pydantic's words are about Python
@@ -27,26 +32,38 @@ _SAID = {  # where pydantic's words are about Python
 T = TypeVar("T", bound=BaseModel)
 
 
-async def read(request: Request, limit: int) -> dict[str, Any]:
-    """The JSON object in the body, of at most `limit` bytes whatever its headers promise.
+async def read(request: Request, bounds: Bounds) -> dict[str, Any]:
+    """The JSON object in the body, within these bounds whatever its headers promise.
 
-    Raises BodyTooLarge, and BadRequest for anything but one JSON object.
+    Raises BodyTooLarge, TooSlow, and BadRequest for anything but one JSON object.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise _too_large(limit)
+    if announced.isdecimal() and int(announced[:20]) > bounds.body_bytes:
+        raise _too_large(bounds.body_bytes)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise _too_large(limit)
-    return parse(bytes(body))
+    end = asyncio.get_running_loop().time() + bounds.body_s
+    try:
+        async with asyncio.timeout_at(end) as patience:
+            async for part in request.stream():
+                body += part
+                if len(body) > bounds.body_bytes:
+                    raise _too_large(bounds.body_bytes)
+                if len(body) > _PACE:
+                    patience.reschedule(end + len(body) / _PACE)
+    except TimeoutError:
+        raise TooSlow("The body took too long to arrive", param="body") from None
+    document = parse(bytes(body))
+    bounds.check(document, len(body))
+    return document
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in these bytes. Raises BadRequest; numbers must be finite."""
     try:
         text = body.decode("utf-8-sig")
+        openings = text.count("[") + text.count("{")
+        if openings > MAX_NODES and len(_OPENING.findall(_STRING.sub("", text))) > MAX_NODES:
+            raise BadRequest(f"The body has more than {MAX_NODES} arrays and objects", param="body")
         document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         if _SURROGATE.search(text):
             # Half of a surrogate pair is no character: no tokenizer can take it.
@@ -59,7 +76,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise BadRequest(f"The body is not valid JSON: {error}", param="body") from None
     if not isinstance(document, dict):
         raise BadRequest("The body must be a JSON object", param="body")
-    if len(_OPENING.findall(text)) > MAX_DEPTH:
+    if openings > MAX_DEPTH:
         _check_depth(document)
     return document
 

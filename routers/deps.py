@@ -19,6 +19,7 @@ from app.gateway import Gateway
 from app.storage.records import KeyRow
 from app.telemetry import NONE, Telemetry
 from app.types import Load
+from routers.bounds import Bounds
 from routers.doors import Door
 
 T = TypeVar("T")
@@ -90,7 +91,8 @@ class Front:
 
     catalog: Catalog
     telemetry: Telemetry
-    max_body_bytes: int
+    bounds: Bounds = field(default_factory=Bounds)
+    keep_alive_s: float = 15.0  # of silence, before a stream has a comment; 0: never
     door: Door = field(default_factory=Door)
     running: Running = field(default_factory=Running)
     gateway: Gateway | None = None  # None until the engine has loaded

@@ -19,8 +19,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.budget import Rate
-from app.errors import BadRequest, FarthingError, InvalidKey
+from app.errors import BadRequest, FarthingError, HeadersTooLarge, InvalidKey, TooSlow
 from app.telemetry import OTHER, Telemetry
+from routers.bounds import Bounds
 from routers.deps import ClientGone, Visit
 
 _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
@@ -32,9 +33,10 @@ log = logging.getLogger(__name__)
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, bounds: Bounds) -> None:
         self.app = app
         self.telemetry = telemetry
+        self.bounds = bounds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,8 +57,11 @@ class Edge:
             await send(message)
 
         try:
+            self.bounds.check_headers(scope)
             with self.telemetry.in_flight():
                 await self.app(scope, receive, tagged)
+        except HeadersTooLarge as error:
+            await refusal(error)(scope, receive, tagged)
         except (ClientGone, ClientDisconnect):
             pass
         except Exception:  # the process edge: whatever a bug raises is a 500
@@ -70,9 +75,9 @@ class Edge:
             self.telemetry.requested(endpoint, visit.policy, status or _CLIENT_GONE, seconds)
 
 
-def install(app: FastAPI, telemetry: Telemetry) -> None:
+def install(app: FastAPI, telemetry: Telemetry, bounds: Bounds) -> None:
     """Every error of this app takes OpenAI's shape."""
-    app.add_middleware(Edge, telemetry=telemetry)
+    app.add_middleware(Edge, telemetry=telemetry, bounds=bounds)
     app.add_exception_handler(FarthingError, _on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -114,6 +119,8 @@ def refusal(error: FarthingError) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if isinstance(error, InvalidKey):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooSlow):
+        headers["Connection"] = "close"  # the rest of it is not waited for
     return json_response(error_body(error), error.status, headers)
 
 

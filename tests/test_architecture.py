@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("app", "routers", "policies")
 EVERYTHING = (*ROOMS,)
 WORDS = ("app.types", "app.errors")
+CHOSEN = (*WORDS, "app.settings", "app.catalog")
 TOOLS = (*WORDS, "app.nets", "app.estimates", "app.prompt_files")
 ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; longest name wins
     "app.types": (),
@@ -53,16 +54,10 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     ),
     "app.downloads": (*WORDS, "app.catalog"),
     "app.terminal": WORDS,
-    "app.server": (*WORDS, "app.settings", "app.catalog", "app.factory", "app.workers"),
+    "app.connections": WORDS,
+    "app.server": (*CHOSEN, "app.connections", "app.factory", "app.workers"),
     "app.workers": (),
-    "app.serving": (
-        *WORDS,
-        "app.settings",
-        "app.catalog",
-        "app.downloads",
-        "app.engines",
-        "policies",
-    ),
+    "app.serving": (*CHOSEN, "app.downloads", "app.engines", "policies"),
     "app.prompt_files": (),
     "app.estimates": (),
     "app.training": (*TOOLS, "app.engines.embedded", "app.training"),

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,36 +12,11 @@ import openai
 import pytest
 
 from app.engines.fake import Script
-from app.server import Server
 from tests.conftest import LARGE
 from tests.routers.reading import QUESTION, asking, events
+from tests.running import running, wait_for
 
 CHAT = "/v1/chat/completions"
-
-
-@contextmanager
-def running(app, settings):
-    """The app behind uvicorn on a free port of this machine."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        wait_for(lambda: server.started)
-        server.port = listening.getsockname()[1]
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.close()
-    assert not thread.is_alive()
-
-
-def wait_for(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @pytest.fixture

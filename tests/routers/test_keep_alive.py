@@ -1,0 +1,106 @@
+"""Comments while an answer is silent, and what becomes of an error behind them."""
+
+import asyncio
+
+import openai
+import pytest
+
+from app.engines.fake import Script
+from app.errors import BudgetExceeded
+from app.factory import create_app
+from routers.keep_alive import COMMENT, KeepAlive
+from tests.conftest import LARGE
+from tests.routers.reading import QUESTION, asking, events, said
+from tests.running import running
+
+CHAT = "/v1/chat/completions"
+SLOWLY = Script(LARGE.split()[:3], delay=0.15)
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"keep_alive_s": 0.04})
+
+
+async def test_comments_come_before_the_first_token_and_between_tokens(client, fake):
+    fake.scripts = {"large": SLOWLY}
+    answer = await client.post(CHAT, json=asking(stream=True))
+    assert answer.text.startswith(COMMENT) and '"role":"assistant"' in answer.text
+    first, second = answer.text.index('"the '), answer.text.index('"sky ')
+    assert COMMENT in answer.text[first:second]
+    assert said(events(answer.text.replace(COMMENT, ""))) == "the sky is "
+    for name in ("x-farthing-policy", "x-farthing-estimate-usd", "x-request-id"):
+        assert answer.headers[name]
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "content-encoding" not in answer.headers and "content-length" not in answer.headers
+
+
+async def test_an_error_after_a_comment_is_an_event(client, fake):
+    fake.scripts = {"large": Script(["a"], delay=0.15, fails_after=0)}
+    answer = await client.post(CHAT, json=asking(stream=True))
+    assert answer.status_code == 200
+    (error,) = events(answer.text.replace(COMMENT, ""))
+    assert error["error"]["type"] == "engine_error"
+
+
+async def test_what_is_not_admitted_yet_keeps_its_status(client, fake, monkeypatch):
+    async def slow(call):
+        await asyncio.sleep(0.15)
+        raise BudgetExceeded("too dear")
+
+    monkeypatch.setattr(fake, "count", slow)
+    answer = await client.post(CHAT, json=asking(stream=True))
+    assert answer.status_code == 402
+
+
+async def test_without_an_interval_there_are_none(settings, catalog, fake, client, gateway_app):
+    gateway_app.state.front.keep_alive_s = 0.0
+    fake.scripts = {"large": SLOWLY}
+    answer = await client.post(CHAT, json=asking(stream=True))
+    assert COMMENT not in answer.text and events(answer.text)
+
+
+def test_the_sdk_skips_them(settings, catalog, fake):
+    fake.scripts = {"large": SLOWLY}
+    app = create_app(settings, catalog=catalog, engine=fake)
+    with (
+        running(app, settings) as server,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none") as sdk,
+    ):
+        stream = sdk.chat.completions.create(model="large", messages=QUESTION, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == "the sky is "
+
+
+async def test_whoever_sends_waits_for_a_comment_under_way():
+    order, may_go = [], asyncio.Event()
+
+    async def beat():
+        order.append("begun")
+        await may_go.wait()
+        order.append("sent")
+
+    async with KeepAlive(0.01, beat) as alive:
+        while not order:
+            await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.05, may_go.set)
+        await alive.turn()
+        order.append("mine")
+    assert order == ["begun", "sent", "mine"]
+
+
+async def test_a_turn_puts_the_next_comment_off():
+    beats = 0
+
+    async def beat():
+        nonlocal beats
+        beats += 1
+
+    async with KeepAlive(0.2, beat) as alive:
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+            await alive.turn()
+        assert beats == 0
+        await asyncio.sleep(0.3)
+        assert beats == 1
