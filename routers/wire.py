@@ -6,7 +6,8 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any
 
 from fastapi.datastructures import Headers
 from pydantic import (
@@ -26,19 +27,21 @@ from routers.terms import BudgetField, Terms, terms
 MOST_TOKENS = 2**31 - 1
 MOST_CHOICES = 128
 _OURS = ("budget", "policy")  # members of a body that no engine gets to see
+_MOST_NAMED = 5  # of the keys that are no token ids
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
 def _bias(value: object) -> dict[int, float] | None:
-    """By hand, to stop at the first fault: the table may be as large as a body."""
+    """By hand, to name few faults: the table may be as large as a body."""
     if value is None:
         return None
     if not isinstance(value, dict):
         raise ValueError("must be an object of token ids and numbers")
+    strange = (key for key in value if not _TOKEN_ID.fullmatch(key))
+    if wrong := [repr(key[:40]) for key in islice(strange, _MOST_NAMED)]:
+        raise ValueError(f"keys must be token ids, not {', '.join(wrong)}")
     biases: dict[int, float] = {}
     for key, bias in value.items():
-        if not isinstance(key, str) or not _TOKEN_ID.fullmatch(key):
-            raise ValueError("keys must be token ids")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise ValueError("values must be numbers from -100 to 100")
         biases[int(key)] = float(bias)
@@ -47,6 +50,7 @@ def _bias(value: object) -> dict[int, float] | None:
 
 Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+Likeliest = Annotated[int, Field(ge=-1, le=MOST_TOKENS)]  # -1: all; an engine has its own limit
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[dict[int, float] | None, BeforeValidator(_bias)]
@@ -128,7 +132,7 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[str, Field(min_length=1, max_length=64)]  # which there are, a template says
     content: str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)] | None = None
 
 
@@ -138,7 +142,7 @@ class ChatRequest(Generation):
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Likeliest | None = None
 
     def refuse(self) -> None:
         super().refuse()
@@ -169,7 +173,7 @@ class CompletionRequest(Generation):
         | Annotated[list[Annotated[list[TokenId], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
     max_tokens: Count | None = 16  # OpenAI's default, for this endpoint only
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Likeliest | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: NonNegativeInt | None = None

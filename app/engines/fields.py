@@ -59,6 +59,7 @@ _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
+_LIKELIEST = 20  # as OpenAI has it
 _RENDERING = ("chat_template", "chat_template_kwargs", "documents")
 
 
@@ -69,6 +70,11 @@ def check(call: Call, *, renders: bool = False) -> None:
     """
     if call.choices != 1:
         raise EngineUnsupported("n: only one choice can be written token by token", param="n")
+    if call.sampling.logprobs is not None and not 0 <= call.sampling.logprobs <= _LIKELIEST:
+        field = "top_logprobs" if call.prompt is None else "logprobs"
+        raise EngineUnsupported(
+            f"{field}: 0 to {_LIKELIEST} of the likeliest are told token by token", param=field
+        )
     for index, message in enumerate(call.messages):
         content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():

@@ -131,7 +131,8 @@ BAD_CHAT = [
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages.0"),
     ({"messages": [*QUESTION, {"content": "hi"}]}, "messages.1.role"),
-    ({"messages": [{"role": "oracle", "content": "hi"}]}, "messages.0.role"),
+    ({"messages": [{"role": "", "content": "hi"}]}, "messages.0.role"),
+    ({"messages": [{"role": "r" * 65, "content": "hi"}]}, "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
@@ -177,7 +178,7 @@ BAD_CHAT = [
     ({"n": 0}, "n"),
     ({"n": "1"}, "n"),
     ({"logprobs": 3}, "logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -2}, "top_logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"budget": 1}, "budget"),
     ({"budget": {"usd": True}}, "budget.usd"),
@@ -212,7 +213,7 @@ BAD_TEXT = [
     ({"prompt": [-1]}, "prompt.0"),
     ({"prompt": [True]}, "prompt.0"),
     ({"logprobs": True}, "logprobs"),
-    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": -2}, "logprobs"),
     ({"echo": True}, "echo"),
     ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
@@ -229,6 +230,25 @@ def test_a_bad_field_of_a_completion_is_refused_by_its_path(fields, param):
 
 def test_what_asks_for_nothing_is_taken():
     assert text(echo=False, suffix="", best_of=1, n=1).prompt == "a b"
+
+
+def test_keys_that_are_no_token_ids_are_named_but_not_all_of_many():
+    with pytest.raises(BadRequest, match=r"^logit_bias: .*, not 'a', 'b'$"):
+        chat(logit_bias={"a": 1, "7": 1, "b": 1})
+    with pytest.raises(BadRequest) as refusal:
+        chat(logit_bias={f"{i}" + "x" * 1000: 1 for i in range(1000)})
+    assert len(refusal.value.message) < 300
+
+
+def test_a_role_that_only_a_template_knows_goes_on_to_the_engine():
+    messages = [{"role": "critic", "content": "hi"}]
+    assert chat(messages=messages).order.call.messages == tuple(messages)
+
+
+@pytest.mark.parametrize("number", [-1, 21, 49152])
+def test_how_many_of_the_likeliest_a_server_tells_is_its_own_affair(number):
+    assert chat(logprobs=True, top_logprobs=number).order.call.sampling.logprobs == number
+    assert text(logprobs=number).sampling.logprobs == number
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,17 @@ def test_several_choices_are_not_written_token_by_token() -> None:
     assert raised.value.param == "n"
 
 
+@pytest.mark.parametrize("number", [-1, 21])
+def test_token_by_token_no_more_than_20_of_the_likeliest_are_told(number: int) -> None:
+    with pytest.raises(EngineUnsupported, match="^logprobs: ") as raised:
+        check(call(sampling={"logprobs": number}))
+    assert raised.value.param == "logprobs"
+    with pytest.raises(EngineUnsupported) as raised:
+        check(call(prompt=None, sampling={"logprobs": number}))
+    assert raised.value.param == "top_logprobs"
+    check(call(sampling={"logprobs": 20}))
+
+
 @pytest.mark.parametrize("renders", [False, True])
 def test_a_picture_is_not_lost_on_the_way_but_refused(renders: bool) -> None:
     parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "x"}}]
