@@ -170,10 +170,12 @@ class Meter:
     prices: Mapping[str, Price]
     limit: int | None = None  # 1e-12 USD; None: unlimited
     scarce: bool = True  # whether the limit may fall short of what an answer costs
+    native: bool = True  # whether policies may learn that an engine answers in its own words
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
     _runs: list[Run] = field(default_factory=list)
+    _shares: list[Meter] = field(default_factory=list)
     _read: int = 0  # tokens of the prompt and the answer, as of the last call
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -200,7 +202,8 @@ class Meter:
             self.waited += time.perf_counter() - started
 
     def capabilities(self, model: str) -> Capabilities:
-        return self.engine.capabilities(model)
+        able = self.engine.capabilities(model)
+        return able if self.native else replace(able, native=False)
 
     def load(self, model: str) -> Load:
         return self.engine.load(model)
@@ -217,27 +220,47 @@ class Meter:
     @property
     def cost(self) -> int:
         """What was spent so far, 1e-12 USD."""
-        return self._spent() + sum(run.cost for run in self._runs)
+        ours = self._spent() + sum(run.cost for run in self._runs)
+        return ours + sum(share.cost for share in self._shares)
+
+    @property
+    def bound(self) -> int:
+        """The most that may have been spent, and may yet be by what runs, 1e-12 USD."""
+        ours = self._spent() + self._held + sum(run.worst for run in self._runs)
+        return ours + sum(share.bound for share in self._shares)
 
     @property
     def rest(self) -> int | None:
         """What can still be reserved, 1e-12 USD; None: unlimited."""
-        if self.limit is None:
-            return None
-        return self.limit - self._spent() - self._held - sum(run.worst for run in self._runs)
+        return None if self.limit is None else self.limit - self.bound
+
+    def share(self) -> Meter:
+        """A meter for one of several answers, whose spending is ours too; its limit is to be set.
+
+        It knows of no native answers: those of several choices could not be put together.
+        """
+        share = Meter(self.engine, self.prices, scarce=self.scarce, native=False)
+        self._shares.append(share)
+        self._open.push_async_exit(share)
+        return share
 
     def lines(self) -> list[Line]:
         """What each model was paid for so far."""
-        usages = dict(self.settled)
-        for run in self._runs:
-            usages[run.model] = usages.get(run.model, Usage()) + run.usage
+        usages = self._usages()
         return [Line(model, used, self._price(model).of(used)) for model, used in usages.items()]
 
+    def _usages(self) -> dict[str, Usage]:
+        usages = dict(self.settled)
+        told = [(run.model, run.usage) for run in self._runs]
+        for model, used in (*told, *(pair for s in self._shares for pair in s._usages().items())):
+            usages[model] = usages.get(model, Usage()) + used
+        return usages
+
     async def _metered(self, call: Call) -> AsyncGenerator[Chunk]:
-        prompt = await self.count(call)
-        run, capped = self._admit(call, prompt)
+        prompts = [await self.count(each) for each in call.apart()]
+        run, capped = self._admit(call, prompts)
         self._runs.append(run)
-        self._read = prompt
+        self._read = run.prompt
         try:
             async with aclosing(self.engine.generate(replace(call, max_tokens=run.cap))) as stream:
                 while True:
@@ -271,10 +294,10 @@ class Meter:
         finally:
             self.waited += time.perf_counter() - started
 
-    def _admit(self, call: Call, prompt: int) -> tuple[Run, bool]:
+    def _admit(self, call: Call, prompts: Sequence[int]) -> tuple[Run, bool]:
         """The run, and whether the budget lowered its max_tokens. No await may come between
         reading the rest and adding the run, or two calls would be promised the same money."""
-        price = self._price(call.model)
+        price, prompt = self._price(call.model), sum(prompts)
         abilities = self.engine.capabilities(call.model)
         guesses = call.decoding.speculation
         longest = 0 if guesses is None else guesses.longest
@@ -287,7 +310,7 @@ class Meter:
                     f" and {_tokens(call.choices)} of {call.model}",
                     param="X-Budget-Usd",
                 )
-            room = max(abilities.context - prompt, 1)
+            room = max(abilities.context - min(prompts), 1)
             wanted = room if cap is None else cap
             # What is more than the context holds is for the engine to refuse, not for us to hide.
             if self.scarce or wanted <= room:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
 import policies
+from app import choices
 from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
 from app.catalog import PICO, Catalog, Price
+from app.choices import Part
 from app.errors import (
     BadRequest,
     BudgetExceeded,
     DeadlineExceeded,
-    EngineError,
     Forbidden,
     RateLimited,
 )
-from app.types import Call, Chunk, Decision, Engine, Fidelity, Usage
+from app.types import Call, Chunk, Decision, Engine, Fidelity
 from policies.base import Policy
 
 Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
@@ -38,6 +40,7 @@ class Order:
     policy_param: str = "policy"  # where the two came from, for errors
     usd: int | None = None  # most that it may cost, 1e-12 USD
     strict: bool = False  # refuse what the budget might cut
+    best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class Gateway:
         prices, prices_version = self.prices
         meter = Meter(self.engine, prices)
         order = replace(order, call=replace(order.call, account=account.id))
+        if order.best_of is not None:
+            order = self._ranked(order, plan)
         return Answer(_bounded(order, account), plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
@@ -112,6 +117,18 @@ class Gateway:
         for model in plan.policy.worst_case(plan.model, 0, 0):
             if not any(map(account.allows, (model, *self.catalog.model(model).aliases))):
                 raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+
+    def _ranked(self, order: Order, plan: Plan) -> Order:
+        """With what it takes to tell the best of several choices."""
+        for model in plan.policy.worst_case(plan.model, 0, 0):
+            if self.catalog.model(model).engine == "openai":
+                raise BadRequest(
+                    f"best_of: {model} is another server's, whose choices cannot be compared",
+                    param="best_of",
+                )
+        sampling = order.call.sampling
+        scored = replace(sampling, logprobs=sampling.logprobs or 0)
+        return replace(order, call=replace(order.call, sampling=scored))
 
     def _preset(self, named: str, order: Order) -> tuple[str, str, dict[str, Any]]:
         preset = self.catalog.presets[named]
@@ -147,7 +164,8 @@ class Answer:
     """The chunks of one answer, and what is known of it so far.
 
     The first chunk admits: before it come BudgetExceeded, DeadlineExceeded, and what the engine
-    refuses. The last chunk has `finish` and no tokens. `aclose` stops every engine and settles.
+    refuses. Each choice ends with a chunk that has `finish` and no tokens, as `Chunk` says; the
+    last of them ends the answer. `aclose` stops every engine and settles.
     """
 
     def __init__(
@@ -167,6 +185,7 @@ class Answer:
         self.estimate = 0  # worst case, 1e-12 USD
         self.decisions: list[Decision] = []
         self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
+        self._drawn = order.best_of or order.call.choices // (1 + len(order.call.beside))
         self._plan = plan
         self._meter = meter
         self._account = account
@@ -174,7 +193,9 @@ class Answer:
         self._observer = observer
         self._prompt = 0
         self._cached = 0
-        self._calls = 0  # that have said what they read
+        self._calls = Counter[int]()  # of each choice, that have said what they read
+        self._writing = set(range(order.call.choices))  # choices that have not ended
+        self._reasons = set[str | None]()  # why choices ended, beyond their finish
         self._visible: dict[str, int] = {}
         self._prices = prices
         self._busy = 0.0
@@ -256,9 +277,8 @@ class Answer:
         begun, early = False, list[Chunk]()
         try:
             async with asyncio.timeout(self._left()):
-                await self._admit()
-            call = replace(self.order.call, model=self._plan.model)
-            async with aclosing(self._plan.policy.run(call, self._meter)) as stream:
+                found = await self._admit()
+            async with aclosing(self._run(found)) as stream:
                 while True:
                     # Around each step only: a timeout must not span a yield.
                     async with asyncio.timeout(self._left()):
@@ -278,19 +298,25 @@ class Answer:
                 raise DeadlineExceeded(
                     "The deadline passed before the first token", param="X-Budget-Latency-Ms"
                 ) from error
-            yield Chunk(finish="length", reason="deadline")
+            for index in sorted(self._writing):
+                yield Chunk(index=index, finish="length", reason="deadline")
 
-    async def _admit(self) -> None:
-        """Count the prompt, estimate the worst case, refuse what `strict` refuses, and reserve."""
-        call, prices = self.order.call, self._meter.prices
-        first, prompt = await self._counted()
-        # At least one token: a prompt that is too long is for the engine to refuse.
-        room = max(self._meter.capabilities(first).context - prompt, 1)
-        each = room if call.max_tokens is None else min(call.max_tokens, room)
-        completion = each * call.choices
-        worst = self._plan.policy.worst_case(self._plan.model, prompt, completion)
-        cost = sum(prices[model].of(self._possible(model, usage)) for model, usage in worst.items())
-        self._prompt = prompt
+    def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
+        policy, asked = self._plan.policy, self.order.call.choices
+        if len(found) == 1:
+            return policy.run(found[0].call, self._meter)
+        prompts = 1 + len(self.order.call.beside)
+        stream = choices.run(policy, found, self._meter)
+        if len(found) == asked:
+            return stream
+        return choices.best(stream, prompts, self._drawn, asked // prompts)
+
+    async def _admit(self) -> list[Part]:
+        """Count the prompts, estimate the worst case, refuse what `strict` refuses, and reserve."""
+        call, policy = self.order.call, self._plan.policy
+        found = await choices.parts(call, policy, self._plan.model, self._meter, self._drawn)
+        cost = sum(part.worst for part in found)
+        self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
         if self.order.strict and self.budget is not None and cost > self.budget:
             raise BudgetExceeded(
@@ -299,28 +325,9 @@ class Answer:
                 " X-Budget-Fallback be `cheapest`",
                 param="X-Budget-Usd",
             )
-        shortest = Usage(prompt=prompt, completion=call.choices)
-        least = min(prices[m].of(shortest) for m in worst)
-        await self._reserve(least, prompt + min(call.max_tokens or 0, room) * call.choices)
-
-    def _possible(self, model: str, worst: Usage) -> Usage:
-        """Without guesses that the engine cannot make."""
-        if not worst.drafted:
-            return worst
-        able = self._meter.capabilities(model).speculation
-        longest = 0 if able is None else able.longest
-        return replace(worst, drafted=min(worst.drafted, longest * worst.completion))
-
-    async def _counted(self) -> tuple[str, int]:
-        """The first model that can be asked, and the prompt's tokens as it reads them."""
-        first, *others = self._plan.policy.worst_case(self._plan.model, 0, 0)
-        try:
-            return first, await self._meter.count(self.order.call.to(first))
-        except EngineError:
-            for other in others:  # the policy will find the same, and may go on without the first
-                with suppress(EngineError):
-                    return other, await self._meter.count(self.order.call.to(other))
-            raise
+        written = 0 if call.max_tokens is None else sum(part.completion for part in found)
+        await self._reserve(sum(part.least for part in found), self._prompt + written)
+        return found
 
     async def _reserve(self, least: int, tokens: int) -> None:
         """Hold the estimate on the account; less, where it has no more, is the budget then."""
@@ -350,21 +357,30 @@ class Answer:
             self._visible[chunk.model] = self._visible.get(chunk.model, 0) + shown
         for low, high in (token.entropy for token in chunk.tokens if token.entropy is not None):
             self.entropy = "bounds" if low != high else self.entropy or "exact"
-        self._calls += bool(chunk.usage.prompt)
-        if self._calls == 1:
+        self._calls[chunk.index] += bool(chunk.usage.prompt)
+        first = chunk.index % (self.order.call.choices // (1 + len(self.order.call.beside))) == 0
+        if first and self._calls[chunk.index] == 1:
             self._cached += chunk.usage.cached
 
     def _stamped(self, chunk: Chunk) -> Chunk:
         if chunk.decision is None:
             return chunk
         rest = self._meter.rest
-        stamped = replace(chunk.decision, rest_usd=None if rest is None else rest / PICO)
+        usd = None if rest is None else rest / PICO
+        stamped = replace(chunk.decision, rest_usd=usd, choice=chunk.index)
         self.decisions.append(stamped)
         return replace(chunk, decision=stamped)
 
     def _ending(self, chunk: Chunk) -> Outcome:
-        if chunk.reason == "deadline":
+        """How the answer ends, if this is its last finish chunk."""
+        if chunk.raw is not None:
+            self._writing.clear()
+        self._writing.discard(chunk.index)
+        self._reasons.add(chunk.reason)
+        if self._writing:
+            return "closed"
+        if "deadline" in self._reasons:
             return "deadline"
-        if chunk.reason == "budget":
+        if "budget" in self._reasons:
             return "cut"
         return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"

@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 Message: TypeAlias = Mapping[str, Any]
 """One message of a chat, as OpenAI's JSON has it."""
 
+Prompt: TypeAlias = str | tuple[int, ...]
+"""Of a bare completion: text, or token ids."""
+
 Finish: TypeAlias = Literal["stop", "length", "entropy"]
 """Why a call ended. `entropy`: the engine stopped because `Decoding.stop` asked it to."""
 
@@ -112,14 +115,15 @@ class Call:
 
     model: str
     messages: tuple[Message, ...] = ()
-    prompt: str | tuple[int, ...] | None = None  # a bare completion; None: a chat of `messages`
+    prompt: Prompt | None = None  # a bare completion; None: a chat of `messages`
+    beside: tuple[Prompt, ...] = ()  # further prompts, each with as many choices as the first
     max_tokens: int | None = None  # most tokens to write now; None: to the context's end
     sampling: Sampling = Sampling()
     decoding: Decoding = Decoding()
     goals: Goals = Goals()
     written: tuple[int, ...] = ()  # token ids of the answer so far
     said: str = ""  # text of the answer before `written`, by models of another family
-    choices: int = 1  # answers to write side by side, each of `max_tokens`
+    choices: int = 1  # answers to write side by side, each of `max_tokens`; of all prompts
     whole: bool = False  # native: in one piece, not as a stream
     extra: Mapping[str, Any] = field(default_factory=dict)  # body fields that we do not know
     body: Mapping[str, Any] = field(default_factory=dict)  # as the client sent it, for `native`
@@ -134,6 +138,14 @@ class Call:
         """The same call, to be continued after these further tokens of its answer."""
         left = None if self.max_tokens is None else self.max_tokens - len(token_ids)
         return replace(self, written=self.written + token_ids, max_tokens=left)
+
+    def apart(self) -> tuple[Self, ...]:
+        """One call for each prompt, with its share of the choices."""
+        if not self.beside:
+            return (self,)
+        prompts = (self.prompt, *self.beside)
+        each = self.choices // len(prompts)
+        return tuple(replace(self, prompt=p, beside=(), choices=each) for p in prompts)
 
     def decoded(self, decoding: Decoding) -> Self:
         return replace(self, decoding=decoding)
@@ -202,6 +214,7 @@ class Decision:
     entropy: float | None = None  # rolling mean, bits
     threshold: float | None = None  # bits
     rest_usd: float | None = None  # stamped by the gateway
+    choice: int = 0  # of which answer; stamped by the gateway too
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +228,15 @@ class Chunk:
     A call's first chunk may carry nothing but the prompt's usage, and how much of the prompt was
     cached may become known with the finish chunk only.
 
-    A native call's chunks hold `raw` instead of text and tokens: whole server-sent events, or with
-    the finish chunk the body of an answer in one piece. The finish chunk of a stream has every
-    choice's last event and, after them, the event with the usage.
+    Of a call there is one finish chunk, its last. An engine's and a policy's chunks all have
+    `index` 0. An answer with several choices has, in any order, chunks of each under its `index`,
+    and for each choice one finish chunk, after which nothing of that choice comes; the answer ends
+    with the last of them. Choice c of prompt p has the index `p * choices of a prompt + c`.
+
+    A native call makes all of its choices itself. Its chunks hold `raw` instead of text and tokens:
+    whole server-sent events, or with the finish chunk the body of an answer in one piece. There is
+    one finish chunk for all choices: of a stream it has every choice's last event and, after them,
+    the event with the usage. (Cut by us it has no `raw`: then there is one for each choice.)
     """
 
     text: str = ""

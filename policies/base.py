@@ -38,6 +38,12 @@ class Policy(BaseModel, ABC):
         Its first key is the model that is asked first.
         """
 
+    def relays(self, call: Call, engine: MeteredEngine) -> bool:
+        """Whether `run` would ask for one native answer: then the engine makes all of the call's
+        choices. Else `run` is called for each choice, with an engine that knows no native answers.
+        """
+        return False
+
     @abstractmethod
     def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         """The answer. `call.model` is the model that the client named, where it named one.

@@ -22,6 +22,8 @@ class Direct(Policy):
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         return {model: Usage(prompt=prompt, completion=completion)}
 
+    def relays(self, call: Call, engine: MeteredEngine) -> bool:
+        return engine.capabilities(call.model).native
+
     def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        native = engine.capabilities(call.model).native
-        return engine.generate(call.decoded(Decoding(native=native)))
+        return engine.generate(call.decoded(Decoding(native=self.relays(call, engine))))

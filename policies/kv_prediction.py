@@ -94,6 +94,10 @@ class KvPrediction(Policy):
         read = 3 * prompt + completion
         return {self.target: Usage(prompt=read, completion=completion + 1)}
 
+    def relays(self, call: Call, engine: MeteredEngine) -> bool:
+        able = engine.capabilities(self.target)
+        return able.native and not self.edited and not self._shares(engine)
+
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         call = call.to(self.target)
         if self.edited:

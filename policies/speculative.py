@@ -179,6 +179,10 @@ class Speculative(Policy):
         drafted = self.longest * completion  # each token of the answer from a pass of its own
         return {self.target: Usage(prompt=prompt, completion=completion, drafted=drafted)}
 
+    def relays(self, call: Call, engine: MeteredEngine) -> bool:
+        native = engine.capabilities(self.target).native
+        return native and self._guesses(call.to(self.target), engine) is None
+
     def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         call = call.to(self.target)
         guesses = self._guesses(call, engine)

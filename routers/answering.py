@@ -36,13 +36,16 @@ class Writer(Protocol):
         """Note a chunk of an answer that goes out whole."""
 
     async def whole(self, finish: Chunk) -> object:
-        """The body of what was gathered, when the bill is final."""
+        """The body of what was gathered, when the bill is final; `finish`: the last one."""
 
     def opening(self, first: Chunk) -> str:
         """Events before those of the first chunk."""
 
     def content(self, chunk: Chunk) -> str | bytes:
         """The events of this chunk, if it makes any."""
+
+    def ending(self, finish: Chunk) -> str:
+        """The last events of a choice that is not the last to end."""
 
     async def closing(self, finish: Chunk) -> str:
         """The last events, when the bill is final."""
@@ -86,19 +89,20 @@ class Pace:
     def __init__(self, telemetry: Telemetry, visit: Visit) -> None:
         self._telemetry = telemetry
         self._policy = visit.policy
-        self._last = visit.arrived
-        self._begun = False
+        self._arrived = visit.arrived
+        self._last: dict[int, float] = {}  # when a choice's last tokens came
 
     def note(self, chunk: Chunk) -> None:
         tokens = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
-        if not tokens or (chunk.finish and not self._begun):
+        if not tokens or (chunk.finish and not self._last):
             return  # an answer that comes in one piece does not say when it began
         now = time.monotonic()
-        if self._begun:
-            self._telemetry.next_tokens(self._policy, now - self._last, tokens)
-        else:
-            self._telemetry.first_token(self._policy, now - self._last)
-        self._begun, self._last = True, now
+        last = self._last.get(chunk.index)
+        if last is not None:
+            self._telemetry.next_tokens(self._policy, now - last, tokens)
+        elif not self._last:
+            self._telemetry.first_token(self._policy, now - self._arrived)
+        self._last[chunk.index] = now
 
 
 async def _whole(answer: Answer, writer: Writer, pace: Pace) -> Response:
@@ -166,8 +170,11 @@ class Streamed(Response):
                 if not self._opened:
                     await self._open(send, chunk)
                 self._pace.note(chunk)
+                if finish is not None:
+                    await _send(send, self._writer.ending(finish))
+                    finish = None
                 if chunk.finish is not None:
-                    # Kept back until the bill is final.
+                    # The last one is kept back until the bill is final.
                     finish = chunk
                     continue
                 frame = self._writer.content(chunk)

@@ -97,4 +97,5 @@ def switch(decision: Decision) -> dict[str, Any]:
         "entropy": decision.entropy,
         "threshold": decision.threshold,
         "rest_usd": decision.rest_usd,
+        **({"choice": decision.choice} if decision.choice else {}),
     }

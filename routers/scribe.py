@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from app.errors import FarthingError
@@ -34,6 +36,15 @@ def _event(text: str) -> str:
     return f"data: {text if text.isascii() else text.translate(_BREAKS)}\n\n"
 
 
+@dataclass
+class _Choice:
+    """One choice of an answer that goes out whole."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)  # where logprobs are asked for
+    finish: Chunk = Chunk()
+
+
 class Scribe(ABC):
     """Writes one answer down."""
 
@@ -46,8 +57,7 @@ class Scribe(ABC):
         self.include_usage = asked.include_usage
         self.logprobs = asked.order.call.sampling.logprobs is not None
         self._choices = asked.order.call.choices
-        self._text: list[str] = []
-        self._tokens: list[Token] = []
+        self._gathered: defaultdict[int, _Choice] = defaultdict(_Choice)
         self.id = asked.order.call.id
         self.envelope = {
             "id": self.id,
@@ -72,7 +82,7 @@ class Scribe(ABC):
         """The member of a whole answer's choice that holds the text."""
 
     @abstractmethod
-    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]: ...
+    def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]: ...
 
     def opening(self, first: Chunk) -> str:
         """Events before the first token; the engine's own bytes bring theirs along."""
@@ -84,21 +94,28 @@ class Scribe(ABC):
 
     def gather(self, chunk: Chunk) -> None:
         """Note a chunk of an answer that goes out whole."""
-        self._text.append(chunk.text)
+        choice = self._gathered[chunk.index]
+        choice.text.append(chunk.text)
         if self.logprobs:
-            self._tokens += chunk.tokens
+            choice.tokens += chunk.tokens
+        if chunk.finish is not None:
+            choice.finish = chunk
 
     def _content(self, chunk: Chunk) -> str:
         extra = self._debug_fields(chunk) if self.debug else None
         scored = self.logprobs and chunk.tokens
         if not (chunk.text or scored or extra):
             return ""
-        logprobs = _encode(self._logprobs(chunk.tokens)) if scored else "null"
+        logprobs = _encode(self._logprobs(chunk.tokens, chunk.index)) if scored else "null"
         choice = (
             f'{{"index":{chunk.index},{self._delta(chunk.text)},'
             f'"logprobs":{logprobs},"finish_reason":null}}'
         )
         return self._chunk(choice, extra)
+
+    def ending(self, finish: Chunk) -> str:
+        """The last events of a choice, while others are still written."""
+        return self._ended(finish, None)
 
     async def closing(self, finish: Chunk) -> str:
         """The last events, when the bill is final."""
@@ -112,13 +129,7 @@ class Scribe(ABC):
                 self.include_usage,
             )
             return "".join(map(event, documents)) + DONE
-        held = self._content(finish) if finish.text else ""
-        ending = _encode(_ending(finish))[1:]
-        choices = [
-            f'{{"index":{index},{self._delta("")},"logprobs":null,{ending}'
-            for index in range(finish.index, self._choices)
-        ]
-        frames = held + self._chunk(",".join(choices), summary(self.answer, self.debug))
+        frames = self._ended(finish, summary(self.answer, self.debug))
         if self.include_usage:
             frames += event({**self.envelope, "choices": [], "usage": self._usage()})
         return frames + DONE
@@ -134,13 +145,22 @@ class Scribe(ABC):
             document = relayed.document(finish.raw, self.id)
             relayed.complete([document], finish, farthing, cost(self.answer), True)
             return document
-        choice = {
-            "index": finish.index,
-            **self._whole("".join(self._text)),
-            "logprobs": self._logprobs(self._tokens) if self.logprobs else None,
-            **_ending(finish),
-        }
-        return {**self.envelope, "choices": [choice], "usage": self._usage(), "farthing": farthing}
+        choices = [
+            {
+                "index": index,
+                **self._whole("".join(choice.text)),
+                "logprobs": self._logprobs(choice.tokens, index) if self.logprobs else None,
+                **_ending(choice.finish),
+            }
+            for index, choice in sorted(self._gathered.items())
+        ]
+        return {**self.envelope, "choices": choices, "usage": self._usage(), "farthing": farthing}
+
+    def _ended(self, finish: Chunk, farthing: object) -> str:
+        held = self._content(finish) if finish.text else ""
+        ending = _encode(_ending(finish))[1:]
+        choice = f'{{"index":{finish.index},{self._delta("")},"logprobs":null,{ending}'
+        return held + self._chunk(choice, farthing)
 
     def _chunk(self, choice: str, farthing: object = None) -> str:
         extra = "" if farthing is None else f',"farthing":{_encode(farthing)}'
@@ -174,9 +194,12 @@ class ChatScribe(Scribe):
     chunk_object = "chat.completion.chunk"
 
     def _opening(self) -> str:
-        return self._chunk(
-            '{"index":0,"delta":{"role":"assistant","content":""},'
-            '"logprobs":null,"finish_reason":null}'
+        return "".join(
+            self._chunk(
+                f'{{"index":{index},"delta":{{"role":"assistant","content":""}},'
+                '"logprobs":null,"finish_reason":null}'
+            )
+            for index in range(self._choices)
         )
 
     def _delta(self, text: str) -> str:
@@ -185,7 +208,7 @@ class ChatScribe(Scribe):
     def _whole(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]:
         content = [
             {**scored(token), "top_logprobs": [scored(other) for other in token.top]}
             for token in tokens
@@ -199,7 +222,7 @@ class TextScribe(Scribe):
 
     def __init__(self, answer: Answer, asked: Asked) -> None:
         super().__init__(answer, asked)
-        self._characters = 0  # that the tokens so far have begun
+        self._characters = Counter[int]()  # that the tokens of a choice so far have begun
 
     def _opening(self) -> str:
         return ""
@@ -210,7 +233,7 @@ class TextScribe(Scribe):
     def _whole(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]:
         columns: dict[str, list[Any]] = {
             "tokens": [],
             "token_logprobs": [],
@@ -223,14 +246,14 @@ class TextScribe(Scribe):
             columns["tokens"].append(chosen)
             columns["token_logprobs"].append(_number(token.logprob))
             columns["top_logprobs"].append({chosen: _number(token.logprob), **likeliest})
-            columns["text_offset"].append(self._offset(token.piece))
+            columns["text_offset"].append(self._offset(token.piece, index))
         return columns
 
-    def _offset(self, piece: bytes) -> int:
+    def _offset(self, piece: bytes, index: int) -> int:
         """The character of the answer in which this token begins, perhaps amid its bytes."""
         within = bool(piece) and piece[0] & 0xC0 == 0x80
-        offset = max(self._characters - within, 0)
-        self._characters += sum(byte & 0xC0 != 0x80 for byte in piece)
+        offset = max(self._characters[index] - within, 0)
+        self._characters[index] += sum(byte & 0xC0 != 0x80 for byte in piece)
         return offset
 
 

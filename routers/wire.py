@@ -15,12 +15,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
 )
 
 from app.errors import BadRequest
 from app.gateway import Order
-from app.types import Call, Goals, Message, Sampling
+from app.types import Call, Goals, Message, Prompt, Sampling
 from routers import body
 from routers.terms import BudgetField, Terms, terms
 
@@ -112,10 +111,14 @@ class Generation(BaseModel):
             logprobs=logprobs,
         )
 
-    def shared(self, document: Mapping[str, Any]) -> dict[str, Any]:
+    def drawn(self) -> int | None:
+        """Choices to draw of each prompt where the best of them are asked for."""
+        return None
+
+    def shared(self, document: Mapping[str, Any], prompts: int = 1) -> dict[str, Any]:
         """The fields of a Call that say the same of chat and text."""
         return {
-            "choices": self.n or 1,
+            "choices": (self.n or 1) * prompts,
             "whole": not self.stream,
             "extra": self.model_extra or {},
             "body": {key: value for key, value in document.items() if key not in _OURS},
@@ -176,7 +179,7 @@ class CompletionRequest(Generation):
     logprobs: Likeliest | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: NonNegativeInt | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
 
     def refuse(self) -> None:
         super().refuse()
@@ -184,27 +187,35 @@ class CompletionRequest(Generation):
             raise BadRequest("echo: is not supported", param="echo")
         if self.suffix:
             raise BadRequest("suffix: is not supported", param="suffix")
-        if self.best_of not in (None, 1):
-            raise BadRequest("best_of: only 1 is supported", param="best_of")
+        prompts, n = len(self._prompts()), self.n or 1
+        if prompts * max(n, self.best_of or 0) > MOST_CHOICES:
+            raise BadRequest(f"prompt: more than {MOST_CHOICES} choices in all", param="prompt")
+        if self.best_of is not None and self.best_of < n:
+            raise BadRequest("best_of: must be at least n", param="best_of")
+        if self.stream and (self.best_of or 0) > n:
+            raise BadRequest("best_of: cannot be streamed", param="best_of")
 
     def call(self, document: Mapping[str, Any]) -> Call:
+        prompt, *beside = self._prompts()
         return Call(
             model=self.model,
-            prompt=self._one_prompt(),
+            prompt=prompt,
+            beside=tuple(beside),
             max_tokens=self.max_tokens,
             sampling=self.sampling(self.logprobs),
-            **self.shared(document),
+            **self.shared(document, 1 + len(beside)),
         )
 
-    def _one_prompt(self) -> str | tuple[int, ...]:
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            if len(prompt) > 1:
-                raise BadRequest("prompt: only one prompt a request is supported", param="prompt")
-            prompt = prompt[0]
-        if not prompt:
+    def drawn(self) -> int | None:
+        return self.best_of if (self.best_of or 0) > (self.n or 1) else None
+
+    def _prompts(self) -> list[Prompt]:
+        given: Any = self.prompt
+        one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+        prompts = [given] if one else given
+        if not prompts or not all(prompts):
             raise BadRequest("prompt: must not be empty", param="prompt")
-        return prompt if isinstance(prompt, str) else tuple(prompt)
+        return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +244,7 @@ def understand(
     request.refuse()
     agreed = terms(headers, request.budget, request.policy)
     return Asked(
-        order=_order(request.call(document), agreed, arrived, id),
+        order=replace(_order(request.call(document), agreed, arrived, id), best_of=request.drawn()),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         debug=agreed.debug,

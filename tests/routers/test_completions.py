@@ -1,6 +1,7 @@
 """A text completion over HTTP, in OpenAI's older shape."""
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -77,20 +78,20 @@ async def test_offsets_go_on_through_a_stream(client):
 @pytest.fixture
 def scribe():
     made = TextScribe.__new__(TextScribe)
-    made._characters = 0
+    made._characters = Counter()
     return made
 
 
 def test_a_character_in_several_tokens_is_counted_once(scribe):
     first, rest = "é".encode()[:1], "é".encode()[1:]
     tokens = [Token(1, b"a"), Token(2, first), Token(3, rest), Token(4, "日b".encode())]
-    columns = scribe._logprobs(tokens)
+    columns = scribe._logprobs(tokens, 0)
     assert columns["text_offset"] == [0, 1, 1, 2]
     assert columns["tokens"] == ["a", "\ufffd", "\ufffd", "日b"]
 
 
 def test_what_json_has_no_number_for_is_as_low_as_openai_goes(scribe):
     top = (Candidate(2, b"b", float("-inf")),)
-    columns = scribe._logprobs([Token(1, b"a", None, top)])
+    columns = scribe._logprobs([Token(1, b"a", None, top)], 0)
     assert columns["token_logprobs"] == [-9999.0]
     assert columns["top_logprobs"] == [{"a": -9999.0, "b": -9999.0}]

@@ -206,8 +206,6 @@ BAD_TEXT = [
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [[]]}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
-    ({"prompt": [[1], [2]]}, "prompt"),
     ({"prompt": [1, "a"]}, "prompt.1"),
     ({"prompt": [1.5]}, "prompt.0"),
     ({"prompt": [-1]}, "prompt.0"),
@@ -216,7 +214,7 @@ BAD_TEXT = [
     ({"logprobs": -2}, "logprobs"),
     ({"echo": True}, "echo"),
     ({"suffix": "end"}, "suffix"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
 ]
 
 

@@ -182,6 +182,8 @@ class Scan:
                 if self._ended:
                     return data
             else:
+                if self._call.beside:
+                    self._prompt = UNTOLD  # of one prompt; all have been set to
                 self._late = found[1] if self._ended else None
                 index = _INDEX.search(data)
                 self._written[b"" if index is None else index[1]] = int(completion[1])

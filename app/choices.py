@@ -1,0 +1,250 @@
+"""Several answers to one request: a policy run once for each, side by side, on one budget."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+
+from app.budget import Meter
+from app.errors import EngineError, Unaffordable
+from app.types import Call, Chunk, Usage
+from policies.base import Policy
+
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One run of the policy: for one choice, or for all where the engine makes them itself."""
+
+    call: Call
+    prompt: int  # tokens
+    completion: int  # most that it may write, of all its choices
+    least: int  # 1e-12 USD: prompt and a token of each choice, by the cheapest of its models
+    worst: int  # the most that it may cost
+
+
+async def parts(call: Call, policy: Policy, model: str, meter: Meter, drawn: int) -> list[Part]:
+    """What is to be run for this call; `drawn`: choices that are made of each prompt.
+
+    `model` is what the policy's worst case is asked with. Raises as the engine's `count`.
+    """
+    calls = call.to(model).apart()
+    asked = calls[0].choices
+    first, counts = await _counted(calls, policy, model, meter)
+    context = meter.capabilities(first).context
+    # At least one token: a prompt that is too long is for the engine to refuse.
+    rooms = [max(context - prompt, 1) for prompt in counts]
+    most = [room if call.max_tokens is None else min(call.max_tokens, room) for room in rooms]
+    price = _Prices(policy, model, meter)
+    if (drawn, len(calls)) == (1, 1) or (drawn == asked and policy.relays(call, meter)):
+        return [price.part(call.to(model), sum(counts), sum(most) * drawn)]
+    return [
+        price.part(_choice(each, number), prompt, completion)
+        for each, prompt, completion in zip(calls, counts, most, strict=True)
+        for number in range(drawn)
+    ]
+
+
+async def run(policy: Policy, found: Sequence[Part], meter: Meter) -> AsyncGenerator[Chunk]:
+    """The chunks of all parts as they come, each under the index of its part.
+
+    Raises as the policy, for any of the parts; what the others do ends with that. But where the
+    budget pays for some of them alone, the others end with finish `length`, reason `budget`.
+    """
+    writing = _Writing(policy, found, meter)
+    try:
+        while writing.left:
+            chunk = await writing.next()
+            if chunk is not None:
+                yield chunk
+        if len(writing.unpaid) == len(found):
+            raise writing.unpaid[0]
+        for index in sorted(writing.silent):
+            yield Chunk(index=index, finish="length", reason="budget")
+    finally:
+        await writing.stop()
+
+
+async def best(
+    stream: AsyncGenerator[Chunk], prompts: int, drawn: int, shown: int
+) -> AsyncGenerator[Chunk]:
+    """Of each prompt's choices those `shown` whose tokens were likeliest in the mean, best first.
+
+    They come whole, when all of a prompt's have been drawn. Tokens must have log-probabilities.
+    """
+    made: list[list[Chunk]] = [[] for _ in range(prompts * drawn)]
+    async with aclosing(stream) as chunks:
+        async for chunk in chunks:
+            made[chunk.index].append(chunk)
+            start = chunk.index - chunk.index % drawn
+            of_prompt = made[start : start + drawn]
+            if not all(each and each[-1].finish for each in of_prompt):
+                continue
+            ranked = sorted(of_prompt, key=_likelihood, reverse=True)[:shown]
+            for rank, each in enumerate(ranked):
+                for one in each:
+                    yield replace(one, index=start // drawn * shown + rank)
+
+
+class _Writing:
+    """The tasks that write one part each."""
+
+    def __init__(self, policy: Policy, found: Sequence[Part], meter: Meter) -> None:
+        self.left = len(found)  # tasks under way
+        self.silent = set(range(len(found)))  # parts without a finish chunk
+        self.unpaid: list[Unaffordable] = []
+        self._policy = policy
+        self._parts = found
+        self._meter = meter
+        self._shares = _Shares(meter, found)
+        self._news: asyncio.Queue[Chunk | asyncio.Task[None]] = asyncio.Queue()
+        self._room = asyncio.Semaphore(len(found))  # who is not read from does not write on
+        self._tasks = [asyncio.create_task(self._write(index)) for index in range(len(found))]
+        for task in self._tasks:
+            task.add_done_callback(self._news.put_nowait)
+
+    async def next(self) -> Chunk | None:
+        """The next chunk of any part; None: a part has ended. Raises what one has raised."""
+        news = await self._heard()
+        if isinstance(news, Chunk):
+            self._room.release()
+            if news.finish is not None:
+                self.silent.discard(news.index)
+            return news
+        self.left -= 1
+        error = news.exception()
+        if isinstance(error, Unaffordable):
+            self.unpaid.append(error)
+        elif error is not None:
+            raise error
+        return None
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _write(self, index: int) -> None:
+        finish: Chunk | None = None
+        try:
+            share = self._shares.meters[index]
+            async with aclosing(self._policy.run(self._parts[index].call, share)) as stream:
+                async for chunk in stream:
+                    if chunk.finish is None:
+                        await self._tell(index, chunk)
+                    finish = chunk if chunk.finish is not None else finish
+        finally:
+            self._shares.ended(index)
+        if finish is None:
+            raise EngineError("The answer broke off")
+        await self._tell(index, finish)
+
+    async def _tell(self, index: int, chunk: Chunk) -> None:
+        await self._room.acquire()
+        self._news.put_nowait(replace(chunk, index=index))
+
+    async def _heard(self) -> Chunk | asyncio.Task[None]:
+        started = time.perf_counter()
+        try:
+            return await self._news.get()
+        finally:
+            self._meter.waited += time.perf_counter() - started
+
+
+class _Shares:
+    """What each of several answers may spend.
+
+    Each has what its prompt and a token cost, and of what is then left a share in proportion to
+    what it may cost beyond that: none can starve another. What one that has ended did not need is
+    the others'. A share never falls, so no answer has spent more than its own, and all together
+    spend no more than there is.
+    """
+
+    def __init__(self, meter: Meter, found: Sequence[Part]) -> None:
+        """Raises Unaffordable where there is not a token for each."""
+        self.meters = [meter.share() for _ in found]
+        self._limit = meter.limit
+        self._parts = found
+        self._writing = set(range(len(found)))
+        if self._limit is not None and self._limit < sum(part.least for part in found):
+            raise Unaffordable(
+                f"The budget does not pay for {len(found)} prompts and a token after each",
+                param="X-Budget-Usd",
+            )
+        self._divide()
+
+    def ended(self, index: int) -> None:
+        self._writing.discard(index)
+        self._divide()
+
+    def _divide(self) -> None:
+        if self._limit is None:
+            return
+        spent = sum(m.bound for i, m in enumerate(self.meters) if i not in self._writing)
+        writing = [self._parts[index] for index in self._writing]
+        beyond = self._limit - spent - sum(part.least for part in writing)
+        wanted = sum(part.worst - part.least for part in writing)
+        for index in self._writing:
+            part = self._parts[index]
+            share = beyond * (part.worst - part.least) // wanted if wanted else 0
+            self.meters[index].limit = part.least + share
+
+
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    policy: Policy
+    model: str
+    meter: Meter
+
+    def part(self, call: Call, prompt: int, completion: int) -> Part:
+        prices = self.meter.prices
+        worst = self.policy.worst_case(self.model, prompt, completion)
+        shortest = Usage(prompt=prompt, completion=min(call.choices, completion))
+        return Part(
+            call=call,
+            prompt=prompt,
+            completion=completion,
+            least=min(prices[name].of(shortest) for name in worst),
+            worst=sum(prices[name].of(self._possible(name, used)) for name, used in worst.items()),
+        )
+
+    def _possible(self, model: str, worst: Usage) -> Usage:
+        """Without guesses that the engine cannot make."""
+        if not worst.drafted:
+            return worst
+        able = self.meter.capabilities(model).speculation
+        longest = 0 if able is None else able.longest
+        return replace(worst, drafted=min(worst.drafted, longest * worst.completion))
+
+
+async def _counted(
+    calls: Sequence[Call], policy: Policy, model: str, meter: Meter
+) -> tuple[str, list[int]]:
+    """The first model that can be asked, and the tokens of the prompts as it reads them."""
+    first, *others = policy.worst_case(model, 0, 0)
+    try:
+        return first, [await meter.count(each.to(first)) for each in calls]
+    except EngineError:
+        for other in others:  # the policy will find the same, and may go on without the first
+            with suppress(EngineError):
+                return other, [await meter.count(each.to(other)) for each in calls]
+        raise
+
+
+def _choice(call: Call, number: int) -> Call:
+    """This choice of a prompt alone. Seeds as vLLM has them: the next choice has the next one."""
+    seed = call.sampling.seed
+    if seed is not None:
+        seed = (seed + number + _SEEDS // 2) % _SEEDS - _SEEDS // 2
+    return replace(call, choices=1, sampling=replace(call.sampling, seed=seed))
+
+
+def _likelihood(chunks: Sequence[Chunk]) -> float:
+    """The mean log-probability of its tokens."""
+    found = [t.logprob for chunk in chunks for t in chunk.tokens if t.logprob is not None]
+    return sum(found) / len(found) if found else -math.inf
