@@ -49,7 +49,8 @@ def create_app(
     fleet = catalog or read(settings.config_file())
     check_presets(fleet)
     accounts = open_accounts(settings)
-    door = Door(accounts, settings.no_auth, not is_loopback(settings.host), settings.peers())
+    public, origins = not is_loopback(settings.host), settings.origins()
+    door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
     front = Front(fleet, Telemetry(), bounds_of(settings), settings.keep_alive_s, door)
     front.telemetry.know(fleet.models, (*policies.names(), *fleet.presets))
     serving = None
@@ -62,7 +63,7 @@ def create_app(
     app.state.end_answers = front.running.end
     app.state.reload = lambda: _reload(front, serving)
     deps.install(app, front)
-    edge.install(app, front.telemetry, front.bounds)
+    edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
     for room in (chat, completions, models, usage, admin, health, metrics):
         app.include_router(room.router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -15,8 +16,16 @@ DEFAULT_CONFIG = Path(__file__).with_name("farthing.toml")
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(map(ip_network, _listed(text)))
 
 
 class Settings(BaseSettings):
@@ -70,6 +79,10 @@ class Settings(BaseSettings):
     trusted_peers: str = Field(
         "", description="networks, like 10.0.0.0/8,::1, whose X-Tenant-Id header counts"
     )
+    cors_origins: str = Field(
+        "", description="whose pages may ask, like https://chat.example,http://localhost:3000; or *"
+    )
+    root_path: str = Field("", description="prefix of our paths behind a reverse proxy, like /llm")
     state_dir: Path = Field(
         Path("~/.local/state/farthing"), description="SQLite ledger, journal, key secret"
     )
@@ -95,6 +108,25 @@ class Settings(BaseSettings):
     def _are_networks(cls, value: str) -> str:
         _networks(value)
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in filter(lambda origin: origin != "*", _listed(value)):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin}: must be *, or look like https://chat.example")
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if value and not _PREFIX.fullmatch(value):
+            raise ValueError("must look like /llm, without a slash at its end")
+        return value
+
+    def origins(self) -> tuple[str, ...]:
+        """Whose pages browsers may let ask us."""
+        return _listed(self.cors_origins)
 
     def peers(self) -> tuple[Network, ...]:
         """The networks that are trusted to say on whose behalf they ask."""

@@ -33,6 +33,7 @@ class Door:
     no_auth: bool = False  # keys are not asked for
     public: bool = False  # reachable from beyond this machine: then a key is always needed
     peers: Sequence[Network] = ()  # who may say on whose behalf it asks
+    origins: Sequence[str] = ()  # whose pages may ask even where no key is needed; or *
     purse: Purse = field(default_factory=Purse)
 
     async def account(self, headers: Headers, address: str | None) -> Account:
@@ -41,7 +42,7 @@ class Door:
         Raises InvalidKey, Forbidden, and LedgerUnavailable where it is not known who comes.
         """
         if self.accounts is None:
-            _check_origin(headers, self.no_auth)
+            self._check_origin(headers)
             return self.purse
         tenant = self._tenant(headers, address)
         if self.no_auth:
@@ -49,7 +50,7 @@ class Door:
         keyring, sent = self.accounts.keyring, headers.get("authorization") or headers.get(KEY, "")
         # One of our keys counts at once, even while we do not know yet that there are any.
         if not (self.public or OURS in sent or await keyring.any()):
-            _check_origin(headers, self.no_auth)
+            self._check_origin(headers)
             return self.accounts.of(None, tenant)
         return self.accounts.of(await keyring.authenticate(_token(headers)), tenant)
 
@@ -61,6 +62,22 @@ class Door:
         if not key.admin:
             raise Forbidden("This needs an administrator's API key: `farthing keys create --admin`")
         return self.accounts, key
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Where no key protects the port, pages of other hosts must not spend through it."""
+        origin = headers.get("origin")
+        if origin is None or self.no_auth or {origin, "*"} & set(self.origins):
+            return
+        try:
+            host = urlsplit(origin).hostname or ""
+            local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = False
+        if not local:
+            raise Forbidden(
+                "A page of another host may not use a gateway without API keys: make one with"
+                " `farthing keys create`, or allow the page in FARTHING_CORS_ORIGINS"
+            )
 
     def _tenant(self, headers: Headers, address: str | None) -> str:
         """On whose behalf, where a trusted peer says so; anybody may claim to be anybody."""
@@ -90,20 +107,3 @@ def _is_within(address: str | None, networks: Sequence[Network]) -> bool:
     except ValueError:
         return False
     return any(ip in network for network in networks)
-
-
-def _check_origin(headers: Headers, no_auth: bool) -> None:
-    """Where no key protects this machine's port, pages of other hosts must not spend through it."""
-    origin = headers.get("origin")
-    if origin is None or no_auth:
-        return
-    try:
-        host = urlsplit(origin).hostname or ""
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise Forbidden(
-            "A page of another host may not use a gateway without API keys:"
-            " make one with `farthing keys create`"
-        )

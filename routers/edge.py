@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,8 +34,12 @@ log = logging.getLogger(__name__)
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, bounds: Bounds) -> None:
+    def __init__(
+        self, app: ASGIApp, telemetry: Telemetry, bounds: Bounds, prefix: str = ""
+    ) -> None:
+        """`prefix`: of our paths at a reverse proxy, whether it hands it on or takes it away."""
         self.app = app
+        self.prefix = prefix
         self.telemetry = telemetry
         self.bounds = bounds
 
@@ -44,6 +49,7 @@ class Edge:
             return
         visit = Visit(_request_id(scope), time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
+        scope["root_path"] = self.prefix
         # What only we say of an answer cannot come from a client.
         scope["headers"] = [h for h in scope["headers"] if not h[0].startswith(b"x-farthing-")]
         header = (b"x-request-id", visit.request_id.encode())
@@ -75,9 +81,23 @@ class Edge:
             self.telemetry.requested(endpoint, visit.policy, status or _CLIENT_GONE, seconds)
 
 
-def install(app: FastAPI, telemetry: Telemetry, bounds: Bounds) -> None:
-    """Every error of this app takes OpenAI's shape."""
-    app.add_middleware(Edge, telemetry=telemetry, bounds=bounds)
+def install(
+    app: FastAPI,
+    telemetry: Telemetry,
+    bounds: Bounds,
+    prefix: str = "",
+    origins: Sequence[str] = (),
+) -> None:
+    """Every error of this app takes OpenAI's shape; pages of `origins` may ask."""
+    app.add_middleware(Edge, telemetry=telemetry, bounds=bounds, prefix=prefix)
+    if origins:  # outermost: a browser shows a page no answer, an error neither, without its header
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("*",),
+        )
     app.add_exception_handler(FarthingError, _on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -37,6 +37,10 @@ def test_settings_do_not_change() -> None:
         ("max_running", "0"),
         ("max_body_bytes", "-1"),
         ("shutdown_grace_s", "-1"),
+        ("root_path", "llm"),
+        ("root_path", "/llm/"),
+        ("cors_origins", "chat.example"),
+        ("cors_origins", "https://chat.example/page"),
     ],
 )
 def test_a_value_out_of_range_is_refused(
