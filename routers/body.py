@@ -37,6 +37,10 @@ async def read(request: Request, bounds: Bounds) -> dict[str, Any]:
 
     Raises BodyTooLarge, TooSlow, and BadRequest for anything but one JSON object.
     """
+    # A page in a browser may send anyone a body of another kind, and none of this one unasked.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):
+        raise BadRequest("Content-Type: must be application/json", param="Content-Type")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > bounds.body_bytes:
         raise _too_large(bounds.body_bytes)

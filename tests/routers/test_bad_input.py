@@ -153,11 +153,18 @@ async def test_a_body_just_below_the_limit_is_read(client):
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "application/x-www-form-urlencoded", "nonsense", ""]
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "nonsense"]
 )
-async def test_any_content_type_is_taken_if_the_body_parses(client, kind):
+async def test_a_body_of_another_type_is_refused_json_or_not(client, kind):
     body = json.dumps(asking()).encode()
     answer = await client.post(CHAT, content=body, headers={"content-type": kind})
+    refused(answer, 400, "Content-Type")
+
+
+@pytest.mark.parametrize("kind", [None, "", "Application/JSON; charset=utf-8"])
+async def test_a_body_of_no_type_is_json(client, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    answer = await client.post(CHAT, content=json.dumps(asking()).encode(), headers=headers)
     assert answer.status_code == 200
 
 
