@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
@@ -199,6 +199,10 @@ class Answer:
         self._visible: dict[str, int] = {}
         self._prices = prices
         self._busy = 0.0
+        self._deadline = order.call.goals.deadline
+        self._cut: Literal["deadline", "cancelled"] = "deadline"  # why, if it comes to that
+        self._step: asyncio.Timeout | None = None
+        self.ended = False  # settled, or soon to be: there is nothing left to stop
         self._stream = self._answer()
 
     def __aiter__(self) -> Answer:
@@ -213,6 +217,13 @@ class Answer:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    def stop(self) -> None:
+        """Let it end with what it has: its next chunk is the last, for the reason `cancelled`."""
+        self._deadline, self._cut = 0.0, "cancelled"
+        if self._step is not None:
+            with suppress(RuntimeError):  # it is over: the next one will see the deadline
+                self._step.reschedule(0.0)
 
     @property
     def admitted(self) -> bool:
@@ -264,6 +275,7 @@ class Answer:
             outcome = "failed"
             raise
         finally:
+            self.ended = True
             try:
                 if self._observer is not None:
                     self._observer.answered(self, outcome)
@@ -281,7 +293,7 @@ class Answer:
             async with aclosing(self._run(found)) as stream:
                 while True:
                     # Around each step only: a timeout must not span a yield.
-                    async with asyncio.timeout(self._left()):
+                    async with asyncio.timeout(self._left()) as self._step:
                         chunk = await anext(stream, None)
                     if chunk is None:
                         return
@@ -294,12 +306,12 @@ class Answer:
                     while begun and early:
                         yield early.pop(0)
         except TimeoutError as error:
-            if not begun:
+            if not begun and self._cut == "deadline":
                 raise DeadlineExceeded(
                     "The deadline passed before the first token", param="X-Budget-Latency-Ms"
                 ) from error
             for index in sorted(self._writing):
-                yield Chunk(index=index, finish="length", reason="deadline")
+                yield Chunk(index=index, finish="length", reason=self._cut)
 
     def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
         policy, asked = self._plan.policy, self.order.call.choices
@@ -347,8 +359,7 @@ class Answer:
         self._meter.scarce = self.budget is not None
 
     def _left(self) -> float | None:
-        deadline = self.order.call.goals.deadline
-        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def _note(self, chunk: Chunk) -> None:
         # Of an engine's own bytes we know how many tokens they are, not which.
@@ -381,6 +392,8 @@ class Answer:
             return "closed"
         if "deadline" in self._reasons:
             return "deadline"
+        if "cancelled" in self._reasons:
+            return "closed"
         if "budget" in self._reasons:
             return "cut"
         return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"

@@ -245,7 +245,7 @@ class Chunk:
     index: int = 0  # which choice
     usage: Usage = Usage()
     finish: Finish | None = None
-    reason: Literal["budget", "deadline"] | None = None  # why, beyond `finish`
+    reason: Literal["budget", "deadline", "cancelled"] | None = None  # why, beyond `finish`
     stopped_by: str | int | None = None  # the stop string or id; None: the model's own end
     mean: float | None = None  # with finish `entropy`: where it crossed, in bits
     decision: Decision | None = None

@@ -1,5 +1,6 @@
 """Which policy answers, what a client may learn of it, and how an answer ends."""
 
+import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
@@ -176,6 +177,30 @@ async def test_a_deadline_in_mid_answer_cuts_it_and_stops_the_engine():
     chunks = await read(ask(gateway(fake), Order(call("small", goals=within(0.2)))))
     assert (chunks[-1].finish, chunks[-1].reason) == ("length", "deadline")
     assert len(chunks) > 1 and fake.open == 0
+
+
+@pytest.mark.parametrize("after", [0, 3])
+async def test_a_stopped_answer_ends_at_once_with_what_it_has_and_frees_the_engine(after):
+    class Stuck(Fake):
+        async def generate(self, call):
+            async with contextlib.aclosing(super().generate(call)) as chunks:
+                async for chunk in chunks:
+                    if chunk.tokens and chunk.tokens[0].id == after:
+                        await asyncio.sleep(60)
+                    yield chunk
+
+    watcher, fake = Watcher(), Stuck(engine().scripts)
+    answer = gateway(fake, watcher).answer(Order(call("large")), Purse())
+    chunks = [await anext(answer) for _ in range(after)]
+    waiting = asyncio.ensure_future(anext(answer))
+    await asyncio.sleep(0.01)
+    answer.stop()
+    last = await waiting
+    assert (last.finish, last.reason) == ("length", "cancelled")
+    assert await anext(answer, None) is None
+    answer.stop()  # too late, and harmless
+    assert answer.ended and watcher.outcomes == ["closed"] and not fake.open
+    assert answer.bill.completion == sum(len(chunk.tokens) for chunk in chunks) == after
 
 
 async def test_a_deadline_that_is_kept_changes_nothing():
