@@ -103,6 +103,11 @@ class Settings(BaseSettings):
         None, description="memory, ledger, redis://...; default: memory if alone, else ledger"
     )
 
+    responses_keep_s: float = Field(
+        86400.0, ge=0, description="how long responses can be named again; 0: nothing is kept"
+    )
+    responses_mib: PositiveInt = Field(256, description="of them for a key; the oldest go first")
+
     @field_validator("trusted_peers")
     @classmethod
     def _are_networks(cls, value: str) -> str:

@@ -20,12 +20,14 @@ from app.accounts.journal import Journal
 from app.accounts.keyring import Keyring
 from app.accounts.keys import fingerprint
 from app.accounts.rates import Rates, RedisCounters
+from app.accounts.responses import Responses
 from app.errors import ConfigError
 from app.storage.database import Database
 from app.storage.keys import KeyStore
 from app.storage.ledger import Ledger
 from app.storage.rates import LedgerStorage
 from app.storage.records import KeyRow
+from app.storage.responses import ResponseStore
 from app.storage.usage import GROUPS as GROUPS
 from app.storage.usage import UsageStore
 
@@ -40,6 +42,8 @@ class Terms:
     lease_s: float = 60.0
     headroom_s: float = 0.0
     rate_store: str = "ledger"  # memory, ledger, or a Redis URL
+    responses_keep_s: float = 86400.0
+    responses_mib: int = 256  # for a key
 
 
 class Accounts:
@@ -63,6 +67,8 @@ class Accounts:
             self._counters = Database(f"sqlite:///{rates}", durable=False)
         self.rates = Rates(_rate_storage(terms.rate_store, self._counters))
         self.usage = UsageStore(self._database).spent
+        responses = ResponseStore(self._database)
+        self.responses = Responses(responses, terms.responses_keep_s, terms.responses_mib * 2**20)
 
     async def prepare(self) -> None:
         """Bring the tables up to date. Raises ConfigError where they cannot be used."""
@@ -84,9 +90,11 @@ class Accounts:
         self.book.journal = Journal(self._journals / ledger, self._process)
         await self.book.start()
         self.headroom.start()
+        self.responses.start()
 
     async def aclose(self) -> None:
         """Settle what there is to settle, and give back what is held ahead."""
+        await self.responses.aclose()
         await self.headroom.aclose()
         await self.rates.aclose()
         await self.book.aclose()

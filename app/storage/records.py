@@ -11,6 +11,22 @@ ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a response, and may name it."""
+
+    key: str
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A response that its owner may name."""
+
+    ended: bool
+    content: str  # JSON
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """What one model was paid for in one request; tokens, and 1e-12 USD."""
 

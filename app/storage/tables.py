@@ -1,4 +1,4 @@
-"""The ledger's tables: keys, accounts, reservations, settlements, decisions, rates.
+"""The ledger's tables: keys, accounts, reservations, settlements, decisions, rates, responses.
 
 Money is in 1e-12 USD, times are milliseconds since 1970 (UTC) unless a comment says otherwise.
 """
@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
 )
 
 metadata = MetaData()
@@ -144,4 +145,21 @@ facts = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("value", String(128), nullable=False),
+)
+
+# What clients may name again. One under way lives as long as its process says that it does.
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(96), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("ended", Boolean, nullable=False),
+    Column("cancel", Boolean, nullable=False),  # whoever runs it shall end it
+    Column("size", BigInteger, nullable=False),  # bytes of the content
+    Column("content", Text, nullable=False),  # JSON: the client's words and the answer
+    Index("responses_by_expiry", "expires"),
+    Index("responses_by_key", "key_id", "created", "size", "id"),
 )
