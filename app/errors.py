@@ -14,6 +14,7 @@ Every error raised on purpose, each with its HTTP status:
   + UnknownModel (404)
   + UnknownKey (404): an administrator named a key that does not exist
   + TooSlow (408): the request did not arrive in time
+  + UnknownResponse (404): none is kept under this id for whoever asks
   + BodyTooLarge (413)
   + HeadersTooLarge (431)
   + Overloaded (429): the queue is full; try again after a while
@@ -107,6 +108,12 @@ class TooSlow(FarthingError):
     status = 408
     type = "invalid_request_error"
     code = "request_too_slow"
+
+
+class UnknownResponse(FarthingError):
+    status = 404
+    type = "invalid_request_error"
+    code = "response_not_found"
 
 
 class BodyTooLarge(FarthingError):

@@ -27,6 +27,7 @@ from routers import (
     health,
     metrics,
     models,
+    responses,
     schema,
     usage,
 )
@@ -65,7 +66,7 @@ def create_app(
     deps.install(app, front)
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
-    for room in (chat, completions, models, usage, admin, health, metrics):
+    for room in (chat, completions, responses, models, usage, admin, health, metrics):
         app.include_router(room.router)
     return app
 
@@ -85,6 +86,8 @@ def open_accounts(settings: Settings) -> Accounts | None:
             lease_s=settings.lease_s,
             headroom_s=settings.headroom_s,
             rate_store=settings.rate_store or ("memory" if alone else "ledger"),
+            responses_keep_s=settings.responses_keep_s,
+            responses_mib=settings.responses_mib,
         )
     )
 

@@ -23,7 +23,7 @@ from app.budget import Rate
 from app.errors import BadRequest, FarthingError, HeadersTooLarge, InvalidKey, TooSlow
 from app.telemetry import OTHER, Telemetry
 from routers.bounds import Bounds
-from routers.deps import ClientGone, Visit
+from routers.deps import ClientGone, Visit, Worded
 
 _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 _CLIENT_GONE = 499  # nginx's number, for the metrics only
@@ -74,7 +74,8 @@ class Edge:
             log.exception("request %s failed", visit.request_id)
             if status:
                 raise  # too late for an answer: the server drops the connection
-            await refusal(FarthingError("Internal server error"))(scope, receive, tagged)
+            refused = refusal(FarthingError("Internal server error"), visit.worded)
+            await refused(scope, receive, tagged)
         finally:
             endpoint = getattr(scope.get("route"), "path", OTHER)
             seconds = time.monotonic() - visit.arrived
@@ -130,7 +131,7 @@ def rate_headers(rates: Sequence[Rate]) -> dict[str, str]:
     return headers
 
 
-def refusal(error: FarthingError) -> Response:
+def refusal(error: FarthingError, worded: Worded | None = None) -> Response:
     """The answer that tells a client of this error, and whether to try again."""
     headers: dict[str, str] = {}
     if error.retry is not None:
@@ -141,7 +142,7 @@ def refusal(error: FarthingError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooSlow):
         headers["Connection"] = "close"  # the rest of it is not waited for
-    return json_response(error_body(error), error.status, headers)
+    return json_response((worded or error_body)(error), error.status, headers)
 
 
 async def _on_ours(request: Request, error: Exception) -> Response:
@@ -149,7 +150,7 @@ async def _on_ours(request: Request, error: Exception) -> Response:
     visit: Visit = request.state.visit
     if error.status >= 500:
         log.warning("request %s: %s: %s", visit.request_id, type(error).__name__, error.message)
-    response = refusal(error)
+    response = refusal(error, visit.worded)
     if visit.account is not None:
         response.headers.update(rate_headers(visit.account.rates))
     return response

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.accounts.keys import KeySpec
+from routers.responses_wire import ResponsesRequest
 from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, TTFT, USD
 from routers.wire import ChatRequest, CompletionRequest
 
@@ -48,7 +49,10 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             shapes = models_json_schema(
-                [(shape, "validation") for shape in (ChatRequest, CompletionRequest, KeySpec)],
+                [
+                    (shape, "validation")
+                    for shape in (ChatRequest, CompletionRequest, ResponsesRequest, KeySpec)
+                ],
                 ref_template=_REF,
             )[1]
             made.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])

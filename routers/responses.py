@@ -1,0 +1,252 @@
+"""/v1/responses: OpenAI's newer shape of a chat, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import QueryParams
+
+from app.accounts.account import KeyAccount
+from app.accounts.responses import Responses, Stored
+from app.budget import Account
+from app.errors import BadRequest, BodyTooLarge, FarthingError, LedgerUnavailable, UnknownResponse
+from app.storage.records import Owner
+from routers import body
+from routers.answering import begin, deliver
+from routers.bounds import Bounds
+from routers.deps import account_of, front_of, visit_of
+from routers.edge import error_body, json_response
+from routers.responses_scribe import PREFIX, ResponseScribe
+from routers.responses_wire import Conversation, Item, ResponsesRequest
+from routers.schema import takes
+from routers.wire import ChatRequest, understand
+
+router = APIRouter(tags=["generation"])
+log = logging.getLogger(__name__)
+# An output item's id names its response, and its place there.
+_ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
+# A chat's fields, as the client of a response knows them.
+_FIELDS = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+}
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The responses of whoever asks."""
+
+    responses: Responses
+    owner: Owner
+
+    async def found(self, id: str, param: str) -> Stored:
+        """Raises UnknownResponse."""
+        found = await self.responses.find(id, self.owner) if len(id) <= 96 else None
+        if found is None:
+            raise UnknownResponse(f"{param}: there is no such response", param=param)
+        return found
+
+    async def keep(self, id: str, input: list[Item], response: dict[str, Any]) -> bool:
+        """Whether it can be named from now on."""
+        content = {"response": response, "input": input}
+        try:
+            return await self.responses.keep(id, self.owner, content)
+        except LedgerUnavailable:
+            log.warning("response %s cannot be kept", id)
+            return False
+
+
+@router.post("/v1/responses", openapi_extra=takes(ResponsesRequest))
+async def create(request: Request) -> Response:
+    """The model's response to an input, as OpenAI answers it."""
+    visit_of(request).worded = _worded
+    account = await account_of(request)
+    bounds = front_of(request).bounds
+    document = await body.read(request, bounds)
+    asks = body.check(ResponsesRequest, document)
+    asks.refuse()
+    shelf = _shelf(request, account)
+    before = await _before(shelf, asks, bounds)
+    items = await _resolved(shelf, asks.items)
+    conversation = Conversation(asks.instructions)
+    conversation.add(before)
+    conversation.add(items)
+    chat = asks.chat(document, conversation.messages)
+    id = f"{PREFIX}{uuid.uuid4().hex}"
+    asked = understand(ChatRequest, chat, request.headers, visit_of(request).arrived, id)
+    answer = begin(request, asked, account)
+    input = [*before, *_identified(items, id, len(before))]
+
+    async def keep(response: dict[str, Any]) -> bool:
+        assert shelf is not None
+        return await shelf.keep(id, input, response)
+
+    stores = shelf is not None and asks.store is not False
+    writer = ResponseScribe(answer, asked, asks.echo(), keep if stores else None)
+    if stores and asked.stream and shelf is not None:  # else its client learns its id too late
+        content = {"response": writer.begun(), "input": input}
+        await shelf.responses.begin(id, shelf.owner, content, answer)
+    return await deliver(request, answer, writer, stream=asked.stream)
+
+
+@router.get("/v1/responses/{id}")
+async def retrieve(request: Request, id: str) -> Response:
+    """A response that was kept. Raises UnknownResponse."""
+    if request.query_params.get("stream") == "true":
+        raise BadRequest("stream: what is kept is not streamed again", param="stream")
+    shelf = await _shelf_of(request)
+    return json_response((await shelf.found(id, "response_id")).content["response"])
+
+
+@router.delete("/v1/responses/{id}")
+async def delete(request: Request, id: str) -> Response:
+    """Keep it no longer. Raises UnknownResponse."""
+    shelf = await _shelf_of(request)
+    if len(id) > 96 or not await shelf.responses.delete(id, shelf.owner):
+        raise UnknownResponse("response_id: there is no such response", param="response_id")
+    return json_response({"id": id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{id}/cancel")
+async def cancel(request: Request, id: str) -> Response:
+    """End one that is streamed now; what it has become. Raises UnknownResponse."""
+    shelf = await _shelf_of(request)
+    await shelf.found(id, "response_id")
+    stored = await shelf.responses.cancel(id, shelf.owner)
+    if stored is None:
+        raise UnknownResponse("response_id: there is no such response", param="response_id")
+    return json_response(stored.content["response"])
+
+
+@router.get("/v1/responses/{id}/input_items")
+async def input_items(request: Request, id: str) -> Response:
+    """What it answered, those before it included, newest first. Raises UnknownResponse."""
+    shelf = await _shelf_of(request)
+    items = (await shelf.found(id, "response_id")).content["input"]
+    return json_response(_page(items, request.query_params))
+
+
+def _page(items: list[Item], query: QueryParams) -> dict[str, Any]:
+    """As OpenAI lists: `order`, `limit` and `after`. Raises BadRequest."""
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise BadRequest("order: must be asc or desc", param="order")
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:4]) <= 100):
+        raise BadRequest("limit: must be a number from 1 to 100", param="limit")
+    listed = items if order == "asc" else items[::-1]
+    if after is not None:
+        place = next((n for n, item in enumerate(listed) if item["id"] == after), None)
+        if place is None:
+            raise BadRequest("after: there is no such item", param="after")
+        listed = listed[place + 1 :]
+    page = listed[: int(limit)]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(listed) > len(page),
+    }
+
+
+def _shelf(request: Request, account: Account) -> Shelf | None:
+    """Of this account; None where nothing is kept."""
+    accounts = front_of(request).door.accounts
+    if accounts is None or not accounts.responses.on or not isinstance(account, KeyAccount):
+        return None
+    return Shelf(accounts.responses, Owner(account.id, account.tenant))
+
+
+async def _shelf_of(request: Request) -> Shelf:
+    """Of whoever asks. Raises InvalidKey, and BadRequest where nothing is kept."""
+    shelf = _shelf(request, await account_of(request))
+    if shelf is None:
+        raise _nothing_kept("response_id")
+    return shelf
+
+
+async def _before(shelf: Shelf | None, asks: ResponsesRequest, bounds: Bounds) -> list[Item]:
+    """The items of the response that this one goes on from, and of those before it."""
+    id, param = asks.previous_response_id, "previous_response_id"
+    if id is None:
+        return []
+    if shelf is None:
+        raise _nothing_kept(param)
+    stored = await shelf.found(id, param)
+    response = stored.content["response"]
+    if response["status"] in ("in_progress", "failed"):
+        raise BadRequest(f"{param}: that response is {response['status']}", param=param)
+    items: list[Item] = [*stored.content["input"], *response["output"]]
+    limit, size = bounds.body_bytes, len(json.dumps(items))
+    if size > limit:
+        raise BodyTooLarge(f"{param}: the conversation is larger than {limit} bytes", param=param)
+    bounds.check({"input": [*items, *asks.items]}, size)
+    return items
+
+
+async def _resolved(shelf: Shelf | None, items: list[Item]) -> list[Item]:
+    """References replaced by the items that they name."""
+    return [
+        await _named(shelf, item, f"input.{index}.id")
+        if item.get("type") == "item_reference" or set(item) == {"id"}
+        else item
+        for index, item in enumerate(items)
+    ]
+
+
+async def _named(shelf: Shelf | None, reference: Item, param: str) -> Item:
+    if shelf is None:
+        raise _nothing_kept(param)
+    id = reference.get("id")
+    match = _ITEM_ID.fullmatch(id) if isinstance(id, str) else None
+    if match is None:
+        raise BadRequest(f"{param}: must be the id of an item of a response", param=param)
+    stored = await shelf.found(PREFIX + match[1], param)
+    for item in stored.content["response"]["output"]:
+        if item["id"] == id:
+            found: Item = item
+            return found
+    raise UnknownResponse(f"{param}: there is no such item", param=param)
+
+
+def _identified(items: list[Item], id: str, first: int) -> list[Item]:
+    """The items as they are listed: each has an id, and a message a list of parts."""
+    kept = []
+    for index, item in enumerate(items, first):
+        name = f"item_{id.removeprefix(PREFIX)}{index:04x}"
+        shown = {"id": name, "type": "message", "status": "completed", **item}
+        if isinstance(shown.get("content"), str):
+            kind = "output_text" if shown.get("role") == "assistant" else "input_text"
+            part: Item = {"type": kind, "text": shown["content"]}
+            shown["content"] = [part | ({"annotations": []} if kind == "output_text" else {})]
+        kept.append(shown)
+    return kept
+
+
+def _nothing_kept(param: str) -> BadRequest:
+    return BadRequest(
+        f"{param}: no responses are kept here (FARTHING_LEDGER=off or FARTHING_RESPONSES_KEEP_S=0)",
+        param=param,
+    )
+
+
+def _worded(error: FarthingError) -> dict[str, Any]:
+    """OpenAI's error, under the names that the client of a response knows."""
+    told = error_body(error)
+    name, dot, rest = (error.param or "").partition(".")
+    if name in _FIELDS:
+        told["error"]["param"] = _FIELDS[name] + (dot + rest if name == "messages" else "")
+        told["error"]["message"] = re.sub(
+            rf"^{name}\b", _FIELDS[name], told["error"]["message"], count=1
+        )
+    return told
