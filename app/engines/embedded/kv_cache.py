@@ -1,7 +1,7 @@
 """Keys and values of running sequences, prefixes kept for reuse, and the memory both take."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +143,26 @@ class KVMemory:
         cache.buffer[:, :, slots] = prefix.buffer[:, :, best.start : best.start + best.count]
         self.reused_tokens += best.count
         return best
+
+    def borrow(
+        self, cache: SequenceCache, tokens: Sequence[int], others: Iterable[SequenceCache]
+    ) -> int:
+        """Copy what another has of these `tokens` behind what the cache holds; how many it was.
+
+        All of it exact. `others` run, and what they hold begins with `tokens`; what is kept is
+        looked through too, for those that have ended meanwhile.
+        """
+        prefix, shared = self._longest(np.asarray(tokens, dtype=np.int64), EXACT)
+        found = [(prefix.buffer, shared)] if prefix is not None else []
+        found += [(other.buffer, min(other.length, len(tokens))) for other in others]
+        buffer, stop = max(found, key=lambda each: each[1], default=(cache.buffer, 0))
+        start = cache.length
+        if stop <= start:
+            return 0
+        cache.buffer[:, :, start:stop] = buffer[:, :, start:stop]
+        cache.length = stop
+        self.reused_tokens += stop - start
+        return stop - start
 
     def release(
         self,

@@ -17,6 +17,7 @@ from app.engines.embedded.model import Span
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.sampling import Drawn, draw
 from app.engines.embedded.sequence import RunningSequence
+from app.engines.embedded.siblings import next_reader
 from app.engines.embedded.speculation.acceptance import Draft
 from app.engines.embedded.speculation.speculator import Speculator, Step
 from app.errors import EngineError, Overloaded
@@ -122,7 +123,7 @@ class Scheduler:
         if predicts:
             self._predict(self._reading[0])
         elif self._reading:
-            batch.append(self._reading.popleft())
+            batch.append(next_reader(self._reading, self._running, self.memory))
         if batch:
             piece = 0 if not batch[-1].reading else len(batch[-1].upcoming(self._prefill_chunk))
             began = time.monotonic()

@@ -61,6 +61,7 @@ class RunningSequence:
         )
         self.cache: SequenceCache | None = None
         self.outbox: deque[Chunk] = deque()
+        self.waited = False  # for a sibling to read the prompt
         self.finished = False
         self.cancelled = False
         self.error: FarthingError | None = None
@@ -170,6 +171,20 @@ class RunningSequence:
             self.cache.length += self._moving
             self._untold += Usage(cached=self._moving)
             self._moving = 0
+
+    def borrowed(self, count: int) -> None:
+        """So many tokens of the prompt were copied from another who had read them."""
+        self._untold += Usage(cached=count)
+
+    def reads_as(self, other: RunningSequence) -> bool:
+        """Whether both are choices of one request, with the same prompt to read exactly."""
+        return (
+            bool(self.call.id)
+            and self.call.id == other.call.id
+            and self.space == other.space == EXACT
+            and self.prompt_length == other.prompt_length
+            and self.tokens[: self.prompt_length] == other.tokens[: self.prompt_length]
+        )
 
     def predicted(self, count: int) -> None:
         """So many tokens of the prompt were predicted: the first token written will tell."""
