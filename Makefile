@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm serve test test-slow test-vllm check map clean
+.PHONY: help install install-vllm serve test test-slow test-vllm test-schema check map clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-slow: install ## run the tests that take minutes
 
 test-vllm: install ## run the tests on real vLLM servers, after `make install-vllm`
 	$(BIN)/pytest -m vllm $(ARGS)
+
+test-schema: install ## ask a gateway all that its OpenAPI document says, for a minute
+	$(BIN)/python -m tests.openapi $(ARGS)
 
 check: install ## all that a commit must pass
 	$(BIN)/ruff format --check .

@@ -15,14 +15,14 @@ from app.catalog import PICO
 from routers import body
 from routers.deps import admin_of, front_of
 from routers.edge import json_response
-from routers.schema import has_body
+from routers.schema import gives, has_body, has_changes
 from routers.usage import report
 
 router = APIRouter(prefix="/admin", tags=["administration"])
 _KEPT_BY_NOBODY = {"Cache-Control": "no-store"}
 
 
-@router.get("/keys")
+@router.get("/keys", openapi_extra=gives("Keys"))
 async def keys(request: Request) -> Response:
     """Every key that there is or was, with its limits and where it stands."""
     accounts, _ = await admin_of(request)
@@ -30,7 +30,7 @@ async def keys(request: Request) -> Response:
     return json_response({"object": "list", "data": [shown(one) for one in held]})
 
 
-@router.get("/servers")
+@router.get("/servers", openapi_extra=gives("Servers"))
 async def servers(request: Request) -> Response:
     """Every server behind the gateway, how it does, and why it is not used where it is not."""
     await admin_of(request)
@@ -48,7 +48,7 @@ async def servers(request: Request) -> Response:
     return json_response({"object": "list", "data": listed})
 
 
-@router.post("/keys", status_code=201, openapi_extra=has_body(KeySpec))
+@router.post("/keys", status_code=201, openapi_extra=has_body(KeySpec) | gives("Key", status=201))
 async def create(request: Request) -> Response:
     """A new key. Its token is in this answer and nowhere else, ever."""
     accounts, _ = await admin_of(request)
@@ -58,13 +58,13 @@ async def create(request: Request) -> Response:
     return json_response(content, 201, _KEPT_BY_NOBODY)
 
 
-@router.get("/keys/{id}")
+@router.get("/keys/{id}", openapi_extra=gives("Key"))
 async def key(request: Request, id: str) -> Response:
     accounts, _ = await admin_of(request)
     return json_response(shown(await accounts.keyring.show(id)))
 
 
-@router.patch("/keys/{id}", openapi_extra=has_body(KeySpec))
+@router.patch("/keys/{id}", openapi_extra=has_changes(KeySpec) | gives("Key"))
 async def change(request: Request, id: str) -> Response:
     """Set some of a key's fields; null takes a limit away."""
     accounts, _ = await admin_of(request)
@@ -72,7 +72,7 @@ async def change(request: Request, id: str) -> Response:
     return json_response(shown(await accounts.keyring.change(id, changes)))
 
 
-@router.post("/keys/{id}/rotate")
+@router.post("/keys/{id}/rotate", openapi_extra=gives("Key"))
 async def rotate(request: Request, id: str, grace_s: float = 0.0) -> Response:
     """A new token for the same key; the old one opens the door for `grace_s` more."""
     accounts, _ = await admin_of(request)
@@ -81,7 +81,7 @@ async def rotate(request: Request, id: str, grace_s: float = 0.0) -> Response:
     return json_response(content, headers=_KEPT_BY_NOBODY)
 
 
-@router.delete("/keys/{id}")
+@router.delete("/keys/{id}", openapi_extra=gives("Key"))
 async def revoke(request: Request, id: str) -> Response:
     """The key opens no door any more; what it spent stays known."""
     accounts, _ = await admin_of(request)
@@ -89,7 +89,7 @@ async def revoke(request: Request, id: str) -> Response:
     return json_response(shown(await accounts.keyring.show(id)))
 
 
-@router.get("/usage")
+@router.get("/usage", openapi_extra=gives("UsageReport", "text/csv"))
 async def usage(
     request: Request,
     by: str = "day,key",

@@ -10,7 +10,7 @@ from routers.wire import ChatRequest
 router = APIRouter(tags=["generation"])
 
 
-@router.post("/v1/chat/completions", openapi_extra=takes(ChatRequest))
+@router.post("/v1/chat/completions", openapi_extra=takes(ChatRequest, "ChatCompletion"))
 async def chat(request: Request) -> Response:
     """The next message of a chat, as OpenAI answers it."""
     return await respond(request, ChatRequest, ChatScribe)

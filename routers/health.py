@@ -8,24 +8,25 @@ from fastapi import APIRouter, Request, Response
 
 from routers.deps import Front, front_of
 from routers.edge import json_response
+from routers.schema import gives, unready
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/health/live")
+@router.get("/health/live", openapi_extra=gives("Live"))
 async def live() -> Response:
     """200 as long as the process answers at all."""
     return json_response({"status": "live"})
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", openapi_extra=unready("Ready"))
 async def ready(request: Request) -> Response:
     """200 when requests can be answered: the models are loaded and one at least is healthy."""
     status = _status(front_of(request))
     return json_response({"status": status}, 200 if status == "ready" else 503)
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=unready("Health"))
 async def health(request: Request) -> Response:
     """As ready, with what each model does, and whether the ledger answers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from app.telemetry import CONTENT_TYPE
 from routers.deps import front_of
@@ -10,7 +11,7 @@ from routers.deps import front_of
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     front = front_of(request)
     return Response(front.telemetry.scrape(front.loads()), media_type=CONTENT_TYPE)

@@ -12,11 +12,12 @@ from app.catalog import PICO, ModelCard, Preset, Price
 from app.errors import UnknownModel
 from routers.deps import Front, account_of, front_of
 from routers.edge import json_response
+from routers.schema import gives
 
 router = APIRouter(tags=["fleet"])
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", openapi_extra=gives("Models"))
 async def models(request: Request) -> Response:
     front, account = front_of(request), await account_of(request)
     cards, presets = front.catalog.models.values(), front.catalog.presets.values()
@@ -25,7 +26,7 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": listed})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", openapi_extra=gives("Model"))
 async def model(request: Request, name: str) -> Response:
     """One of them, by its name or alias. Raises UnknownModel."""
     front, account = front_of(request), await account_of(request)

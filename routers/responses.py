@@ -24,11 +24,13 @@ from routers.deps import account_of, front_of, visit_of
 from routers.edge import error_body, json_response
 from routers.responses_scribe import PREFIX, ResponseScribe
 from routers.responses_wire import Conversation, Item, ResponsesRequest
-from routers.schema import takes
+from routers.schema import gives, queries, takes
+from routers.shapes import one_of
 from routers.wire import ChatRequest, understand
 
 router = APIRouter(tags=["generation"])
 log = logging.getLogger(__name__)
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
 # An output item's id names its response, and its place there.
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
 # A chat's fields, as the client of a response knows them.
@@ -66,7 +68,7 @@ class Shelf:
             return False
 
 
-@router.post("/v1/responses", openapi_extra=takes(ResponsesRequest))
+@router.post("/v1/responses", openapi_extra=takes(ResponsesRequest, "Response"))
 async def create(request: Request) -> Response:
     """The model's response to an input, as OpenAI answers it."""
     visit_of(request).worded = _worded
@@ -99,7 +101,7 @@ async def create(request: Request) -> Response:
     return await deliver(request, answer, writer, stream=asked.stream)
 
 
-@router.get("/v1/responses/{id}")
+@router.get("/v1/responses/{id}", openapi_extra=gives("Response"))
 async def retrieve(request: Request, id: str) -> Response:
     """A response that was kept. Raises UnknownResponse."""
     if request.query_params.get("stream") == "true":
@@ -108,7 +110,7 @@ async def retrieve(request: Request, id: str) -> Response:
     return json_response((await shelf.found(id, "response_id")).content["response"])
 
 
-@router.delete("/v1/responses/{id}")
+@router.delete("/v1/responses/{id}", openapi_extra=gives("Deleted"))
 async def delete(request: Request, id: str) -> Response:
     """Keep it no longer. Raises UnknownResponse."""
     shelf = await _shelf_of(request)
@@ -117,7 +119,7 @@ async def delete(request: Request, id: str) -> Response:
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
-@router.post("/v1/responses/{id}/cancel")
+@router.post("/v1/responses/{id}/cancel", openapi_extra=gives("Response"))
 async def cancel(request: Request, id: str) -> Response:
     """End one that is streamed now; what it has become. Raises UnknownResponse."""
     shelf = await _shelf_of(request)
@@ -128,7 +130,11 @@ async def cancel(request: Request, id: str) -> Response:
     return json_response(stored.content["response"])
 
 
-@router.get("/v1/responses/{id}/input_items")
+@router.get(
+    "/v1/responses/{id}/input_items",
+    openapi_extra=gives("Items")
+    | queries(order=one_of("asc", "desc"), limit=_LIMIT, after={"type": "string"}),
+)
 async def input_items(request: Request, id: str) -> Response:
     """What it answered, those before it included, newest first. Raises UnknownResponse."""
     shelf = await _shelf_of(request)

@@ -16,12 +16,13 @@ from app.errors import BadRequest, Forbidden
 from app.storage.records import UsageRow
 from routers.deps import account_of, front_of
 from routers.edge import json_response
+from routers.schema import gives
 
 router = APIRouter(tags=["accounts"])
 _OWN = ("day", "model", "policy", "tenant")
 
 
-@router.get("/v1/usage")
+@router.get("/v1/usage", openapi_extra=gives("UsageReport", "text/csv"))
 async def usage(
     request: Request,
     by: str = "day,model,policy",

@@ -17,14 +17,14 @@ from app.settings import Settings
 
 @contextmanager
 def running(app: FastAPI, settings: Settings) -> Iterator[Any]:
-    """The server, with its `port`; its loop runs in a thread."""
+    """The server, with its `port` and the `loop` that it runs on, in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
     server: Any = Server(app, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         wait_for(lambda: server.started)
-        server.port = listening.getsockname()[1]
+        server.port, server.loop = listening.getsockname()[1], server._loop
         yield server
     finally:
         server.should_exit = True

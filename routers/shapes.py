@@ -1,0 +1,164 @@
+"""The shapes of answers, as JSON Schema, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TEXT = {"type": "string"}
+COUNT = {"type": "integer", "minimum": 0}
+NUMBER = {"type": "number"}
+AMOUNT = {"type": "number", "minimum": 0, "description": "USD"}
+FLAG = {"type": "boolean"}
+OBJECT = {"type": "object"}
+
+
+def shape(optional: dict[str, Any] | None = None, **required: Any) -> dict[str, Any]:
+    """An object with these members; it may have others."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+    }
+
+
+def items(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": schema}
+
+
+def table(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object with members of any name."""
+    return {"type": "object", "additionalProperties": schema}
+
+
+def maybe(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def one_of(*words: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(words)}
+
+
+def listed(name: str, optional: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return shape(optional, object=one_of("list"), data=items(ref(name)), **more)
+
+
+def ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_FINISH = {
+    "finish_reason": maybe(TEXT),
+    "finish_details": shape(reason=one_of("budget", "deadline")),
+    "logprobs": maybe(OBJECT),
+    "stop_reason": maybe({"type": ["integer", "string"]}),
+}
+_COUNTS = {
+    "requests": COUNT,
+    "prompt_tokens": COUNT,
+    "cached_tokens": COUNT,
+    "completion_tokens": COUNT,
+    "cost": AMOUNT,
+}
+_PRICE = dict.fromkeys(("input", "cached_input", "output", "drafted", "predicted"), AMOUNT)
+
+
+def _answer(kind: str, **choice: Any) -> dict[str, Any]:
+    """An answer of OpenAI's, with what it cost and who wrote it."""
+    return shape(
+        id=TEXT,
+        object=one_of(kind),
+        created=COUNT,
+        model=TEXT,
+        choices=items(shape(_FINISH, index=COUNT, **choice)),
+        usage=ref("Usage"),
+        farthing=ref("Summary"),
+    )
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "Error": shape(
+        error=shape(message=TEXT, type=TEXT, param=maybe(TEXT), code=maybe(TEXT)),
+    ),
+    "Usage": shape(
+        {"prompt_tokens_details": maybe(OBJECT)},
+        prompt_tokens=COUNT,
+        completion_tokens=COUNT,
+        total_tokens=COUNT,
+        cost=AMOUNT,
+        cost_details=shape(
+            models=table(shape(prompt_tokens=COUNT, completion_tokens=COUNT, cost=AMOUNT)),
+            currency=one_of("USD"),
+            price_version=TEXT,
+        ),
+    ),
+    "Summary": shape(
+        {
+            "entropy": one_of("exact", "bounds"),
+            "plain": FLAG,
+            "repaired": FLAG,
+            "failover": OBJECT,
+            "switches": items(OBJECT),
+        },
+        policy=TEXT,
+        fidelity=one_of("exact", "approximate"),
+        models=table(COUNT),
+    ),
+    "ChatCompletion": _answer(
+        "chat.completion",
+        message=shape({"content": maybe(TEXT)}, role=one_of("assistant")),
+    ),
+    "Completion": _answer("text_completion", text=TEXT),
+    "Response": shape(
+        {"usage": maybe(OBJECT), "error": maybe(OBJECT), "farthing": ref("Summary")},
+        id=TEXT,
+        object=one_of("response"),
+        created_at=NUMBER,
+        status=one_of("in_progress", "completed", "incomplete", "failed", "cancelled"),
+        model=TEXT,
+        output=items(OBJECT),
+    ),
+    "Items": shape(
+        object=one_of("list"),
+        data=items(OBJECT),
+        first_id=maybe(TEXT),
+        last_id=maybe(TEXT),
+        has_more=FLAG,
+    ),
+    "Deleted": shape(id=TEXT, object=one_of("response"), deleted=FLAG),
+    "Model": shape(
+        id=TEXT,
+        object=one_of("model"),
+        created=COUNT,
+        owned_by=TEXT,
+        farthing=shape(
+            {"price": shape(currency=one_of("USD"), per=TEXT, **_PRICE), "aliases": items(TEXT)},
+            kind=one_of("model", "preset"),
+        ),
+    ),
+    "Models": listed("Model"),
+    "Spending": shape(dict.fromkeys(("day", "model", "policy", "tenant", "key"), TEXT), **_COUNTS),
+    "UsageReport": listed("Spending", total=ref("Spending")),
+    "Key": shape(
+        {"token": TEXT},
+        id=TEXT,
+        object=one_of("key"),
+        name=TEXT,
+        created=TEXT,
+        revoked=maybe(TEXT),
+        spent_usd=table(AMOUNT),
+        held_usd=AMOUNT,
+        running=COUNT,
+    ),
+    "Keys": listed("Key"),
+    "Server": shape(
+        model=TEXT, url=TEXT, state=TEXT, reason=maybe(TEXT), running=COUNT, waiting=COUNT
+    ),
+    "Servers": listed("Server"),
+    "Live": shape(status=one_of("live")),
+    "Ready": shape(status=one_of("ready", "loading", "unhealthy", "ending")),
+    "Health": shape(
+        {"ledger": shape(status=one_of("up", "away"), unsettled=COUNT)},
+        status=one_of("ready", "loading", "unhealthy", "ending"),
+        models=table(shape({"servers": table(COUNT)}, healthy=FLAG, running=COUNT, waiting=COUNT)),
+    ),
+}

@@ -1,0 +1,62 @@
+"""What schemathesis asks, brought nearer to what a client would: half of it should be answered."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+import schemathesis
+
+MODELS = ("small", "large", "economy")
+QUESTION = "why is the sky blue"
+SAID: dict[str, Any] = {
+    "messages": [{"role": "user", "content": QUESTION}],
+    "prompt": QUESTION,
+    "input": QUESTION,
+}
+OPTIONAL = ("X-Policy", "X-Budget-Latency-Ms", "X-Budget-Usd")
+OURS = os.environ.get("KEY_ID", "")  # the key that it comes with must go on to open doors
+
+
+def chance(seed: object, one_in: int) -> bool:
+    """The same for the same input, so that failures can be shrunk."""
+    return zlib.crc32(repr(seed).encode()) % one_in == 0
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Three of four have a model that there is, something to answer, and a few fields beside."""
+    if not isinstance(body, dict) or "model" not in body or chance(body, 4):
+        return body
+    document = context.operation.schema.raw_schema
+    content = context.operation.definition.raw["requestBody"]["content"]["application/json"]
+    shape = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+    kept = {
+        name: whole(value)
+        for name, value in body.items()
+        if name in shape["required"] or (name in shape["properties"] and chance((name, body), 4))
+    }
+    kept["model"] = MODELS[zlib.crc32(repr(body).encode()) % len(MODELS)]
+    return kept | {name: said for name, said in SAID.items() if name in kept}
+
+
+def whole(value: Any) -> Any:
+    """JSON Schema takes 3.0 for an integer; we, and OpenAI, do not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@schemathesis.hook
+def map_headers(context: Any, headers: Any) -> Any:
+    if headers is not None:
+        for name in OPTIONAL:
+            if name in headers and not chance((headers, name), 4):
+                del headers[name]
+    return headers
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: Any) -> Any:
+    if path_parameters and path_parameters.get("id") == OURS:
+        path_parameters["id"] = "0" * 12
+    return path_parameters
