@@ -224,9 +224,12 @@ def _plain(message: Message, where: str) -> dict[str, str]:
         raise EngineUnsupported("this engine does not do tools", param=f"{where}.role")
     if role not in _ROLES:
         raise BadRequest(f"role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
+    content = message.get("content")
+    if content is None and role == "assistant":
+        content = message.get("refusal") or ""  # a client that sends an answer back sends nulls too
     # OpenAI's newer name for the same thing; templates of open models know the older one.
     role = "system" if role == "developer" else str(role)
-    return {"role": role, "content": _text(message.get("content"), f"{where}.content")}
+    return {"role": role, "content": _text(content, f"{where}.content")}
 
 
 def _text(content: object, where: str) -> str:

@@ -141,6 +141,22 @@ def test_a_developer_is_the_system(small: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"content": None, "refusal": None}, ""),
+        ({"content": "Yes.", "refusal": None, "tool_calls": None, "annotations": []}, "Yes."),
+        ({}, ""),
+    ],
+)
+def test_an_answer_comes_back_as_it_was_sent(
+    small: Tokenizer, message: dict[str, Any], text: str
+) -> None:
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", **message}]
+    assert small.render(chat) == f"<s>[user]x\n[assistant]{text}\n[assistant]"
+
+
+@pytest.mark.parametrize(
     ("message", "param", "kind"),
     [
         ({"role": "user"}, "messages[1].content", BadRequest),
