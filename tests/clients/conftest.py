@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 ROOT = Path(__file__).parents[2]
 FARTHING = Path(os.environ.get("FARTHING_TEST_COMMAND") or ROOT / ".venv" / "bin" / "farthing")
@@ -83,6 +84,12 @@ def ready(process: subprocess.Popen[bytes], log: Path) -> Gateway:
 def key(gateway: Gateway) -> str:
     """Of a client: with a limit, far away, so that all that is asked passes the ledger."""
     return gateway.new_key("clients", usd_per_day="1", max_budget_usd="0.01")
+
+
+@pytest.fixture
+def sdk(gateway: Gateway, key: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=gateway.base, api_key=key, max_retries=0, timeout=60) as client:
+        yield client
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -92,3 +92,22 @@ export async function errors() {
   );
   assert.deepEqual(tries, [402]);
 }
+
+export async function a_response() {
+  const asked = { model: MODEL, input: "Why is the sky blue?", max_output_tokens: 16, temperature: 0 };
+  const whole = await sdk.responses.create(asked);
+  assert.equal(whole.status, "incomplete");
+  assert.equal(whole.usage.output_tokens, 16);
+  let text = "";
+  const stream = sdk.responses.stream(asked);
+  stream.on("response.output_text.delta", (event) => (text += event.delta));
+  const final = await stream.finalResponse();
+  assert.equal(text, whole.output_text);
+  assert.equal(final.output_text, whole.output_text);
+  const then = await sdk.responses.create({
+    ...asked,
+    input: "And at night?",
+    previous_response_id: whole.id,
+  });
+  assert.ok(then.usage.input_tokens > whole.usage.input_tokens + 16);
+}

@@ -18,12 +18,6 @@ from tests.clients.conftest import MODEL, Gateway, until
 ASKED: list[Any] = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
-@pytest.fixture
-def sdk(gateway: Gateway, key: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=gateway.base, api_key=key, max_retries=0, timeout=60) as client:
-        yield client
-
-
 def ask(sdk: OpenAI, **more: Any) -> Any:
     body = {"model": MODEL, "messages": ASKED, "max_tokens": 8, "temperature": 0}
     return sdk.chat.completions.create(**{**body, **more})

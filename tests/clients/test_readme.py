@@ -14,9 +14,16 @@ from tests.clients import javascript
 from tests.clients.conftest import ROOT, Gateway
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
-SECTION = TEXT.partition("## From your client\n")[2].partition("\n## ")[0]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
-COST = r"USD: 0\.0000\d+|USD: \d(\.\d+)?e-0?[5-9]"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BEFORE, _, AFTER = TEXT.partition("## From your client\n")
+SECTION, _, AFTER = AFTER.partition("\n## ")
+BLOCKS = BLOCK.findall(SECTION)
+ELSEWHERE = [
+    text
+    for language, text in BLOCK.findall(BEFORE) + BLOCK.findall(AFTER)
+    if "http://127.0.0.1:8080/v1" in text and language in ("python", "bash")
+]
+COST = r"\b(?:0\.0000\d+|\d(?:\.\d+)?e-0?[5-9])\b"  # of a few dozen tokens, in USD
 
 
 def blocks(language: str) -> list[str]:
@@ -58,14 +65,14 @@ def test_there_is_an_example_for_each_client() -> None:
 @pytest.mark.parametrize("example", blocks("python"), ids=["openai", "langchain"])
 def test_python(example: str, environment: dict[str, str], tmp_path: Path) -> None:
     said = output([sys.executable, "-W", "error", "-c", example], environment, tmp_path)
-    assert re.search(COST, said), said
+    assert re.search(f"USD: {COST}", said), said
 
 
 @pytest.mark.parametrize("example", blocks("javascript"), ids=["openai", "ai-sdk"])
 def test_javascript(example: str, environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "example.mjs").write_text(example)
     said = javascript.run(["example.mjs"], tmp_path, **environment)
-    assert len(re.findall(COST, said)) == 2, said
+    assert len(re.findall(f"USD: {COST}", said)) == 2, said
 
 
 def test_llm(gateway: Gateway, environment: dict[str, str], tmp_path: Path) -> None:
@@ -81,5 +88,18 @@ def test_llm(gateway: Gateway, environment: dict[str, str], tmp_path: Path) -> N
 def test_curl(environment: dict[str, str], tmp_path: Path) -> None:
     said = output(["bash", "-euc", blocks("bash")[2]], environment, tmp_path)
     assert re.search(r"^x-farthing-policy: economy\r?$", said, re.MULTILINE), said
-    assert re.search(r'"cost": ?(\d+e-0?[5-9]|\d\.\d+e-0?[5-9]|0\.0000\d+)', said), said
+    assert re.search(f'"cost":{COST}', said), said
     assert said.rstrip().endswith("data: [DONE]")
+
+
+@pytest.mark.parametrize("example", ELSEWHERE)
+def test_elsewhere(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Those of other sections, which need no key: here they are given one."""
+    here = example.replace("http://127.0.0.1:8080/v1", environment["OPENAI_BASE_URL"])
+    if "import" in here:
+        here = here.replace('api_key="unused"', "")
+        said = output([sys.executable, "-W", "error", "-c", here], environment, tmp_path)
+    else:
+        here = here.replace("curl ", 'curl --fail -H "Authorization: Bearer $OPENAI_API_KEY" ', 1)
+        said = output(["bash", "-euc", here], environment, tmp_path)
+    assert re.search(COST, said), said
