@@ -25,6 +25,7 @@ from routers import (
     deps,
     edge,
     health,
+    messages,
     metrics,
     models,
     responses,
@@ -66,7 +67,7 @@ def create_app(
     deps.install(app, front)
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
-    for room in (chat, completions, responses, models, usage, admin, health, metrics):
+    for room in (chat, completions, responses, messages, models, usage, admin, health, metrics):
         app.include_router(room.router)
     return app
 

@@ -79,8 +79,7 @@ class Gateway:
         policy or options that cannot be. A plain function: raised inside the stream, a refusal
         might come after status 200 has gone out.
         """
-        plan = self.plan(order)
-        self._check_allowed(order, plan, account)
+        plan = self.planned(order, account)
         prices, prices_version = self.prices
         meter = Meter(self.engine, prices)
         order = replace(order, call=replace(order.call, account=account.id))
@@ -109,14 +108,16 @@ class Gateway:
             model = self.catalog.model(model).name
         return Plan(name, chosen.fit(self.catalog, model), model or "")
 
-    def _check_allowed(self, order: Order, plan: Plan, account: Account) -> None:
-        """A preset as it is brings its own models along; else each of them must be allowed."""
+    def planned(self, order: Order, account: Account) -> Plan:
+        """The plan, refused as `answer` says; a preset as it is brings its own models along."""
+        plan = self.plan(order)
         changed = plan.model or order.options or order.policy not in (None, order.call.model)
         if not changed and account.allows(order.call.model):
-            return
+            return plan
         for model in plan.policy.worst_case(plan.model, 0, 0):
             if not any(map(account.allows, (model, *self.catalog.model(model).aliases))):
                 raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+        return plan
 
     def _ranked(self, order: Order, plan: Plan) -> Order:
         """With what it takes to tell the best of several choices."""

@@ -101,6 +101,14 @@ def check(shape: type[T], document: Mapping[str, Any]) -> T:
     raise BadRequest(f"{param}: {said[0]}{''.join(rest)}", param=param)
 
 
+def string(document: Mapping[str, Any], key: str, param: str) -> str:
+    """This member of the object that stands at `param`. Raises BadRequest naming it."""
+    value = document.get(key)
+    if not isinstance(value, str):
+        raise BadRequest(f"{param}.{key}: must be a string", param=f"{param}.{key}")
+    return value
+
+
 def _path(document: Any, error: ErrorDetails) -> list[str]:
     """Where the error is in the document; pydantic's location names the shapes it tried too."""
     path: list[str] = []

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.types import Receive
@@ -14,17 +14,16 @@ from starlette.types import Receive
 from app.accounts.accounts import Accounts
 from app.budget import ENDED, Account
 from app.catalog import Catalog
-from app.errors import EngineUnavailable, FarthingError
+from app.errors import EngineUnavailable
 from app.gateway import Gateway
 from app.storage.records import KeyRow
 from app.telemetry import NONE, Telemetry
 from app.types import Load
 from routers.bounds import Bounds
 from routers.doors import Door
+from routers.wordings import Wording, openai
 
 T = TypeVar("T")
-Worded: TypeAlias = Callable[[FarthingError], dict[str, Any]]
-"""How an error is put in the body of an answer."""
 
 
 class ClientGone(Exception):
@@ -120,9 +119,9 @@ class Visit:
 
     request_id: str  # the client's, or ours
     arrived: float  # time.monotonic()
+    worded: Wording = openai
     policy: str = NONE  # who answered it, for the metrics
     account: Account | None = None  # who pays, once that is known
-    worded: Worded | None = None  # None: as OpenAI does
 
 
 def install(app: FastAPI, front: Front) -> None:

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +22,8 @@ from app.budget import Rate
 from app.errors import BadRequest, FarthingError, HeadersTooLarge, InvalidKey, TooSlow
 from app.telemetry import OTHER, Telemetry
 from routers.bounds import Bounds
-from routers.deps import ClientGone, Visit, Worded
+from routers.deps import ClientGone, Visit
+from routers.wordings import Wording, openai, wording
 
 _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 _CLIENT_GONE = 499  # nginx's number, for the metrics only
@@ -47,7 +47,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit(_request_id(scope), time.monotonic())
+        visit = Visit(_request_id(scope), time.monotonic(), wording(scope["path"]))
         scope.setdefault("state", {})["visit"] = visit
         scope["root_path"] = self.prefix
         # What only we say of an answer cannot come from a client.
@@ -67,7 +67,7 @@ class Edge:
             with self.telemetry.in_flight():
                 await self.app(scope, receive, tagged)
         except HeadersTooLarge as error:
-            await refusal(error)(scope, receive, tagged)
+            await refusal(error, visit.worded)(scope, receive, tagged)
         except (ClientGone, ClientDisconnect):
             pass
         except Exception:  # the process edge: whatever a bug raises is a 500
@@ -104,17 +104,6 @@ def install(
     app.add_exception_handler(RequestValidationError, _on_invalid)
 
 
-def error_body(error: FarthingError) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
 def json_response(
     content: object, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
@@ -131,7 +120,7 @@ def rate_headers(rates: Sequence[Rate]) -> dict[str, str]:
     return headers
 
 
-def refusal(error: FarthingError, worded: Worded | None = None) -> Response:
+def refusal(error: FarthingError, worded: Wording = openai) -> Response:
     """The answer that tells a client of this error, and whether to try again."""
     headers: dict[str, str] = {}
     if error.retry is not None:
@@ -142,7 +131,7 @@ def refusal(error: FarthingError, worded: Worded | None = None) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooSlow):
         headers["Connection"] = "close"  # the rest of it is not waited for
-    return json_response((worded or error_body)(error), error.status, headers)
+    return json_response(worded(error), error.status, headers)
 
 
 async def _on_ours(request: Request, error: Exception) -> Response:
@@ -161,7 +150,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path[:200]}"
     ours = BadRequest(f"{HTTPStatus(error.status_code).phrase}: {what}")
-    response = json_response(error_body(ours), error.status_code)
+    visit: Visit = request.state.visit
+    response = json_response(visit.worded(ours), error.status_code)
     response.headers.update(error.headers or {})
     return response
 

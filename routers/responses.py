@@ -21,12 +21,13 @@ from routers import body
 from routers.answering import begin, deliver
 from routers.bounds import Bounds
 from routers.deps import account_of, front_of, visit_of
-from routers.edge import error_body, json_response
+from routers.edge import json_response
 from routers.responses_scribe import PREFIX, ResponseScribe
 from routers.responses_wire import Conversation, Item, ResponsesRequest
 from routers.schema import gives, queries, takes
 from routers.shapes import one_of
 from routers.wire import ChatRequest, understand
+from routers.wordings import openai
 
 router = APIRouter(tags=["generation"])
 log = logging.getLogger(__name__)
@@ -248,11 +249,10 @@ def _nothing_kept(param: str) -> BadRequest:
 
 def _worded(error: FarthingError) -> dict[str, Any]:
     """OpenAI's error, under the names that the client of a response knows."""
-    told = error_body(error)
-    name, dot, rest = (error.param or "").partition(".")
+    told = openai(error)
+    name = (error.param or "").partition(".")[0]
     if name in _FIELDS:
-        told["error"]["param"] = _FIELDS[name] + (dot + rest if name == "messages" else "")
-        told["error"]["message"] = re.sub(
-            rf"^{name}\b", _FIELDS[name], told["error"]["message"], count=1
-        )
+        # Without what follows: items and messages do not count alike.
+        message = error.message.removeprefix(error.param or "")
+        told["error"] |= {"param": _FIELDS[name], "message": f"{_FIELDS[name]}{message}"}
     return told

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import BadRequest
+from routers.body import string
 from routers.terms import BudgetField
 from routers.wire import Count
 
@@ -169,13 +170,13 @@ class Conversation:
     def _call(self, item: Item, param: str) -> None:
         if not self._is_open():
             self._messages.append({"role": "assistant", "content": None})
-        function = {key: _string(item, key, param) for key in ("name", "arguments")}
-        call = {"id": _string(item, "call_id", param), "type": "function", "function": function}
+        function = {key: string(item, key, param) for key in ("name", "arguments")}
+        call = {"id": string(item, "call_id", param), "type": "function", "function": function}
         self._messages[-1].setdefault("tool_calls", []).append(call)
 
     def _output(self, item: Item, param: str) -> None:
         content = _content(item.get("output"), f"{param}.output")
-        id = _string(item, "call_id", param)
+        id = string(item, "call_id", param)
         self._messages.append({"role": "tool", "tool_call_id": id, "content": content})
 
     def _reasoning(self, item: Item, param: str) -> None:
@@ -213,11 +214,11 @@ def _content(content: Any, param: str, *, plain: bool = False) -> str | list[Ite
 def _part(part: Mapping[str, Any], param: str) -> Item:
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text"):
-        return {"type": "text", "text": _string(part, "text", param)}
+        return {"type": "text", "text": string(part, "text", param)}
     if kind == "refusal":
-        return {"type": "text", "text": _string(part, "refusal", param)}
+        return {"type": "text", "text": string(part, "refusal", param)}
     if kind == "input_image":
-        image = {"url": _string(part, "image_url", param)}
+        image = {"url": string(part, "image_url", param)}
         if isinstance(part.get("detail"), str):
             image["detail"] = part["detail"]
         return {"type": "image_url", "image_url": image}
@@ -234,7 +235,7 @@ def _tool(tool: Mapping[str, Any], param: str) -> Item:
     if tool.get("type") != "function":
         where, kind = f"{param}.type", str(tool.get("type"))[:64]
         raise BadRequest(f"{where}: {kind!r} is not served here, only functions are", param=where)
-    _string(tool, "name", param)
+    string(tool, "name", param)
     fields = ("name", "description", "parameters", "strict")
     function = {key: tool[key] for key in fields if tool.get(key) is not None}
     return {"type": "function", "function": function}
@@ -254,7 +255,7 @@ def _text(text: TextConfig) -> Item:
     form = text.format or {"type": "text"}
     kind = form.get("type")
     if kind == "json_schema":
-        _string(form, "name", "text.format")
+        string(form, "name", "text.format")
         chat["response_format"] = {
             "type": kind,
             "json_schema": {key: value for key, value in form.items() if key != "type"},
@@ -265,13 +266,6 @@ def _text(text: TextConfig) -> Item:
         where = "text.format.type"
         raise BadRequest(f"{where}: must be text, json_object or json_schema", param=where)
     return chat
-
-
-def _string(item: Mapping[str, Any], key: str, param: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        raise BadRequest(f"{param}.{key}: must be a string", param=f"{param}.{key}")
-    return value
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:

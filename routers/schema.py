@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from routers.doors import KEY
 from routers.shapes import ANSWERS, one_of
 from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, TTFT, USD
+from routers.wordings import anthropic, wording
 
 EVENTS = "text/event-stream"
 _REF = "#/components/schemas/{model}"
@@ -153,7 +154,8 @@ def _complete(document: dict[str, Any]) -> None:
             "key": {"type": "apiKey", "in": "header", "name": KEY},
         },
     }
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
+        error = "MessagesError" if wording(path) is anthropic else "Error"
         for operation in operations.values():
             tag = operation["tags"][0]
             # Where no key has been made none is needed.
@@ -161,7 +163,7 @@ def _complete(document: dict[str, Any]) -> None:
             # FastAPI's own word for a parameter that cannot be; ours is 400.
             operation["responses"].pop("422", None)
             for status in _statuses(operation, tag):
-                operation["responses"][str(status)] = _refusal(status)
+                operation["responses"][str(status)] = _refusal(status, error)
             for status, response in operation["responses"].items():
                 response["headers"] = dict(_told(int(status), tag))
 
@@ -172,8 +174,8 @@ def _statuses(operation: dict[str, Any], tag: str) -> list[int]:
     return sorted(found - {int(status) for status in operation["responses"]})
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    return {"description": _REFUSALS[status], "content": {"application/json": _ref("Error")}}
+def _refusal(status: int, error: str) -> dict[str, Any]:
+    return {"description": _REFUSALS[status], "content": {"application/json": _ref(error)}}
 
 
 def _told(status: int, tag: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,8 +15,8 @@ from app.gateway import Answer
 from app.types import Candidate, Chunk, Token
 from routers import relayed
 from routers.costs import cost, summary, switch
-from routers.edge import error_body
 from routers.wire import Asked
+from routers.wordings import openai
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LOWEST = -9999.0  # what OpenAI and vLLM write for a logprob that JSON has no number for
@@ -136,7 +136,7 @@ class Scribe(ABC):
 
     async def broken(self, error: FarthingError) -> str:
         """The last events of a stream that ends with this error."""
-        return event(error_body(error)) + DONE
+        return event(openai(error)) + DONE
 
     async def whole(self, finish: Chunk) -> dict[str, Any]:
         """The body of what was gathered."""

@@ -29,13 +29,14 @@ async def test_every_status_of_ours_stands_somewhere_and_422_nowhere(document):
     assert declared - {200, 201} == statuses(FarthingError)
 
 
-async def test_every_refusal_has_openai_s_shape_and_every_answer_a_shape(document):
+async def test_every_refusal_has_its_client_s_shape_and_every_answer_a_shape(document):
     for method, path, operation in operations(document):
         for status, response in operation["responses"].items():
             content = response["content"]
             where = (method, path, status)
             if int(status) >= 400 and path != "/health" and path != "/health/ready":
-                error = {"$ref": "#/components/schemas/Error"}
+                name = "MessagesError" if path.startswith("/v1/messages") else "Error"
+                error = {"$ref": f"#/components/schemas/{name}"}
                 assert content == {"application/json": {"schema": error}}, where
             else:
                 assert all(kind["schema"] for kind in content.values()), where
