@@ -28,6 +28,7 @@ SERVER = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails wit
 PROCESSOR = "app.vllm_plugins.entropy:EntropyProcessor"
 MIDDLEWARE = "app.vllm_plugins.report.EntropyReport"
 OWN_VENV = Path(".venv-vllm/bin/python")  # where `make install-vllm` puts vLLM
+CPUINFO = Path("/proc/cpuinfo")
 SUPPORTED = "0.32."
 
 HELP = """\
@@ -36,7 +37,8 @@ flags of vLLM's come after `--` and win over ours. Ours, beside those that are n
   --enable-prefix-caching --shutdown-timeout 10, and on a CPU
   --block-size 32 (with vLLM's 128 no shorter prompt is ever found in the prefix cache) and
   --enforce-eager (starts in half the time; --no-enforce-eager compiles the model) and, where
-  MODEL is a folder with float32 weights, --dtype float32 (vLLM would make them bfloat16).
+  MODEL is a folder with float32 weights, --dtype float32 (vLLM would make them bfloat16; with
+  int8 weights on a CPU with AMX it knows no other).
 The model's own generation_config.json counts: it names the tokens that end an answer.
 Environment, unless it is set: VLLM_CPU_KVCACHE_SPACE=2 (GiB), VLLM_NO_USAGE_STATS=1."""
 
@@ -163,7 +165,7 @@ def plan(
     command += ["--max-logprobs", str(options.max_logprobs), "--shutdown-timeout", "10"]
     if on_cpu:
         command += ["--block-size", "32", "--enforce-eager"]
-        if _is_float32(options.model):
+        if _stays_float32(options.model):
             command += ["--dtype", "float32"]
     ours = {"PYTHONSAFEPATH": "1"}  # -P, for the processes that vLLM starts
     ours |= _defaults(options, environment, on_cpu)
@@ -182,12 +184,23 @@ def plan(
     return Start(command + list(further), ours, notes)
 
 
-def _is_float32(model: str) -> bool:
-    """Whether this is a folder of weights in float32."""
+def _stays_float32(model: str) -> bool:
+    """Whether this is a folder of weights in float32, and vLLM computes with them in it."""
     try:
         config = json.loads(Path(model, "config.json").read_text("utf-8"))
-        return "float32" in (config.get("dtype"), config.get("torch_dtype"))
+        float32 = "float32" in (config.get("dtype"), config.get("torch_dtype"))
+        quantized = config.get("quantization_config") is not None
     except (OSError, ValueError, AttributeError):
+        return False
+    # vLLM 0.32 takes another kernel for int8 weights there, and dies of float32 in it.
+    return float32 and not (quantized and _has_tiles())
+
+
+def _has_tiles() -> bool:
+    """Whether the processor multiplies tiles (AMX)."""
+    try:
+        return "amx_tile" in CPUINFO.read_text("utf-8")
+    except OSError:
         return False
 
 

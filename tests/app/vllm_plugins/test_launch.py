@@ -149,6 +149,22 @@ def test_float32_weights_are_served_as_they_are(make: Make, config: str, dtype: 
 
 
 @pytest.mark.parametrize(
+    ("flags", "dtype"), [("avx512f amx_tile amx_int8", None), ("avx512f", "float32")]
+)
+def test_int8_weights_are_not_computed_with_in_float32_where_tiles_are(
+    make: Make, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str | None
+) -> None:
+    folder, processor = Path("models/tiny"), Path("cpuinfo")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"dtype": "float32", "quantization_config": {}}')
+    processor.write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(launch, "CPUINFO", processor)
+    assert options(plan(make())).get("--dtype") == dtype
+    (folder / "config.json").write_text('{"dtype": "float32"}')
+    assert options(plan(make())).get("--dtype") == "float32"
+
+
+@pytest.mark.parametrize(
     ("flags", "variables", "why"),
     [
         (["--speculative-config", "{}"], {}, "speculative decoding"),
