@@ -52,12 +52,14 @@ def _model(front: Front, card: ModelCard) -> dict[str, Any]:
         "aliases": list(card.aliases),
         "price": _price(card.price),
     }
+    entry = _entry(front, card.name, details)
     if front.gateway is not None:
         able = front.gateway.engine.capabilities(card.name)
         details["context"] = able.context
+        entry["max_model_len"] = able.context  # vLLM's name for it, which its clients read
         if able.kv is not None:
             details["kv_predictors"] = dict(able.kv)
-    return _entry(front, card.name, details)
+    return entry
 
 
 def _preset(front: Front, preset: Preset) -> dict[str, Any]:

@@ -39,6 +39,7 @@ async def test_models_and_presets_are_listed(client):
         },
         "context": 4096,
     }
+    assert entries["large"]["max_model_len"] == 4096
     assert entries["economy"]["farthing"] == {
         "kind": "preset",
         "policy": "entropy_switch",
