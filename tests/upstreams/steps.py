@@ -72,6 +72,7 @@ class Line:
                 await self.wait(self.pace())
                 framed = b"%x\r\n%s\r\n" % (len(step), step) if self._chunked else step
                 self._send(framed)
+                await self.writer.drain()
             # A turn of the loop for each: what is written in one call can arrive in one piece.
             await asyncio.sleep(0)
         raise AssertionError("an answer without an end")

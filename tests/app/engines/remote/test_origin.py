@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -329,3 +330,18 @@ async def test_where_it_is_goes_to_the_log_without_the_key(caplog: Any) -> None:
             await failed(origin)
     assert origin.url in caplog.text and "boom" in caplog.text
     assert KEY not in caplog.text
+
+
+async def test_what_is_sent_to_a_server_goes_out_at_once() -> None:
+    """Else a request in two writes could wait for the acknowledgement of the first, 40 ms."""
+
+    async def unfinished(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    async with served(unfinished) as origin, origin.stream("/x", {}) as response:
+        assert response.connection is not None and response.connection.transport is not None
+        line = response.connection.transport.get_extra_info("socket")
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
