@@ -299,6 +299,17 @@ def accounts(
 
 
 @bench.command()
+def overhead(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Measure what the gateway adds to a request and to a chunk, beside its upstream alone."""
+    from app.bench.overhead import run
+
+    run(quick=quick, json_file=json_file)
+
+
+@bench.command()
 def servers(
     small: Annotated[str, typer.Option(metavar="URL", help="A vLLM server.")],
     large: Annotated[str, typer.Option(metavar="URL", help="Another, with the same tokenizer.")],

@@ -1,0 +1,83 @@
+"""The processes of a benchmark: a gateway, what it asks, who asks it; and the time they take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from app.errors import ConfigError
+
+CLI = ("-c", "from app.cli import main; main()")
+"""What python is told for `farthing`, wherever that is installed."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A process that listens."""
+
+    host: str
+    port: int
+    pid: int
+
+
+@contextmanager
+def serving(
+    arguments: Sequence[str], settings: Mapping[str, str], cores: Set[int] = frozenset()
+) -> Iterator[Served]:
+    """A python process with these arguments that says on its first line at which URL it is.
+
+    `cores`: those that it may use; none: all. Raises ConfigError where it does not start.
+    """
+    process = subprocess.Popen(
+        [*_environment(settings), sys.executable, "-u", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pin(process.pid, cores)
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise ConfigError(f"a server did not start: {process.communicate()[1].strip()}")
+        url = urlsplit(line.split()[-1])
+        yield Served(url.hostname or "", url.port or 0, process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def new_key(settings: Mapping[str, str], *limits: str) -> str:
+    """The token of a new API key of the gateway with these settings. Raises ConfigError."""
+    create = [*_environment(settings), sys.executable, *CLI, "keys", "create", "bench", *limits]
+    made = subprocess.run(create, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise ConfigError(made.stderr.strip())
+    return made.stdout.strip()
+
+
+def apart() -> tuple[Set[int], Set[int]]:
+    """A core for what is measured, and those for all else; empty: they cannot be kept apart."""
+    found = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return (set(found[-1:]), set(found[:-1])) if len(found) > 1 else (set(), set())
+
+
+def pin(pid: int, cores: Set[int]) -> None:
+    """Let a process that has no threads yet run on these cores only."""
+    if cores:
+        os.sched_setaffinity(pid, cores)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used since it began, all threads; Linux only.
+
+    What /proc/PID/stat tells in hundredths of a second, by the kernel's clock of that process.
+    """
+    return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0
+
+
+def _environment(settings: Mapping[str, str]) -> list[str]:
+    return ["env", *(f"FARTHING_{name.upper()}={value}" for name, value in settings.items())]
