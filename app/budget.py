@@ -262,14 +262,15 @@ class Meter:
         self._runs.append(run)
         self._read = run.prompt
         try:
-            async with aclosing(self.engine.generate(replace(call, max_tokens=run.cap))) as stream:
-                while True:
-                    chunk = await self._next(stream)
-                    if chunk is None:
-                        break
+            if run.cap != call.max_tokens:
+                call = replace(call, max_tokens=run.cap)
+            async with aclosing(self.engine.generate(call)) as stream:
+                while (chunk := await self._next(stream)) is not None:
                     run.begun = True
-                    chunk = replace(chunk, usage=run.bounded(chunk.usage))
-                    run.usage += chunk.usage
+                    used = run.bounded(chunk.usage)
+                    if used is not chunk.usage:
+                        chunk = replace(chunk, usage=used)
+                    run.usage += used
                     run.spoke = run.spoke or chunk.usage != Usage() or bool(chunk.raw or chunk.text)
                     if chunk.finish is not None:
                         run.finished = True

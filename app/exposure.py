@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app.catalog import Price
-from app.types import Usage
+from app.types import NO_USAGE, Usage
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Run:
     choices: int = 1
     longest: int = 0  # tokens guessed for one pass, at most
     blind: bool = False  # whether it says nothing of what it writes before it has ended
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     begun: bool = False  # an engine was set to work
     spoke: bool = False  # and said something of it
     finished: bool = False
@@ -52,6 +52,8 @@ class Run:
 
     def bounded(self, news: Usage) -> Usage:
         """The news as far as they can be true: what an engine says may not break the budget."""
+        if news is NO_USAGE:
+            return news
         prompt = min(max(news.prompt, 0), self.prompt - self.usage.prompt)
         read = self.usage.prompt + prompt
         unread = read - self.usage.cached - self.usage.predicted
@@ -63,7 +65,9 @@ class Run:
             completion=written if self.cap is None else min(written, self._left),
             predicted=min(max(news.predicted, 0), unread - cached),
         )
-        return self._with_guesses(plain, news) if self.longest else plain
+        if self.longest:
+            return self._with_guesses(plain, news)
+        return news if plain == news else plain
 
     def _with_guesses(self, plain: Usage, news: Usage) -> Usage:
         """What was guessed too: no more than was reserved for the tokens whose passes it tells."""

@@ -30,6 +30,7 @@ from routers import (
     models,
     responses,
     schema,
+    shortcut,
     usage,
 )
 from routers.bounds import Bounds
@@ -65,6 +66,7 @@ def create_app(
     app.state.end_answers = front.running.end
     app.state.reload = lambda: _reload(front, serving)
     deps.install(app, front)
+    shortcut.install(app, (chat.router, completions.router))
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
     for room in (chat, completions, responses, messages, models, usage, admin, health, metrics):

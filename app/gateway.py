@@ -82,10 +82,11 @@ class Gateway:
         plan = self.planned(order, account)
         prices, prices_version = self.prices
         meter = Meter(self.engine, prices)
-        order = replace(order, call=replace(order.call, account=account.id))
+        call = replace(order.call, account=account.id)
+        order = replace(order, call=call, usd=_bound(order, account))
         if order.best_of is not None:
             order = self._ranked(order, plan)
-        return Answer(_bounded(order, account), plan, meter, prices_version, account, self.observer)
+        return Answer(order, plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
         """Which policy answers, with which options."""
@@ -154,11 +155,10 @@ class Gateway:
         return order.policy, order.policy, dict(order.options)
 
 
-def _bounded(order: Order, account: Account) -> Order:
+def _bound(order: Order, account: Account) -> int | None:
     """A request may name less than its account's ceiling, never more."""
     named = account.default if order.usd is None else order.usd
-    bounds = [usd for usd in (named, account.ceiling) if usd is not None]
-    return replace(order, usd=min(bounds, default=None))
+    return min((usd for usd in (named, account.ceiling) if usd is not None), default=None)
 
 
 class Answer:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from functools import cache
+from itertools import accumulate
+from typing import Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from app.types import Decision, Load, Usage
 
+M = TypeVar("M", Counter, Histogram)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PICO = 10**12  # money reaches us in 1e-12 USD
 OTHER = "other"
@@ -71,6 +79,37 @@ class Answered(Protocol):
     def bill(self) -> Bill: ...
 
 
+def _child(metric: M) -> Callable[..., M]:
+    """`metric.labels`, which takes a lock and makes strings each time, once for each child."""
+    return cache(metric.labels)
+
+
+class Gaps(Collector):
+    """A histogram by policy that counts several equal values at once: tokens that came together.
+
+    Observed and scraped on the event loop alone.
+    """
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = bounds
+        self._counts = defaultdict[str, list[int]](lambda: [0] * (len(bounds) + 1))
+        self._sums = defaultdict[str, float](float)
+
+    def observe(self, policy: str, seconds: float, times: int) -> None:
+        self._counts[policy][bisect_left(self._bounds, seconds)] += times
+        self._sums[policy] += seconds * times
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=["policy"])
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        for policy, counts in self._counts.items():
+            buckets = list(zip(names, accumulate(counts), strict=True))
+            family.add_metric([policy], buckets, self._sums[policy])
+        yield family
+
+
 class Telemetry:
     """Counts and times. Label values are the catalog's names, or `other`."""
 
@@ -84,53 +123,45 @@ class Telemetry:
         self._define_engines()
 
     def _define_requests(self) -> None:
-        self._requests = Counter(
+        self._requests = self._counter(
             "farthing_requests_total",
             "HTTP requests by endpoint, policy and status (499: the client left before an answer)",
             ["endpoint", "policy", "status"],
-            registry=self.registry,
         )
         self._in_flight = Gauge(
             "farthing_requests_in_flight", "HTTP requests under way", registry=self.registry
         )
-        self._duration = Histogram(
+        self._duration = self._histogram(
             "farthing_request_duration_seconds",
             "From a request's first byte to its answer's last",
             ["endpoint", "policy"],
             buckets=_DURATION,
-            registry=self.registry,
         )
-        self._first = Histogram(
+        self._first = self._histogram(
             "farthing_time_to_first_token_seconds",
             "From a request's first byte to the first token of its answer",
             ["policy"],
             buckets=_TTFT,
-            registry=self.registry,
         )
-        self._between = Histogram(
-            "farthing_inter_token_latency_seconds",
-            "Between two tokens of an answer",
-            ["policy"],
-            buckets=_ITL,
-            registry=self.registry,
+        self._between = Gaps(
+            "farthing_inter_token_latency_seconds", "Between two tokens of an answer", _ITL
         )
-        self._overhead = Histogram(
+        self.registry.register(self._between)
+        self._overhead = self._histogram(
             "farthing_overhead_seconds",
             "Our own part of an answer's time: what was not spent waiting for an engine",
             ["policy"],
             buckets=_OVERHEAD,
-            registry=self.registry,
         )
 
     def _define_money(self) -> None:
-        self._tokens = Counter(
+        self._tokens = self._counter(
             "farthing_tokens_total",
             "Tokens billed; prompt includes cached, completion includes discarded",
             ["model", "kind"],
-            registry=self.registry,
         )
         self._guesses = {
-            name: Counter(f"farthing_{name}_total", text, ["model"], registry=self.registry)
+            name: self._counter(f"farthing_{name}_total", text, ["model"])
             for name, text in {
                 "drafted_tokens": "Tokens guessed ahead for a model, and read by it",
                 "accepted_tokens": "Of these, written: they are among its completion tokens",
@@ -138,32 +169,26 @@ class Telemetry:
                 "predicted_tokens": "Prompt tokens whose keys and values were predicted",
             }.items()
         }
-        self._cost = Counter(
-            "farthing_cost_usd_total", "USD billed", ["model", "policy"], registry=self.registry
-        )
-        self._admitted = Counter(
+        self._cost = self._counter("farthing_cost_usd_total", "USD billed", ["model", "policy"])
+        self._admitted = self._counter(
             "farthing_budget_admitted_usd_total",
             "USD that answers with a budget were allowed",
             ["policy"],
-            registry=self.registry,
         )
-        self._spent = Counter(
+        self._spent = self._counter(
             "farthing_budget_spent_usd_total",
             "USD that answers with a budget cost",
             ["policy"],
-            registry=self.registry,
         )
-        self._outcomes = Counter(
+        self._outcomes = self._counter(
             "farthing_budget_outcomes_total",
             "How answers with a budget ended",
             ["policy", "outcome"],
-            registry=self.registry,
         )
-        self._switches = Counter(
+        self._switches = self._counter(
             "farthing_switches_total",
             "Hand-overs in mid-answer, by the model that took over",
             ["policy", "to"],
-            registry=self.registry,
         )
 
     def _define_engines(self) -> None:
@@ -178,6 +203,14 @@ class Telemetry:
             for name, text in gauges.items()
         }
 
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Callable[..., Counter]:
+        return _child(Counter(name, text, labels, registry=self.registry))
+
+    def _histogram(
+        self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]
+    ) -> Callable[..., Histogram]:
+        return _child(Histogram(name, text, labels, buckets=buckets, registry=self.registry))
+
     def know(self, models: Iterable[str], policies: Iterable[str]) -> None:
         """Count under these names too: those of a catalog, which may be exchanged."""
         self._models.update(models)
@@ -191,40 +224,38 @@ class Telemetry:
     def requested(self, endpoint: str, policy: str, status: int, seconds: float) -> None:
         """One HTTP request has ended; `endpoint` is a route, never a URL."""
         policy = self._policy(policy)
-        self._requests.labels(endpoint, policy, str(status)).inc()
-        self._duration.labels(endpoint, policy).observe(seconds)
+        self._requests(endpoint, policy, str(status)).inc()
+        self._duration(endpoint, policy).observe(seconds)
 
     def first_token(self, policy: str, seconds: float) -> None:
-        self._first.labels(self._policy(policy)).observe(seconds)
+        self._first(self._policy(policy)).observe(seconds)
 
     def next_tokens(self, policy: str, seconds: float, tokens: int) -> None:
         """`tokens` came together, `seconds` after those before."""
-        between = self._between.labels(self._policy(policy))
-        for _ in range(tokens):
-            between.observe(seconds / tokens)
+        self._between.observe(self._policy(policy), seconds / tokens, tokens)
 
     def answered(self, answer: Answered, outcome: str) -> None:
         """One answer has ended, well or not."""
         policy, bill = self._policy(answer.policy), answer.bill
-        self._overhead.labels(policy).observe(bill.overhead)
+        self._overhead(policy).observe(bill.overhead)
         for line in bill.lines:
             model, usage = self._model(line.model), line.usage
-            self._tokens.labels(model, "prompt").inc(usage.prompt)
-            self._tokens.labels(model, "cached").inc(usage.cached)
-            self._tokens.labels(model, "completion").inc(usage.completion)
-            self._tokens.labels(model, "discarded").inc(max(usage.completion - line.visible, 0))
-            self._guesses["drafted_tokens"].labels(model).inc(usage.drafted)
-            self._guesses["accepted_tokens"].labels(model).inc(usage.accepted)
-            self._guesses["verification_passes"].labels(model).inc(usage.passes)
-            self._guesses["predicted_tokens"].labels(model).inc(usage.predicted)
-            self._cost.labels(model, policy).inc(line.cost / PICO)
+            self._tokens(model, "prompt").inc(usage.prompt)
+            self._tokens(model, "cached").inc(usage.cached)
+            self._tokens(model, "completion").inc(usage.completion)
+            self._tokens(model, "discarded").inc(max(usage.completion - line.visible, 0))
+            self._guesses["drafted_tokens"](model).inc(usage.drafted)
+            self._guesses["accepted_tokens"](model).inc(usage.accepted)
+            self._guesses["verification_passes"](model).inc(usage.passes)
+            self._guesses["predicted_tokens"](model).inc(usage.predicted)
+            self._cost(model, policy).inc(line.cost / PICO)
         for decision in (each for each in answer.decisions if each.kind in _HAND_OVERS):
-            self._switches.labels(policy, self._model(decision.model)).inc()
+            self._switches(policy, self._model(decision.model)).inc()
         if answer.budget is not None:
-            self._outcomes.labels(policy, outcome).inc()
+            self._outcomes(policy, outcome).inc()
             if outcome != "refused":
-                self._admitted.labels(policy).inc(answer.budget / PICO)
-            self._spent.labels(policy).inc(bill.cost / PICO)
+                self._admitted(policy).inc(answer.budget / PICO)
+            self._spent(policy).inc(bill.cost / PICO)
 
     def scrape(self, loads: Mapping[str, Load]) -> bytes:
         """All of it in Prometheus' text format, with the models' loads as they are now."""

@@ -132,7 +132,7 @@ class Call:
 
     def to(self, model: str) -> Self:
         """The same call asked of another model."""
-        return replace(self, model=model)
+        return self if model == self.model else replace(self, model=model)
 
     def after(self, token_ids: tuple[int, ...]) -> Self:
         """The same call, to be continued after these further tokens of its answer."""
@@ -178,6 +178,9 @@ class Usage:
             self.passes + other.passes,
             self.predicted + other.predicted,
         )
+
+
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +246,7 @@ class Chunk:
     tokens: tuple[Token, ...] = ()
     model: str = ""
     index: int = 0  # which choice
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     finish: Finish | None = None
     reason: Literal["budget", "deadline", "cancelled"] | None = None  # why, beyond `finish`
     stopped_by: str | int | None = None  # the stop string or id; None: the model's own end

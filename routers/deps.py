@@ -52,21 +52,23 @@ class Running:
         if self.ending:
             work.close()
             raise _ending()
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_disconnected(receive))
+        task = asyncio.current_task()
+        assert task is not None
+        gone = asyncio.ensure_future(_disconnected(receive, task))
         self._tasks.add(task)
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            if task.cancelled() and self.ending:
-                raise _ending()
-            return task.result()
+            return await work
+        except asyncio.CancelledError as cancelled:
+            if self.ending:
+                task.uncancel()
+                raise _ending() from cancelled
+            if gone.done():
+                task.uncancel()
+                raise ClientGone from cancelled
+            raise
         finally:
             self._tasks.discard(task)
-            task.cancel()
             gone.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
 
 
 class Server(Protocol):
@@ -154,9 +156,11 @@ def _address(request: Request) -> str | None:
     return None if request.client is None else request.client.host
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _disconnected(receive: Receive, task: asyncio.Task[Any]) -> None:
+    """End this task when its client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 def _ending() -> EngineUnavailable:

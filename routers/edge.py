@@ -99,7 +99,7 @@ def install(
             allow_headers=("*",),
             expose_headers=("*",),
         )
-    app.add_exception_handler(FarthingError, _on_ours)
+    app.add_exception_handler(FarthingError, on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
 
@@ -134,7 +134,7 @@ def refusal(error: FarthingError, worded: Wording = openai) -> Response:
     return json_response(worded(error), error.status, headers)
 
 
-async def _on_ours(request: Request, error: Exception) -> Response:
+async def on_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, FarthingError)
     visit: Visit = request.state.visit
     if error.status >= 500:

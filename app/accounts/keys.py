@@ -51,7 +51,7 @@ def id_of(token: str) -> str | None:
 
 def digest(token: str, secret: bytes) -> bytes:
     """What is stored of a token: useless without the secret, which is not in the database."""
-    return hmac.new(secret, token.encode(), hashlib.sha256).digest()
+    return hmac.digest(secret, token.encode(), "sha256")
 
 
 def fingerprint(secret: bytes) -> str:

@@ -100,7 +100,7 @@ class Pool:
                         spoke = spoke or _shows(chunk)
                         # What says nothing binds nobody to this replica; that it came tells who
                         # pays that a server has been set to work.
-                        begun = begun or not _says_nothing(chunk)
+                        begun = spoke or begun or not _says_nothing(chunk)
                         yield chunk
                 return
             except FarthingError as error:
@@ -143,6 +143,8 @@ class Pool:
         found = [replica.backend.capabilities(self.card.name) for replica in known]
         if not found:
             return Capabilities(self.card.family, self.card.context or 0)
+        if len(found) == 1 and not (found[0].speculation or found[0].kv):
+            return found[0]  # there is nothing to agree on
         weakest = min(found, key=lambda each: _ENTROPY.index(each.entropy))
         return Capabilities(
             family=self.card.family,
@@ -183,11 +185,12 @@ class Pool:
         left = None if deadline is None else deadline - self._clock()
         if left is not None and left <= 0:
             raise self._late()
+        place = self._queue.wait(call.account, take, self._give_back, ahead=failure is not None)
         try:
+            if left is None:
+                return await place
             async with asyncio.timeout(left):
-                return await self._queue.wait(
-                    call.account, take, self._give_back, ahead=failure is not None
-                )
+                return await place
         except QueueFull:
             raise self._overloaded() from None
         except TimeoutError:
@@ -325,4 +328,4 @@ def _shows(chunk: Chunk) -> bool:
 
 
 def _says_nothing(chunk: Chunk) -> bool:
-    return replace(chunk, model="", index=0) == _NOTHING
+    return not _shows(chunk) and replace(chunk, model="", index=0) == _NOTHING

@@ -132,3 +132,15 @@ def test_what_is_under_way_is_counted_until_it_ends(telemetry):
         assert value(telemetry, "farthing_requests_in_flight") == 1
         raise ZeroDivisionError
     assert value(telemetry, "farthing_requests_in_flight") == 0
+
+
+def test_tokens_that_came_together_are_as_many_gaps_of_equal_length(telemetry):
+    telemetry.next_tokens("economy", 0.1, 4)
+    telemetry.next_tokens("economy", 0.3, 1)
+    name = "farthing_inter_token_latency_seconds"
+    labels = {"policy": "economy"}
+    assert value(telemetry, f"{name}_count", **labels) == 5
+    assert value(telemetry, f"{name}_sum", **labels) == pytest.approx(0.4)
+    found = [value(telemetry, f"{name}_bucket", le=le, **labels) for le in ("0.01", "0.025", "0.3")]
+    assert found == [0, 4, 5]
+    assert value(telemetry, f"{name}_bucket", le="+Inf", **labels) == 5

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -76,15 +77,15 @@ class Origin:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response to a POST, its status 200; closed at once where it is not read to its end.
 
+        `silence`: seconds until its head has come. How long to wait for the rest is for whoever
+        reads it to say: see Arrivals.
+
         Raises BadRequest, Overloaded, EngineUnavailable where the server did nothing, EngineLost
         where it may have worked before it broke off, and EngineError afterwards.
         """
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self.patience.connect,
-            sock_read=self.patience.silence if silence is None else silence,
-        )
-        async with self._opened("POST", path, body, headers, timeout) as response:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.patience.connect)
+        limit = self.patience.silence if silence is None else silence
+        async with self._opened("POST", path, body, headers, timeout, limit) as response:
             yield response
 
     @asynccontextmanager
@@ -105,19 +106,22 @@ class Origin:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
+        silence: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """`silence`: seconds until the response's head has come."""
         response: aiohttp.ClientResponse | None = None
         try:
-            response = await self._connections().request(
-                method,
-                self.url + path,
-                data=None if body is None else _encoded(body),
-                headers={**_headers(self.key, body is not None), **(headers or {})},
-                timeout=timeout,
-                allow_redirects=False,
-            )
-            if response.status != 200:
-                raise await self._refusal(response)
+            async with asyncio.timeout(silence):
+                response = await self._connections().request(
+                    method,
+                    self.url + path,
+                    data=None if body is None else _encoded(body),
+                    headers={**_headers(self.key, body is not None), **(headers or {})},
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
+                if response.status != 200:
+                    raise await self._refusal(response)
             yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # vLLM sends its headers before it has begun: they say nothing of an answer.
@@ -162,17 +166,46 @@ class Origin:
         return refusal(self.model, status, message, param, _retry_after(response))
 
 
-async def arrived(response: aiohttp.ClientResponse, limit: float) -> bytes:
-    """All that has come since it was last asked; empty at the end.
+class Arrivals:
+    """What comes of a response, while `async with` lasts.
 
-    Raises TimeoutError after `limit` seconds of silence, and ClientError.
+    aiohttp's own limit ends with a connection whose framing is broken, and nobody is told. Here
+    one timer watches all of a response: a timer for each piece takes longer than the piece.
     """
-    try:
-        # aiohttp's own limit ends with a connection whose framing is broken, and nobody is told.
-        async with asyncio.timeout(limit):
-            return await response.content.readany()
-    except RuntimeError as error:  # it was closed for such a reason before it was read
-        raise aiohttp.ClientPayloadError(str(error)) from error
+
+    def __init__(self, response: aiohttp.ClientResponse, limit: float) -> None:
+        """`limit`: seconds of silence."""
+        self._content = response.content
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._since = math.inf  # when it was asked, while nothing has come
+
+    async def __aenter__(self) -> Self:
+        self._timer = self._loop.call_later(self._limit, self._look)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    async def next(self) -> bytes:
+        """All that has come since it was last asked; empty at the end.
+
+        Raises TimeoutError after a silence, and ClientError.
+        """
+        self._since = self._loop.time()
+        try:
+            return await self._content.readany()
+        except RuntimeError as error:  # it was closed for such a reason before it was read
+            raise aiohttp.ClientPayloadError(str(error)) from error
+        finally:
+            self._since = math.inf
+
+    def _look(self) -> None:
+        left = self._since + self._limit - self._loop.time()
+        if left <= 0:
+            self._content.set_exception(TimeoutError())
+        else:
+            self._timer = self._loop.call_later(min(left, self._limit), self._look)
 
 
 def refusal(

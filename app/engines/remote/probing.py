@@ -14,7 +14,7 @@ from typing import Any
 
 from app.engines.remote.entropy import MOST_VOCABULARY
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import Origin, arrived, refusal_in_stream
+from app.engines.remote.origin import Arrivals, Origin, refusal_in_stream
 from app.engines.remote.rendering import Renderer
 from app.errors import BadRequest, EngineError, EngineUnavailable, FarthingError
 from app.vllm_plugins import asks
@@ -207,8 +207,11 @@ class _Prober:
         """One short completion, with all that is asked of longer ones."""
         body = {**completion_fields(self.served, ids), "max_tokens": 2, "temperature": 0, **fields}
         events, found = Events(self.origin.model), list[bytes]()
-        async with self.origin.stream("/v1/completions", body, headers) as response:
-            while data := await arrived(response, self.origin.patience.silence):
+        async with (
+            self.origin.stream("/v1/completions", body, headers) as response,
+            Arrivals(response, self.origin.patience.silence) as arrivals,
+        ):
+            while data := await arrivals.next():
                 found += events.feed(data)
         reports = [report for event in found if (report := asks.parse_report(event))]
         contents = [

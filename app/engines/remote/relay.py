@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeGuard
 
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import UNTOLD, Origin, arrived, drained, refusal_in_stream
+from app.engines.remote.origin import UNTOLD, Arrivals, Origin, drained, refusal_in_stream
 from app.errors import EngineError
-from app.types import Call, Chunk, Finish, Usage
+from app.types import NO_USAGE, Call, Chunk, Finish, Usage
 
 _USAGE = re.compile(rb',\s*"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|null)')
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,10})')
@@ -40,13 +40,14 @@ async def stream(
             raise EngineError(f"The engine of {call.model} does not stream")
         yield Chunk(model=call.model)  # the server has set to work
         # All that has arrived, not one event at a time: usage is then as new as can be.
-        while data := await arrived(response, origin.patience.silence):
-            chunk = scan.read(data)
-            if chunk is not None:
-                yield chunk
-            if scan.over:
-                await drained(response)
-                break
+        async with Arrivals(response, origin.patience.silence) as arrivals:
+            while data := await arrivals.next():
+                chunk = scan.read(data)
+                if chunk is not None:
+                    yield chunk
+                if scan.over:
+                    await drained(response)
+                    break
         yield scan.finish()
 
 
@@ -86,7 +87,7 @@ class Scan:
             options.get("include_usage") and options.get("continuous_usage_stats")
         )
         self._events = Events(call.model)
-        self._told = Usage()
+        self._told = (0, 0, 0)  # prompt, cached, completion
         self._begun = False
         self._prompt = 0
         self._written: dict[bytes, int] = {}  # tokens by choice
@@ -101,7 +102,7 @@ class Scan:
         """What these bytes add, all that holds for the client but for our id."""
         raw = [kept for event in self._events.feed(data) if (kept := self._event(event))]
         usage = self._news()
-        if not raw and usage == Usage():
+        if not raw and usage is NO_USAGE:
             return None
         return Chunk(model=self._call.model, raw=b"".join(raw), usage=usage)
 
@@ -200,15 +201,16 @@ class Scan:
 
     def _news(self) -> Usage:
         """What was used since it was last told."""
-        written = sum(self._written.values()) or self._unsaid
-        now = self._total or Usage(prompt=self._prompt, completion=written)
-        news = Usage(
-            prompt=max(now.prompt - self._told.prompt, 0),
-            cached=max(now.cached - self._told.cached, 0),
-            completion=max(now.completion - self._told.completion, 0),
-        )
-        self._told += news
-        return news
+        total, told = self._total, self._told
+        if total is None:
+            now = (self._prompt, 0, sum(self._written.values()) or self._unsaid)
+        else:
+            now = (total.prompt, total.cached, total.completion)
+        if now == told:
+            return NO_USAGE
+        prompt, cached, completion = map(max, now, told)
+        self._told = (prompt, cached, completion)
+        return Usage(prompt - told[0], cached - told[1], completion - told[2])
 
     def _malformed(self) -> EngineError:
         return EngineError(f"The engine of {self._call.model} sent a malformed event")

@@ -12,7 +12,7 @@ from typing import Any
 from app.engines.remote.counting import Count
 from app.engines.remote.entropy import interval
 from app.engines.remote.events import Events, payload
-from app.engines.remote.origin import Origin, arrived, drained, refusal_in_stream
+from app.engines.remote.origin import Arrivals, Origin, drained, refusal_in_stream
 from app.engines.stops import StopStrings
 from app.errors import EngineError
 from app.types import Call, Candidate, Chunk, Finish, Token
@@ -48,15 +48,16 @@ async def stream(
         text = Text(reading, call)
         await text.begin()
         reader = _Reader(call, reading, text)
-        while data := await arrived(response, origin.patience.silence):
-            async with aclosing(reader.read(data)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            if text.stopped_by is not None:
-                break  # the server has not ended yet: closing the connection ends it
-            if reader.over:
-                await drained(response)
-                break
+        async with Arrivals(response, origin.patience.silence) as arrivals:
+            while data := await arrivals.next():
+                async with aclosing(reader.read(data)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                if text.stopped_by is not None:
+                    break  # the server has not ended yet: closing the connection ends it
+                if reader.over:
+                    await drained(response)
+                    break
         yield reader.finish()
 
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from app.engines.remote.origin import Origin, Patience, error_of, refusal_in_stream
+from app.engines.remote.origin import Arrivals, Origin, Patience, error_of, refusal_in_stream
 from app.errors import (
     BadRequest,
     ContextOverflow,
@@ -59,8 +59,12 @@ async def failed(origin: Origin, stream: bool = True) -> FarthingError:
     """How a request fails; its message must not tell where the server is, or our key."""
     with pytest.raises(FarthingError) as raised:
         if stream:
-            async with origin.stream("/v1/x", {}) as response:
-                await response.read()
+            async with (
+                origin.stream("/v1/x", {}) as response,
+                Arrivals(response, origin.patience.silence) as arrivals,
+            ):
+                while await arrivals.next():
+                    pass
         else:
             await origin.json("/v1/x", {})
     message = raised.value.message
@@ -260,6 +264,18 @@ async def test_what_fails_in_mid_answer_is_neither_refused_nor_lost(then: str, w
         error = await failed(origin)
     assert type(error) is EngineError
     assert words in error.message and "mid-answer" in error.message
+
+
+async def test_a_silence_counts_only_while_somebody_waits_for_what_comes() -> None:
+    """A client that reads slowly holds us up: that is no fault of the server."""
+    async with (
+        served(streaming(b"data: 1\n\n", then="end"), QUICK) as origin,
+        origin.stream("/v1/x", {}) as response,
+        Arrivals(response, 0.05) as arrivals,
+    ):
+        assert await arrivals.next() == b"data: 1\n\n"
+        await asyncio.sleep(0.2)
+        assert await arrivals.next() == b""
 
 
 async def test_who_stops_reading_closes_the_connection_at_once() -> None:
