@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -36,11 +37,9 @@ class Real:
 
     def ask(self, prompt: str, *, model: str = "economy", **more: Any) -> Any:
         headers = {name: str(value) for name, value in more.pop("headers", {}).items()}
+        asked = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48}
         return self.sdk.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": prompt}],
-            extra_headers=headers,
-            **{"max_tokens": 48, "temperature": 0, **more},
+            model=model, extra_headers=headers, **{**asked, "temperature": 0, **more}
         )
 
     def gauge(self, name: str) -> float:
@@ -244,3 +243,87 @@ def test_predicted_prompts_begin_an_answer_and_leave_nothing_for_others(real: Re
         assert exact.usage.prompt_tokens_details.cached_tokens < 64  # nothing of what was predicted
         assert "predicted_tokens" not in exact.usage.cost_details["models"][model]
     assert real.gauge("farthing_predicted_tokens_total") > 1000
+
+
+def test_a_conversation_of_responses_says_what_the_same_chat_says(real: Real) -> None:
+    limits: dict[str, Any] = {"model": SMALL, "max_output_tokens": 24, "temperature": 0}
+    first = real.sdk.responses.create(input=OWN[0], **limits)
+    asked = {"input": "And why is that?", "previous_response_id": first.id, **limits}
+    second = real.sdk.responses.create(**asked)
+    with real.sdk.responses.stream(**asked) as stream:
+        events = list(stream)
+    turns: list[Any] = [
+        {"role": "user", "content": OWN[0]},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "And why is that?"},
+    ]
+    chat = real.sdk.chat.completions.create(
+        model=SMALL, messages=turns, max_tokens=24, temperature=0
+    )
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == second.output_text == chat.choices[0].message.content != ""
+    assert second.usage is not None and chat.usage is not None
+    assert second.usage.input_tokens == chat.usage.prompt_tokens
+    assert real.sdk.responses.retrieve(second.id).output_text == said
+
+
+def test_a_response_that_is_cancelled_frees_its_model_and_is_kept(real: Real) -> None:
+    stream = real.sdk.responses.create(
+        model=LARGE, input=OWN[1], stream=True, extra_body={"ignore_eos": True}
+    )
+    seen = 0
+    for event in stream:
+        if event.type == "response.created":
+            id = event.response.id
+        seen += event.type == "response.output_text.delta"
+        if seen == 3:
+            cancelled = real.sdk.responses.cancel(id)
+            break
+    *_, last = stream
+    assert last.type == "response.incomplete" and last.response.status == "cancelled"
+    assert cancelled.status == "cancelled" and cancelled.output_text == last.response.output_text
+    assert cancelled.usage is not None and 3 <= cancelled.usage.output_tokens < 200
+    until(lambda: real.gauge("farthing_engine_running") == 0, 10)
+
+
+@pytest.fixture
+def claude(real: Real) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_anthropics_client_reads_messages(real: Real, claude: anthropic.Anthropic) -> None:
+    asked: dict[str, Any] = {
+        "model": SMALL,
+        "max_tokens": 24,
+        "extra_body": {"temperature": 0},
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": OWN[0]}],
+    }
+    whole = claude.messages.create(**asked)
+    chat = real.ask(
+        OWN[0],
+        model=SMALL,
+        max_tokens=24,
+        messages=[{"role": "system", "content": "Be brief."}, *asked["messages"]],
+    )
+    with claude.messages.stream(**asked) as stream:
+        said = "".join(stream.text_stream)
+        last = stream.get_final_message()
+    assert whole.content[0].text == said == last.content[0].text == chat.choices[0].message.content
+    usage = whole.usage
+    counted = claude.messages.count_tokens(**{k: asked[k] for k in ("model", "system", "messages")})
+    assert counted.input_tokens == chat.usage.prompt_tokens
+    assert usage.input_tokens + usage.cache_read_input_tokens == counted.input_tokens
+    word = said.split()[3]
+    stopped = claude.messages.create(**asked, stop_sequences=[word])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", word)
+
+
+def test_anthropics_client_knows_our_refusals(claude: anthropic.Anthropic) -> None:
+    asked: Any = {"max_tokens": 8, "messages": [{"role": "user", "content": OWN[0]}]}
+    with pytest.raises(anthropic.NotFoundError, match="nope"):
+        claude.messages.create(model="nope", **asked)
+    with pytest.raises(anthropic.APIStatusError) as refusal:
+        claude.messages.create(model=LARGE, **asked, extra_headers={"X-Budget-Usd": "0"})
+    assert refusal.value.status_code == 402
