@@ -9,10 +9,10 @@ CLIENTS := .venv-clients
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-clients install-vllm serve test test-clients test-slow test-vllm \
-	test-schema check map clean
+	test-schema test-entrypoints check map clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## set up .venv and fetch the default weights
 	@$(BIN)/farthing models pull --config app/farthing.toml
@@ -56,6 +56,10 @@ test-vllm: install ## run the tests on real vLLM servers, after `make install-vl
 
 test-schema: install ## ask a gateway all that its OpenAPI document says, for a minute
 	$(BIN)/python -m tests.openapi $(ARGS)
+
+test-entrypoints: install ## run vLLM's own tests through the gateway: VLLM_TESTS=its sources
+	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt pytest pytest-asyncio
+	$(BIN)/python -m tests.vllm.entrypoints $(ARGS) "$(VLLM_TESTS)"
 
 check: install ## all that a commit must pass
 	$(BIN)/ruff format --check .
