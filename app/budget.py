@@ -14,7 +14,7 @@ from typing import Literal, Protocol, Self
 from app.catalog import Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
 from app.exposure import Run
-from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Usage
+from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Tokens, Usage
 
 ENDED = "the server ends"
 """What a task is cancelled with when it is we who end an answer."""
@@ -201,6 +201,12 @@ class Meter:
         finally:
             self.waited += time.perf_counter() - started
 
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        return await self.engine.tokenize(call, names)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        return await self.engine.detokenize(model, ids)
+
     def capabilities(self, model: str) -> Capabilities:
         able = self.engine.capabilities(model)
         return able if self.native else replace(able, native=False)
@@ -305,7 +311,8 @@ class Meter:
         cap, capped = call.max_tokens, False
         if self.rest is not None:
             affordable = price.buys(self.rest, prompt, longest) // call.choices
-            if affordable < 1:
+            # A call that writes nothing need only pay for what it reads.
+            if prompt * price.input > self.rest if cap == 0 else affordable < 1:
                 raise Unaffordable(
                     f"The budget does not pay for a prompt of {prompt} tokens"
                     f" and {_tokens(call.choices)} of {call.model}",

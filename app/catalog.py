@@ -147,6 +147,9 @@ class ModelCard(BaseModel):
     acceptance_head: str = ""
     # files of `farthing train kv-predictor`, or bundled:name
     kv_predictors: tuple[str, ...] = ()
+    # embedded: how the last hidden states of a text become its vector. A server: `only`, it embeds
+    # and writes nothing
+    embeds: Literal["mean", "last", "only"] | None = None
     # of the package's wheel, or of the file of weights in a draft's folder
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
@@ -171,6 +174,8 @@ class ModelCard(BaseModel):
             raise ValueError("acceptance_head is for embedded models")
         if self.kv_predictors and not embedded:
             raise ValueError("kv_predictors is for embedded models")
+        if self.embeds is not None and embedded != (self.embeds != "only"):
+            raise ValueError("embeds: mean or last of an embedded model, only of a server")
         if embedded and self.precision not in ("fp32", "bf16", "int8"):
             raise ValueError("engine embedded: precision must be fp32, bf16 or int8")
         if len(set(self.urls)) < len(self.urls):

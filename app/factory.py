@@ -24,6 +24,7 @@ from routers import (
     completions,
     deps,
     edge,
+    embeddings,
     health,
     messages,
     metrics,
@@ -31,6 +32,7 @@ from routers import (
     responses,
     schema,
     shortcut,
+    tokenize,
     usage,
 )
 from routers.bounds import Bounds
@@ -69,7 +71,8 @@ def create_app(
     shortcut.install(app, (chat.router, completions.router))
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
-    for room in (chat, completions, responses, messages, models, usage, admin, health, metrics):
+    generation = (chat, completions, responses, messages, embeddings, tokenize)
+    for room in (*generation, models, usage, admin, health, metrics):
         app.include_router(room.router)
     return app
 

@@ -7,11 +7,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-import policies
 from app import choices
 from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
 from app.catalog import PICO, Catalog, Price
@@ -20,36 +19,15 @@ from app.errors import (
     BadRequest,
     BudgetExceeded,
     DeadlineExceeded,
-    Forbidden,
     RateLimited,
 )
-from app.types import Call, Chunk, Decision, Engine, Fidelity
-from policies.base import Policy
+from app.orders import Order, Plan, bound, check_allowed, planned, ranked
+from app.types import Chunk, Decision, Engine, Fidelity
+
+__all__ = ["Answer", "Gateway", "Observer", "Order", "Outcome", "Plan"]
 
 Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
 """How an answer ended: `cut` and `steered` by its budget, `closed` by its client."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a request asks for."""
-
-    call: Call  # its model as the client named it: model, alias, preset or policy/model
-    policy: str | None = None  # a preset's or a policy's name, beside the model
-    options: Mapping[str, Any] = field(default_factory=dict)
-    policy_param: str = "policy"  # where the two came from, for errors
-    usd: int | None = None  # most that it may cost, 1e-12 USD
-    strict: bool = False  # refuse what the budget might cut
-    best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A policy that fits the fleet, and the name under which the client knows it."""
-
-    name: str
-    policy: Policy
-    model: str  # the model that the client named; empty where a preset stands for it
 
 
 class Observer(Protocol):
@@ -81,84 +59,24 @@ class Gateway:
         """
         plan = self.planned(order, account)
         prices, prices_version = self.prices
+        if order.call.embeds and plan.name != "direct":
+            raise BadRequest("model: a vector is one model's; name a model", param="model")
         meter = Meter(self.engine, prices)
         call = replace(order.call, account=account.id)
-        order = replace(order, call=call, usd=_bound(order, account))
+        order = replace(order, call=call, usd=bound(order, account))
         if order.best_of is not None:
-            order = self._ranked(order, plan)
+            order = ranked(order, plan, self.catalog)
         return Answer(order, plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
         """Which policy answers, with which options."""
-        named, param = order.call.model, order.policy_param
-        model: str | None = None
-        if named in self.catalog.presets:
-            name, policy, options = self._preset(named, order)
-        elif "/" in named:
-            name, _, model = named.partition("/")
-            if name not in policies.names():
-                self.catalog.model(named)
-            if order.policy not in (None, name):
-                raise BadRequest(f"model {named!r} names another policy", param=param)
-            policy, options = name, dict(order.options)
-        else:
-            model = self.catalog.model(named).name
-            name, policy, options = self._beside(order)
-        chosen = policies.load(policy, options, param)
-        if model is not None:
-            model = self.catalog.model(model).name
-        return Plan(name, chosen.fit(self.catalog, model), model or "")
+        return planned(order, self.catalog)
 
     def planned(self, order: Order, account: Account) -> Plan:
-        """The plan, refused as `answer` says; a preset as it is brings its own models along."""
+        """The plan, refused as `answer` says."""
         plan = self.plan(order)
-        changed = plan.model or order.options or order.policy not in (None, order.call.model)
-        if not changed and account.allows(order.call.model):
-            return plan
-        for model in plan.policy.worst_case(plan.model, 0, 0):
-            if not any(map(account.allows, (model, *self.catalog.model(model).aliases))):
-                raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+        check_allowed(order, plan, account, self.catalog)
         return plan
-
-    def _ranked(self, order: Order, plan: Plan) -> Order:
-        """With what it takes to tell the best of several choices."""
-        for model in plan.policy.worst_case(plan.model, 0, 0):
-            if self.catalog.model(model).engine == "openai":
-                raise BadRequest(
-                    f"best_of: {model} is another server's, whose choices cannot be compared",
-                    param="best_of",
-                )
-        sampling = order.call.sampling
-        scored = replace(sampling, logprobs=sampling.logprobs or 0)
-        return replace(order, call=replace(order.call, sampling=scored))
-
-    def _preset(self, named: str, order: Order) -> tuple[str, str, dict[str, Any]]:
-        preset = self.catalog.presets[named]
-        if order.policy is None:
-            return named, preset.policy, {**preset.options, **order.options}
-        name, policy, options = self._beside(order)
-        if policy != preset.policy:
-            raise BadRequest(
-                f"{order.policy!r} is not the policy of preset {named!r} ({preset.policy});"
-                " name a model instead of the preset",
-                param=order.policy_param,
-            )
-        return name, policy, {**preset.options, **options}
-
-    def _beside(self, order: Order) -> tuple[str, str, dict[str, Any]]:
-        """The policy named beside the model: none means direct."""
-        if order.policy is None:
-            return "direct", "direct", dict(order.options)
-        if order.policy in self.catalog.presets:
-            preset = self.catalog.presets[order.policy]
-            return preset.name, preset.policy, {**preset.options, **order.options}
-        return order.policy, order.policy, dict(order.options)
-
-
-def _bound(order: Order, account: Account) -> int | None:
-    """A request may name less than its account's ceiling, never more."""
-    named = account.default if order.usd is None else order.usd
-    return min((usd for usd in (named, account.ceiling) if usd is not None), default=None)
 
 
 class Answer:
@@ -385,7 +303,7 @@ class Answer:
 
     def _ending(self, chunk: Chunk) -> Outcome:
         """How the answer ends, if this is its last finish chunk."""
-        if chunk.raw is not None:
+        if chunk.raw is not None or chunk.vectors:
             self._writing.clear()
         self._writing.discard(chunk.index)
         self._reasons.add(chunk.reason)

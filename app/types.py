@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from array import array
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
@@ -123,6 +124,7 @@ class Call:
     goals: Goals = Goals()
     written: tuple[int, ...] = ()  # token ids of the answer so far
     said: str = ""  # text of the answer before `written`, by models of another family
+    embeds: bool = False  # nothing is written: each prompt becomes one vector
     choices: int = 1  # answers to write side by side, each of `max_tokens`; of all prompts
     whole: bool = False  # native: in one piece, not as a stream
     extra: Mapping[str, Any] = field(default_factory=dict)  # body fields that we do not know
@@ -240,6 +242,8 @@ class Chunk:
     whole server-sent events, or with the finish chunk the body of an answer in one piece. There is
     one finish chunk for all choices: of a stream it has every choice's last event and, after them,
     the event with the usage. (Cut by us it has no `raw`: then there is one for each choice.)
+
+    A call that embeds ends with one finish chunk too: with all vectors, or native with the body.
     """
 
     text: str = ""
@@ -252,6 +256,7 @@ class Chunk:
     stopped_by: str | int | None = None  # the stop string or id; None: the model's own end
     mean: float | None = None  # with finish `entropy`: where it crossed, in bits
     decision: Decision | None = None
+    vectors: tuple[array[float], ...] = ()  # of a call that embeds: fp32, one for each prompt
     raw: bytes | None = None  # native: the engine's bytes, its events or its whole body
 
 
@@ -279,7 +284,16 @@ class Capabilities:
     overrun: int = 0  # tokens that may be written unseen when a stream is closed early
     speculation: Speculates | None = None  # None: does not speculate by request
     kv: Mapping[str, float] | None = None  # predictors, and the share of a prefill each takes
+    embeds: bool = False  # whether it turns prompts into vectors
     edits: bool = False  # whether it moves what follows an edit of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as a model reads it."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...] | None = None  # as the vocabulary spells them, where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +320,15 @@ class Engine(Protocol):
 
     async def count(self, call: Call) -> int:
         """Prompt tokens that this call reads: template applied, `written` included."""
+        ...
+
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        """The prompt of this call. Raises as `count`, and EngineUnsupported."""
+        ...
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of these ids. Raises UnknownModel, BadRequest, EngineError, and
+        EngineUnsupported where the engine does not tell."""
         ...
 
     def capabilities(self, model: str) -> Capabilities: ...

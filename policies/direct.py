@@ -23,7 +23,10 @@ class Direct(Policy):
         return {model: Usage(prompt=prompt, completion=completion)}
 
     def relays(self, call: Call, engine: MeteredEngine) -> bool:
-        return engine.capabilities(call.model).native
+        # An engine that embeds takes all prompts at once.
+        return call.embeds or engine.capabilities(call.model).native
 
     def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        return engine.generate(call.decoded(Decoding(native=self.relays(call, engine))))
+        return engine.generate(
+            call.decoded(Decoding(native=engine.capabilities(call.model).native))
+        )

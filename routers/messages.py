@@ -50,8 +50,7 @@ async def count_tokens(request: Request) -> Response:
     account = await account_of(request)
     asked = await _asked(request, CountTokensRequest)
     gateway = front_of(request).opened()
-    plan = gateway.planned(asked.order, account)
-    first = next(iter(plan.policy.worst_case(plan.model, 0, 0)))
+    first = gateway.planned(asked.order, account).first
     tokens = await gateway.engine.count(asked.order.call.to(first))
     return json_response({"input_tokens": tokens})
 

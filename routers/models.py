@@ -57,6 +57,7 @@ def _model(front: Front, card: ModelCard) -> dict[str, Any]:
         able = front.gateway.engine.capabilities(card.name)
         details["context"] = able.context
         entry["max_model_len"] = able.context  # vLLM's name for it, which its clients read
+        details["embeds"] = able.embeds
         if able.kv is not None:
             details["kv_predictors"] = dict(able.kv)
     return entry

@@ -108,6 +108,24 @@ ANSWERS: dict[str, dict[str, Any]] = {
         message=shape({"content": maybe(TEXT)}, role=one_of("assistant")),
     ),
     "Completion": _answer("text_completion", text=TEXT),
+    "Embeddings": listed(
+        "Embedding",
+        model=TEXT,
+        usage=shape(prompt_tokens=COUNT, total_tokens=COUNT, cost=AMOUNT),
+        farthing=ref("Summary"),
+    ),
+    "Embedding": shape(
+        object=one_of("embedding"),
+        index=COUNT,
+        embedding={"anyOf": [items(NUMBER), TEXT]},
+    ),
+    "Tokens": shape(
+        {"token_strs": maybe(items(TEXT))},
+        count=COUNT,
+        max_model_len=COUNT,
+        tokens=items(COUNT),
+    ),
+    "Text": shape(prompt=TEXT),
     "Response": shape(
         {"usage": maybe(OBJECT), "error": maybe(OBJECT), "farthing": ref("Summary")},
         id=TEXT,

@@ -121,7 +121,7 @@ class Generation(BaseModel):
             "choices": (self.n or 1) * prompts,
             "whole": not self.stream,
             "extra": self.model_extra or {},
-            "body": {key: value for key, value in document.items() if key not in _OURS},
+            "body": sent_on(document),
         }
 
 
@@ -187,8 +187,8 @@ class CompletionRequest(Generation):
             raise BadRequest("echo: is not supported", param="echo")
         if self.suffix:
             raise BadRequest("suffix: is not supported", param="suffix")
-        prompts, n = len(self._prompts()), self.n or 1
-        if prompts * max(n, self.best_of or 0) > MOST_CHOICES:
+        number, n = len(prompts(self.prompt, "prompt")), self.n or 1
+        if number * max(n, self.best_of or 0) > MOST_CHOICES:
             raise BadRequest(f"prompt: more than {MOST_CHOICES} choices in all", param="prompt")
         if self.best_of is not None and self.best_of < n:
             raise BadRequest("best_of: must be at least n", param="best_of")
@@ -196,7 +196,7 @@ class CompletionRequest(Generation):
             raise BadRequest("best_of: cannot be streamed", param="best_of")
 
     def call(self, document: Mapping[str, Any]) -> Call:
-        prompt, *beside = self._prompts()
+        prompt, *beside = prompts(self.prompt, "prompt")
         return Call(
             model=self.model,
             prompt=prompt,
@@ -208,14 +208,6 @@ class CompletionRequest(Generation):
 
     def drawn(self) -> int | None:
         return self.best_of if (self.best_of or 0) > (self.n or 1) else None
-
-    def _prompts(self) -> list[Prompt]:
-        given: Any = self.prompt
-        one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-        prompts = [given] if one else given
-        if not prompts or not all(prompts):
-            raise BadRequest("prompt: must not be empty", param="prompt")
-        return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,22 +235,39 @@ def understand(
     request = body.check(shape, document)
     request.refuse()
     agreed = terms(headers, request.budget, request.policy)
+    call = request.call(document)
+    kind = "chatcmpl" if call.prompt is None else "cmpl"
+    call = replace(call, id=id or f"{kind}-{uuid.uuid4().hex}")
     return Asked(
-        order=replace(_order(request.call(document), agreed, arrived, id), best_of=request.drawn()),
+        order=replace(ordered(call, agreed, arrived), best_of=request.drawn()),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         debug=agreed.debug,
     )
 
 
-def _order(call: Call, agreed: Terms, arrived: float, id: str | None) -> Order:
+def prompts(given: Any, param: str) -> list[Prompt]:
+    """One or several, each text or ids. Raises BadRequest for one that is empty, and for none."""
+    one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    found = [given] if one else given
+    if not found or not all(found):
+        raise BadRequest(f"{param}: must not be empty", param=param)
+    return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in found]
+
+
+def sent_on(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a body an engine gets to see."""
+    return {key: value for key, value in document.items() if key not in _OURS}
+
+
+def ordered(call: Call, agreed: Terms, arrived: float) -> Order:
+    """The order for this call, on these terms."""
     goals = Goals(
         deadline=None if agreed.latency is None else arrived + agreed.latency,
         first_token=None if agreed.ttft is None else arrived + agreed.ttft,
     )
-    kind = "chatcmpl" if call.prompt is None else "cmpl"
     return Order(
-        call=replace(call, goals=goals, id=id or f"{kind}-{uuid.uuid4().hex}"),
+        call=replace(call, goals=goals),
         policy=agreed.policy,
         options=agreed.options,
         policy_param=agreed.policy_param,

@@ -42,7 +42,8 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.budget": (*WORDS, "app.catalog", "app.exposure", "app.storage", "app.telemetry"),
     "policies": (*WORDS, "app.catalog", "policies"),
     "app.choices": (*WORDS, "app.budget", "policies"),
-    "app.gateway": (*WORDS, "app.catalog", "app.budget", "app.choices", "policies"),
+    "app.orders": (*WORDS, "app.catalog", "app.budget", "policies"),
+    "app.gateway": (*WORDS, "app.catalog", "app.budget", "app.choices", "app.orders", "policies"),
     "routers": (
         *WORDS,
         "app.catalog",

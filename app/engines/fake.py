@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from app.types import (
     Load,
     Speculates,
     Token,
+    Tokens,
     Usage,
 )
 
@@ -39,6 +41,7 @@ class Script:
     ] = ()  # a pass: guessed, of which stay; no more beyond the end
     predictors: Mapping[str, float] = field(default_factory=dict)  # of KV, and their shares
     edits: bool = False
+    vector: Sequence[float] = ()  # what it makes of every text; none: it does not embed
     reading: float = 0.0  # seconds a token of a prompt, as it says
 
 
@@ -72,6 +75,7 @@ class Fake:
             speculation=script.speculates,
             kv=script.predictors or None,
             edits=script.edits,
+            embeds=bool(script.vector),
         )
 
     def load(self, model: str) -> Load:
@@ -80,6 +84,18 @@ class Fake:
     async def count(self, call: Call) -> int:
         self._script(call.model)
         return len(self._prompt(call)) + len(call.written)
+
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        self._script(call.model)
+        words = list(map(str, self._prompt(call)))
+        return Tokens(tuple(map(self.token_id, words)), tuple(words) if names else None)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        self._script(model)
+        try:
+            return " ".join(self._words[id] for id in ids)
+        except IndexError:
+            raise BadRequest("tokens: no such token", param="tokens") from None
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         script = self._script(call.model)
@@ -90,7 +106,7 @@ class Fake:
                 f"The prompt has {len(prompt)} tokens, the context {script.context}",
                 param="messages",
             )
-        if call.max_tokens is not None and call.max_tokens < 1:
+        if call.max_tokens is not None and call.max_tokens < 1 and not call.embeds:
             raise BadRequest("max_tokens must be at least 1", param="max_tokens")
         stop = call.decoding.stop
         if stop is not None and not script.stop_on_entropy:
@@ -98,7 +114,14 @@ class Fake:
         _check_guesses(call.decoding, script.speculates)
         if call.decoding.kv is not None and call.decoding.kv.predictor not in script.predictors:
             raise EngineUnsupported(f"KV predictor {call.decoding.kv.predictor}", param="policy")
+        if call.embeds and not script.vector:
+            raise EngineUnsupported(f"model: {call.model} does not embed", param="model")
         self.calls.append(call)
+        if call.embeds:
+            read = sum(len(self._prompt(each)) for each in call.apart())
+            vectors = (array("f", script.vector),) * (1 + len(call.beside))
+            yield Chunk(model=call.model, usage=Usage(read), vectors=vectors, finish="stop")
+            return
         self.open += 1
         try:
             async for chunk in self._play(call, script, prompt):

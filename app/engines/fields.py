@@ -56,6 +56,7 @@ _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
     "continue_final_message": _empty,
     "add_generation_prompt": lambda value: value in (None, True),
     "documents": _empty,
+    "dimensions": _empty,
 }
 
 
@@ -68,7 +69,7 @@ def check(call: Call, *, renders: bool = False) -> None:
 
     `renders`: whether the engine takes the fields of the chat template.
     """
-    if call.choices != 1:
+    if call.choices != 1 and not call.embeds:
         raise EngineUnsupported("n: only one choice can be written token by token", param="n")
     if call.sampling.logprobs is not None and not 0 <= call.sampling.logprobs <= _LIKELIEST:
         field = "top_logprobs" if call.prompt is None else "logprobs"

@@ -15,7 +15,7 @@ from app.engines.draining import Drains
 from app.engines.pool import Pool
 from app.engines.replica import Replica, ReplicaStatus, Upkeep
 from app.errors import ConfigError, UnknownModel
-from app.types import Call, Capabilities, Chunk, Engine, Load
+from app.types import Call, Capabilities, Chunk, Engine, Load, Tokens
 
 MakeBackend: TypeAlias = Callable[[ModelCard, str], Backend]
 """A backend for this model on the server at this URL. Must open nothing yet."""
@@ -165,6 +165,12 @@ class Fleet:
     async def count(self, call: Call) -> int:
         """Prompt tokens that this call reads. Raises UnknownModel, and as `Pool.count` does."""
         return await self._engine(call.model).count(call)
+
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        return await self._engine(call.model).tokenize(call, names)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        return await self._engine(model).detokenize(model, ids)
 
     def capabilities(self, model: str) -> Capabilities:
         """What every ready server of this model can do. Raises UnknownModel."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from app.catalog import ModelCard
 from app.engines.affinity import Affinity, links
+from app.engines.backend import Backend
 from app.engines.queueing import FairQueue, QueueFull
 from app.engines.replica import Replica
 from app.errors import (
@@ -22,7 +23,7 @@ from app.errors import (
     FarthingError,
     Overloaded,
 )
-from app.types import Call, Capabilities, Chunk, Load, Speculates
+from app.types import Call, Capabilities, Chunk, Load, Speculates, Tokens
 
 T = TypeVar("T")
 
@@ -116,19 +117,35 @@ class Pool:
 
     async def count(self, call: Call) -> int:
         """Prompt tokens of this call. Raises as `generate` does, but needs no place."""
+        return await self._told(call, lambda backend: backend.count(call), follows=True)
+
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        """The prompt of this call. Raises as `count`."""
+        return await self._told(call, lambda backend: backend.tokenize(call, names))
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of these ids. Raises as `count`."""
+        call = Call(model, prompt=tuple(ids))
+        return await self._told(call, lambda backend: backend.detokenize(model, ids))
+
+    async def _told(
+        self, call: Call, ask: Callable[[Backend], Awaitable[T]], follows: bool = False
+    ) -> T:
+        """What a server answers to a small question about this call, which may itself follow."""
         chain = self._links(call)
         tried: list[Replica] = []
         while True:
             among = self._ready(tried)
             if not among:
                 raise self._unavailable()
-            # The call itself will follow: let it find its server free, and be known there.
+            # Let a call that follows find its server free, and be known there.
             replica = self._choose(call, chain, self._free(among) or among)
-            self._affinity.read(chain, replica.url, self._urls())
+            if follows:
+                self._affinity.read(chain, replica.url, self._urls())
             tried.append(replica)
             replica.counting += 1
             try:
-                return await replica.backend.count(call)
+                return await ask(replica.backend)
             except FarthingError as error:
                 replica.failed(error)
                 if not self._elsewhere(call, replica, error, tried, harmless=True):
@@ -155,6 +172,7 @@ class Pool:
             overrun=max(each.overrun for each in found),
             speculation=_common([each.speculation for each in found]),
             kv=_predictors([each.kv for each in found]),
+            embeds=all(each.embeds for each in found),
         )
 
     def load(self, model: str) -> Load:

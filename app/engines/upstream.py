@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from app.engines.remote import relay
 from app.engines.remote.origin import Origin, Patience
 from app.engines.remote.rendering import check_foreign
 from app.errors import BadRequest, EngineError, EngineUnavailable, EngineUnsupported
-from app.types import Call, Capabilities, Chunk, Load
+from app.types import Call, Capabilities, Chunk, Load, Tokens
 
 _FRAME = 64  # tokens that a chat template may add of itself, a default system prompt included
 _MESSAGE = 16  # tokens that it may add around each message
@@ -69,7 +69,10 @@ class Upstream:
         return not self.abilities.bills
 
     async def probe(self) -> None:
-        """One real completion. Raises EngineError."""
+        """One real completion, or vector. Raises EngineError."""
+        if self._card.embeds:
+            await self._probe_vectors()
+            return
         body = {
             "model": self._served,
             "messages": [{"role": "user", "content": "Hi"}],
@@ -81,6 +84,12 @@ class Upstream:
             raise EngineUnavailable(f"the server refuses a short chat: {error}") from error
         if not isinstance(answer, dict) or not answer.get("choices"):
             raise EngineError("the server answers a chat without choices")
+        self._load = Load()
+
+    async def _probe_vectors(self) -> None:
+        found = await self._origin.json("/v1/embeddings", {"model": self._served, "input": "Hi"})
+        if not isinstance(found, dict) or not found.get("data"):
+            raise EngineError("the server embeds nothing")
         self._load = Load()
 
     async def pulse(self) -> Load:
@@ -100,6 +109,7 @@ class Upstream:
             family=self._card.family,
             context=self._context,
             native=True,
+            embeds=True,  # perhaps: it says so when it is asked
             # Who bills bills to the end: then all that was allowed may have been written.
             overrun=self._context if self.abilities.bills else _OVERRUN,
         )
@@ -113,14 +123,39 @@ class Upstream:
         if call.prompt is not None:
             return _text(call.prompt) + _PREFIX
         if self.abilities.counts and not call.extra.get("tools"):
-            plain = {"messages": list(call.messages)}
-            text = await self._told("/apply-template", plain, "prompt")
-            asked = {"content": text, "add_special": True, "parse_special": True}
-            return len(await self._told("/tokenize", asked, "tokens"))
+            return len(await self._ids(call, True))
         read = sum(_size(message) + _MESSAGE for message in call.messages)
         named = ("tools", "functions", "response_format")
         offered = {key: call.extra[key] for key in named if key in call.extra}
         return _FRAME + read + (2 * _text(json.dumps(offered)) if offered else 0)
+
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        """The prompt of this call. Raises EngineUnsupported where the server does not tell."""
+        if not self.abilities.counts or names or call.extra.get("tools"):
+            raise EngineUnsupported(
+                f"model: the server of {call.model} does not tell its tokens", param="model"
+            )
+        check_foreign(call)
+        if isinstance(call.prompt, tuple):
+            return Tokens(call.prompt)
+        special = call.extra.get("add_special_tokens") is not False
+        return Tokens(tuple(await self._ids(call, special)))
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of these ids. Raises EngineUnsupported where the server does not tell."""
+        if not self.abilities.counts:
+            raise EngineUnsupported(
+                f"model: the server of {model} does not tell its tokens", param="model"
+            )
+        return str(await self._told("/detokenize", {"tokens": list(ids)}, "content"))
+
+    async def _ids(self, call: Call, special: bool) -> list[int]:
+        text: object = call.prompt
+        if call.prompt is None:
+            plain = {"messages": list(call.messages)}
+            text = await self._told("/apply-template", plain, "prompt")
+        asked = {"content": text, "add_special": special, "parse_special": True}
+        return list(await self._told("/tokenize", asked, "tokens"))
 
     async def _told(self, path: str, body: Mapping[str, Any], field: str) -> Any:
         answer = await self._origin.json(path, body)
@@ -137,6 +172,12 @@ class Upstream:
                 param="policy",
             )
         check_foreign(call)
+        if call.embeds:
+            body = {**call.body, "model": self._served}
+            async with aclosing(relay.embeddings(self._origin, body, call)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         body = self._body(call)
         path = "/v1/completions" if call.prompt is not None else "/v1/chat/completions"
         answer = relay.whole if call.whole else relay.stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from app.engines.remote.origin import Origin, Patience
 from app.engines.remote.probing import Abilities
 from app.engines.remote.rendering import Renderer, Renderings, check_foreign
 from app.errors import BadRequest, ContextOverflow, EngineUnavailable, EngineUnsupported
-from app.types import Call, Capabilities, Chunk, Load
+from app.types import Call, Capabilities, Chunk, Load, Tokens
 from app.vllm_plugins import asks
 
 _OVERRUN = 4  # tokens: one on the way to us, one in the step under way, and as many again
@@ -56,6 +56,7 @@ class VllmServer:
         self.abilities: Abilities | None = None
         self._card = card
         self._served = card.served or card.name
+        self._embeds = card.embeds is not None
         self.origin = Origin(url, card.name, key, patience or Patience())
         self._renderer = Renderer(self.origin, self._served, renderings)
         self._load = Load(healthy=False)
@@ -66,7 +67,8 @@ class VllmServer:
 
     async def probe(self) -> None:
         """Find out what the server can do. Raises EngineError."""
-        self.abilities = await probing.probe(self.origin, self._served, self._renderer)
+        probe = probing.probe_vectors if self._embeds else probing.probe
+        self.abilities = await probe(self.origin, self._served, self._renderer)
         log.info("model %s at %s: %s", self._card.name, self.url, self.abilities)
 
     async def pulse(self) -> Load:
@@ -96,6 +98,7 @@ class VllmServer:
             overrun=_OVERRUN + _drafted(able),
             speculation=speculation.able(able.speculation),
             kv=dict(able.prediction.shares) if able.prediction else None,
+            embeds=self._embeds,
         )
 
     async def count(self, call: Call) -> int:
@@ -103,11 +106,28 @@ class VllmServer:
         check_foreign(call)
         return len(await self._renderer.prompt(call)) + len(call.written)
 
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        """The prompt of this call, by the server. Raises BadRequest, EngineError."""
+        check_foreign(call)
+        if not names:
+            return Tokens(tuple(await self._renderer.prompt(call)))
+        return await self._renderer.named(call)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of these ids. Raises BadRequest, EngineError."""
+        return await self._renderer.decode(list(ids))
+
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         """Answer a call, as `Engine` says."""
         able = self._able()
         check_foreign(call)
-        if call.decoding.native:
+        if call.embeds != self._embeds:
+            does = "embeds, and writes nothing" if self._embeds else "does not embed"
+            raise EngineUnsupported(f"model: {call.model} {does}", param="model")
+        if call.embeds:
+            body = {**call.body, "model": self._served}
+            chunks = relay.embeddings(self.origin, body, call)
+        elif call.decoding.native:
             prompt = await self._renderer.prompt(call)
             chunks = self._native(call, len(prompt), able)
         else:

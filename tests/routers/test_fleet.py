@@ -38,6 +38,7 @@ async def test_models_and_presets_are_listed(client):
             "predicted": 10.0,
         },
         "context": 4096,
+        "embeds": False,
     }
     assert entries["large"]["max_model_len"] == 4096
     assert entries["economy"]["farthing"] == {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -13,8 +15,10 @@ from typing import cast
 import torch
 
 from app.catalog import ModelCard
+from app.engines import fields
 from app.engines.embedded import limits, predictors
 from app.engines.embedded.gguf_file import GGUFFile
+from app.engines.embedded.gists import Vector
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.predictors import AnyPredictor
@@ -25,8 +29,14 @@ from app.engines.embedded.speculation.joining import abilities, check, join
 from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_metadata
 from app.engines.embedded.weights import ModelConfig, Weights, load
 from app.engines.embedded.worker import Worker, spare_threads
-from app.errors import BadRequest, ConfigError, EngineUnavailable, UnknownModel
-from app.types import Call, Capabilities, Chunk, Load
+from app.errors import (
+    BadRequest,
+    ConfigError,
+    EngineUnavailable,
+    EngineUnsupported,
+    UnknownModel,
+)
+from app.types import Call, Capabilities, Chunk, Load, Tokens
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +105,11 @@ class EmbeddedEngine:
         worker = self._running_worker()
         served = self._served(call.model)
         limits.check(call, served.vocabulary)
+        if call.embeds:
+            async with aclosing(self._embed(call, served, worker)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         check(call, served.scheduler)
         predictor = predictors.chosen(call, served.predictors)
         prompt = await served.prompts.ids(call)
@@ -107,6 +122,33 @@ class EmbeddedEngine:
         if sequence.stopped_by is not None:  # the answer was over before it came to us
             yield Chunk(model=call.model, finish="stop", stopped_by=sequence.stopped_by)
             return
+        async with aclosing(self._run(sequence, served, news, worker)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _embed(self, call: Call, served: Served, worker: Worker) -> AsyncGenerator[Chunk]:
+        """One prompt after the other: side by side they would take as long."""
+        pooling = served.card.embeds
+        if pooling is None or pooling == "only":
+            raise EngineUnsupported(f"model: {call.model} does not embed", param="model")
+        vectors: list[array[float]] = []
+        for one in call.apart():
+            prompt = await served.prompts.ids(one)
+            limits.room(one, len(prompt), served.context)
+            news = asyncio.Event()
+            sequence = RunningSequence(
+                one, prompt, 0, served.tokenizer, on_news=news.set, gist=Vector(pooling)
+            )
+            async with aclosing(self._run(sequence, served, news, worker)) as chunks:
+                async for chunk in chunks:
+                    if chunk.finish is None:
+                        yield chunk
+                    vectors += chunk.vectors
+        yield Chunk(model=call.model, vectors=tuple(vectors), finish="stop")
+
+    async def _run(
+        self, sequence: RunningSequence, served: Served, news: asyncio.Event, worker: Worker
+    ) -> AsyncGenerator[Chunk]:
         _check_memory(served, sequence)
         served.scheduler.submit(sequence)
         worker.wake()
@@ -129,6 +171,19 @@ class EmbeddedEngine:
         served = self._served(call.model)
         return len(await served.prompts.ids(call)) + len(call.written)
 
+    async def tokenize(self, call: Call, names: bool) -> Tokens:
+        """The prompt of this call. Raises as `count`."""
+        served = self._served(call.model)
+        fields.check(call)
+        ids = tuple(await served.prompts.ids(call))
+        return Tokens(ids, tuple(served.tokenizer.names(ids)) if names else None)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of these ids. Raises UnknownModel, and BadRequest for unknown ones."""
+        served = self._served(model)
+        limits.check_ids(ids, served.vocabulary, "tokens")
+        return served.tokenizer.text(ids)
+
     def capabilities(self, model: str) -> Capabilities:
         """What this model can do. Raises UnknownModel."""
         served = self._served(model)
@@ -141,6 +196,7 @@ class EmbeddedEngine:
             overrun=self._outbox + 1,
             speculation=abilities(served.scheduler),
             kv={name: each.share for name, each in served.predictors.items()} or None,
+            embeds=served.card.embeds is not None,
             edits=True,
         )
 

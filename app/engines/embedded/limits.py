@@ -16,17 +16,18 @@ def check(call: Call, vocabulary: int) -> None:
     Raises EngineUnsupported or BadRequest, whose `param` names the field.
     """
     fields.check(call)
-    if call.max_tokens is not None and call.max_tokens < 1:
+    if call.max_tokens is not None and call.max_tokens < 1 and not call.embeds:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
     stop = call.decoding.stop
     if stop is not None and stop.window < 1:
         raise BadRequest("the entropy's window must be at least 1 token", param="policy")
     _check_sampling(call.sampling)
-    _check_ids(call.sampling.logit_bias, vocabulary, "logit_bias")
-    _check_ids(call.sampling.stop_token_ids, vocabulary, "stop_token_ids")
-    _check_ids(call.written, vocabulary, "written")
-    if isinstance(call.prompt, tuple):
-        _check_ids(call.prompt, vocabulary, "prompt")
+    check_ids(call.sampling.logit_bias, vocabulary, "logit_bias")
+    check_ids(call.sampling.stop_token_ids, vocabulary, "stop_token_ids")
+    check_ids(call.written, vocabulary, "written")
+    for prompt in (call.prompt, *call.beside):
+        if isinstance(prompt, tuple):
+            check_ids(prompt, vocabulary, "input" if call.embeds else "prompt")
 
 
 def room(call: Call, prompt: int, context: int) -> int:
@@ -73,7 +74,7 @@ def _check_sampling(sampling: Sampling) -> None:
         raise BadRequest("logit_bias values must be from -100 to 100", param="logit_bias")
 
 
-def _check_ids(ids: Any, vocabulary: int, field: str) -> None:
+def check_ids(ids: Any, vocabulary: int, field: str) -> None:
     for id in ids:
         if not 0 <= id < vocabulary:
             raise BadRequest(f"token id {id} is not in the vocabulary of {vocabulary}", param=field)

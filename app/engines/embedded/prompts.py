@@ -40,6 +40,8 @@ class Prompts:
     async def _prompt(self, call: Call) -> Sequence[int]:
         if isinstance(call.prompt, tuple):
             return call.prompt
+        if isinstance(call.prompt, str) and call.extra.get("add_special_tokens") is False:
+            return self._encoder.continued(call.prompt)
         source: object = call.messages if call.prompt is None else call.prompt
         kept = self._kept.get(id(source))
         if kept is not None:

@@ -36,6 +36,8 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
+    def trained_states(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
     def turn(self, cache: SequenceCache, start: int, count: int, by: int) -> None: ...
 
     def predict(self, tokens: torch.Tensor, span: Span, predictor: Predictor) -> None: ...
@@ -175,6 +177,8 @@ class Scheduler:
                 self._end(sequence, "the KV memory does not hold this call")
                 admitted = True
                 continue
+            if sequence.gist is not None:
+                cache.truncate(0)  # it is told of all states, so all are computed
             self._waiting.popleft()
             self._running.append(sequence)
             self._reading.append(sequence)
@@ -242,7 +246,7 @@ class Scheduler:
         for sequence in batch:
             cache, draft = _cache(sequence), drafts.get(sequence)
             new = sequence.upcoming(self._prefill_chunk)
-            writes = cache.length + len(new) == len(sequence.tokens)
+            writes = sequence.gist is None and cache.length + len(new) == len(sequence.tokens)
             guesses = draft.ids if draft is not None else []
             tokens += [*new, *guesses]
             spans.append(Span(cache, len(new) + len(guesses)))
@@ -254,6 +258,9 @@ class Scheduler:
         if batch[-1].reading:
             batch[-1].take_moved()
             self._reading.append(batch[-1])
+        if batch[-1].gist is not None:
+            batch[-1].gathered(self._model, hidden[-spans[-1].count :])
+            self._told(batch[-1])
         self._at_risk = writers
         if not writers:
             return
@@ -329,13 +336,13 @@ class Scheduler:
         # What was read of refused guesses is forgotten; the last token is not read yet.
         cache.truncate(min(cache.length, len(sequence.tokens) - 1))
         speculator.judged(sequence, kept[: len(draft.ids)])
-        self._wrote(sequence)
+        self._told(sequence)
 
     def _write(self, sequence: RunningSequence, drawn: Drawn) -> None:
         sequence.accept(drawn, _ALONE if sequence.speculates else _ONE)
-        self._wrote(sequence)
+        self._told(sequence)
 
-    def _wrote(self, sequence: RunningSequence) -> None:
+    def _told(self, sequence: RunningSequence) -> None:
         self._news[sequence] = None
         if sequence.finished:
             took = time.monotonic() - self._began[sequence]

@@ -10,6 +10,7 @@ import torch
 
 from app.engines.embedded.auxiliary import AuxiliaryPass, AuxiliaryPredictor
 from app.engines.embedded.detokenize import Detokenizer
+from app.engines.embedded.gists import Gist, States
 from app.engines.embedded.kv_cache import EXACT, SequenceCache
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.sampling import Drawn, Sampler
@@ -44,8 +45,10 @@ class RunningSequence:
         outbox_size: int | None = None,
         on_news: Callable[[], None] | None = None,
         predictor: Predictor | AuxiliaryPredictor | None = None,
+        gist: Gist | None = None,
     ) -> None:
-        """`prompt` without `call.written`; `limit`: most tokens to write (at least 1);
+        """`prompt` without `call.written`; `limit`: most tokens to write (at least 1, but 0 with a
+        `gist`, which is told what is read);
         `outbox_size`: chunks that may wait for the reader, None: any number; `predictor`: what
         `call.decoding.kv` names."""
         sampling = call.sampling
@@ -67,6 +70,7 @@ class RunningSequence:
         self.error: FarthingError | None = None
         self.on_news = on_news
         self.predictor = predictor
+        self.gist = gist
         self._auxiliary: AuxiliaryPass | None = None
         self._untold = Usage()
         self._moved, self._moving = 0, 0
@@ -224,6 +228,15 @@ class RunningSequence:
                 reason = drawn.id if drawn.id in self._stop_ids else self._text.stopped_by
             rest = self._text.flush()
             self.outbox.append(Chunk(rest, model=model, finish=finish, stopped_by=reason))
+
+    def gathered(self, model: States, hidden: torch.Tensor) -> None:
+        """Its gist is told of these states; after the last of them it is over."""
+        if self.gist is None:
+            raise ValueError("a sequence without a gist gathers nothing")
+        self.gist.take(model, hidden)
+        if not self.reading:
+            self.outbox.append(self.gist.finish(self.call))
+            self.finished = True
 
     def _finish(self, drawn: Drawn, stops: bool) -> Finish | None:
         watch = self._entropy_stop

@@ -113,6 +113,14 @@ class Tokenizer:
             piece = self._pieces[id] = self._read_piece(id)
         return piece
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of these ids, special tokens included; bytes that are no character: U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """These ids as the vocabulary spells them."""
+        return [self._backend.id_to_token(id) or "" for id in ids]
+
     def special_ids(self) -> dict[str, int | list[int] | None]:
         """Where a text begins and ends, under the names that generation_config.json has for it."""
         bos, pad = self._fast.bos_token_id, self._fast.pad_token_id

@@ -93,9 +93,33 @@ async def probe(origin: Origin, served: str, renderer: Renderer) -> Abilities:
         speculates=speculates,
         sentinel=sentinel,
         reports=reports,
-        fingerprint=hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
+        fingerprint=_fingerprint(ids),
         speculation=await prober.speculation() if speculates else None,
         prediction=await prober.prediction(),
+    )
+
+
+async def probe_vectors(origin: Origin, served: str, renderer: Renderer) -> Abilities:
+    """As `probe`, of a server that embeds and writes nothing."""
+    prober = _Prober(origin, served, renderer)
+    context = await prober.context()
+    ids = await renderer.encode(_SAMPLE, False)
+    found = await origin.json("/v1/embeddings", {"model": served, "input": ids})
+    if not isinstance(found, dict) or not found.get("data"):
+        raise EngineError("the server embeds nothing")
+    return Abilities(
+        version=await prober.version(),
+        context=context,
+        vocabulary=MOST_VOCABULARY,
+        renders=False,
+        top=0,
+        counts_cached=False,
+        caches=False,
+        times=False,
+        speculates=False,
+        sentinel=None,
+        reports=False,
+        fingerprint=_fingerprint(ids),
     )
 
 
@@ -249,3 +273,7 @@ def completion_fields(served: str, ids: list[int]) -> dict[str, Any]:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,  # the names of two tokens may be equal
     }
+
+
+def _fingerprint(ids: list[int]) -> str:
+    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]

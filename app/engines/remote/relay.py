@@ -75,6 +75,25 @@ async def whole(
     )
 
 
+async def embeddings(origin: Origin, body: Mapping[str, Any], call: Call) -> AsyncGenerator[Chunk]:
+    """Vectors, in the engine's own words. Its first chunk says only that it has been asked."""
+    yield Chunk(model=call.model)
+    patience = origin.patience.whole
+    async with origin.stream("/v1/embeddings", body, silence=patience) as response:
+        async with asyncio.timeout(patience):
+            raw = await response.read()
+    try:
+        content = json.loads(raw)
+        number, usage = len(content["data"]), content.get("usage")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise EngineError(f"The engine of {call.model} answered in no JSON of ours") from error
+    if number != len(call.beside) + 1:
+        raise EngineError(f"The engine of {call.model} gave {number} vectors")
+    told = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    read = told if _is_count(told) and told else UNTOLD
+    yield Chunk(model=call.model, raw=raw, usage=Usage(prompt=read), finish="stop")
+
+
 class Scan:
     """Reads events without parsing them, but for the last."""
 

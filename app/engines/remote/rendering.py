@@ -9,7 +9,7 @@ from typing import Any
 
 from app.engines.remote.origin import Origin
 from app.errors import BadRequest, EngineError, EngineUnsupported
-from app.types import Call
+from app.types import Call, Tokens
 
 _KEPT = 256  # renderings: a call's count, its hand-overs and its retries come close together
 _KEPT_TOKENS = 2_000_000  # of them all: some 70 MB
@@ -100,6 +100,16 @@ class Renderer:
             said = call.said
             ids = ids + await self._renderings.get(said, "said", lambda: self.encode(said, False))
         return ids
+
+    async def named(self, call: Call) -> Tokens:
+        """The prompt with its tokens' names, asked of the server in its own words."""
+        body = {**call.body, "model": self._served, "return_token_strs": True}
+        found = await self._origin.json("/tokenize", body)
+        ids = _ids(found, "tokens", self._served)
+        names = found.get("token_strs")
+        if not isinstance(names, list) or len(names) != len(ids):
+            raise EngineError(f"The engine of {self._origin.model} does not name its tokens")
+        return Tokens(tuple(ids), tuple(map(str, names)))
 
     async def encode(self, text: str, special: bool) -> list[int]:
         """The ids of a text. `special`: with what the model wants before it (bos)."""

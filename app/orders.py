@@ -1,0 +1,119 @@
+"""What a request asks for, and which policy answers it with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import policies
+from app.budget import Account
+from app.catalog import Catalog
+from app.errors import BadRequest, Forbidden
+from app.types import Call
+from policies.base import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a request asks for."""
+
+    call: Call  # its model as the client named it: model, alias, preset or policy/model
+    policy: str | None = None  # a preset's or a policy's name, beside the model
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy_param: str = "policy"  # where the two came from, for errors
+    usd: int | None = None  # most that it may cost, 1e-12 USD
+    strict: bool = False  # refuse what the budget might cut
+    best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A policy that fits the fleet, and the name under which the client knows it."""
+
+    name: str
+    policy: Policy
+    model: str  # the model that the client named; empty where a preset stands for it
+
+    @property
+    def first(self) -> str:
+        """The model that is asked first."""
+        return next(iter(self.policy.worst_case(self.model, 0, 0)))
+
+
+def planned(order: Order, catalog: Catalog) -> Plan:
+    """Which policy answers, with which options.
+
+    Raises UnknownModel, and BadRequest for what cannot be.
+    """
+    named, param = order.call.model, order.policy_param
+    model: str | None = None
+    if named in catalog.presets:
+        name, policy, options = _preset(named, order, catalog)
+    elif "/" in named:
+        name, _, model = named.partition("/")
+        if name not in policies.names():
+            catalog.model(named)
+        if order.policy not in (None, name):
+            raise BadRequest(f"model {named!r} names another policy", param=param)
+        policy, options = name, dict(order.options)
+    else:
+        model = catalog.model(named).name
+        name, policy, options = _beside(order, catalog)
+    chosen = policies.load(policy, options, param)
+    if model is not None:
+        model = catalog.model(model).name
+    return Plan(name, chosen.fit(catalog, model), model or "")
+
+
+def check_allowed(order: Order, plan: Plan, account: Account, catalog: Catalog) -> None:
+    """A preset as it is brings its own models along; else each of them must be allowed."""
+    changed = plan.model or order.options or order.policy not in (None, order.call.model)
+    if not changed and account.allows(order.call.model):
+        return
+    for model in plan.policy.worst_case(plan.model, 0, 0):
+        if not any(map(account.allows, (model, *catalog.model(model).aliases))):
+            raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+
+
+def ranked(order: Order, plan: Plan, catalog: Catalog) -> Order:
+    """With what it takes to tell the best of several choices."""
+    for model in plan.policy.worst_case(plan.model, 0, 0):
+        if catalog.model(model).engine == "openai":
+            raise BadRequest(
+                f"best_of: {model} is another server's, whose choices cannot be compared",
+                param="best_of",
+            )
+    sampling = order.call.sampling
+    scored = replace(sampling, logprobs=sampling.logprobs or 0)
+    return replace(order, call=replace(order.call, sampling=scored))
+
+
+def _preset(named: str, order: Order, catalog: Catalog) -> tuple[str, str, dict[str, Any]]:
+    preset = catalog.presets[named]
+    if order.policy is None:
+        return named, preset.policy, {**preset.options, **order.options}
+    name, policy, options = _beside(order, catalog)
+    if policy != preset.policy:
+        raise BadRequest(
+            f"{order.policy!r} is not the policy of preset {named!r} ({preset.policy});"
+            " name a model instead of the preset",
+            param=order.policy_param,
+        )
+    return name, policy, {**preset.options, **options}
+
+
+def _beside(order: Order, catalog: Catalog) -> tuple[str, str, dict[str, Any]]:
+    """The policy named beside the model: none means direct."""
+    if order.policy is None:
+        return "direct", "direct", dict(order.options)
+    if order.policy in catalog.presets:
+        preset = catalog.presets[order.policy]
+        return preset.name, preset.policy, {**preset.options, **order.options}
+    return order.policy, order.policy, dict(order.options)
+
+
+def bound(order: Order, account: Account) -> int | None:
+    """A request may name less than its account's ceiling, never more."""
+    named = account.default if order.usd is None else order.usd
+    return min((usd for usd in (named, account.ceiling) if usd is not None), default=None)
