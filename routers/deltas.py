@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from app.errors import EngineError
+from app.gateway import Answer
 from app.types import Call, Chunk, Token
 from routers import relayed
 from routers.scribe import scored
@@ -35,7 +36,9 @@ class End:
     finish: Finish = "stop"
     reason: str | None = None  # why it was cut, where that was not its own limit
     stopped_by: str | None = None  # the client's stop string
-    reasoning: int = 0  # tokens, where the engine says so
+    prompt: int | None = None  # tokens, as an engine with words of its own counts them
+    cached: int = 0  # of these
+    reasoning: int = 0  # of the answer's
 
 
 class Deltas:
@@ -54,7 +57,7 @@ class Deltas:
         self._calls: dict[int, int] = {}  # the engine's numbers of tool calls, and ours
         self._finish = ""
         self._stop: str | None = None
-        self._reasoning = 0
+        self._used: Mapping[str, Any] = {}
 
     def feed(self, chunk: Chunk) -> list[Delta]:
         """What this chunk adds. Raises EngineError for bytes that cannot be read."""
@@ -67,7 +70,15 @@ class Deltas:
         stopped = finish.stopped_by if isinstance(finish.stopped_by, str) else self._stop
         cut = finish.finish == "length"
         how: Finish = "length" if cut else _FINISHES.get(self._finish, "stop")
-        return End(how, finish.reason, stopped, self._reasoning)
+        prompt = self._used.get("prompt_tokens")
+        return End(
+            how,
+            finish.reason,
+            stopped,
+            prompt if isinstance(prompt, int) else None,
+            _detail(self._used, "prompt_tokens_details", "cached_tokens"),
+            _detail(self._used, "completion_tokens_details", "reasoning_tokens"),
+        )
 
     def _own(self, chunk: Chunk) -> list[Delta]:
         if self._logprobs:
@@ -90,7 +101,8 @@ class Deltas:
         else:
             found, member = relayed.documents(raw, self._id), "delta"
         for document in found:
-            self._count(document.get("usage"))
+            used = document.get("usage")
+            self._used = used if isinstance(used, Mapping) else self._used
             for choice in _objects(document.get("choices")):
                 if choice.get("index", 0) == 0:
                     yield from self._choice(choice, member)
@@ -130,10 +142,22 @@ class Deltas:
             raise EngineError("The engine writes two tool calls at once")
         return ToolDelta(self._calls[number], None, None, arguments)
 
-    def _count(self, usage: Any) -> None:
-        details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
-        told = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
-        self._reasoning = told if isinstance(told, int) else self._reasoning
+
+def used(answer: Answer, end: End) -> tuple[int, int, int]:
+    """Tokens of the prompt, of these from a cache, and of the answer, as its client is told.
+
+    An engine with words of its own may have counted exactly what we only had a bound for.
+    """
+    bill = answer.bill
+    if end.prompt is None:
+        return bill.prompt, bill.cached, bill.completion
+    return end.prompt, min(end.cached, end.prompt), bill.completion
+
+
+def _detail(usage: Mapping[str, Any], kind: str, name: str) -> int:
+    details = usage.get(kind)
+    told = details.get(name) if isinstance(details, Mapping) else None
+    return told if isinstance(told, int) else 0
 
 
 def _scores(tokens: Iterable[Token]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from app.errors import FarthingError
 from app.gateway import Answer
 from app.types import Chunk
 from routers.costs import cost, summary
-from routers.deltas import Delta, Deltas, End, Piece
+from routers.deltas import Delta, Deltas, End, Piece, used
 from routers.scribe import event
 from routers.tool_calls import ToolDelta
 from routers.wire import Asked
@@ -144,12 +144,12 @@ class MessageScribe:
 
     def _usage(self, end: End) -> dict[str, Any]:
         """What came out of a cache is not counted among the input, as Anthropic has it."""
-        bill = self._answer.bill
+        prompt, cached, written = used(self._answer, end)
         return {
-            "input_tokens": bill.prompt - bill.cached,
+            "input_tokens": prompt - cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": bill.cached,
-            "output_tokens": bill.completion,
+            "cache_read_input_tokens": cached,
+            "output_tokens": written,
             "output_tokens_details": {"thinking_tokens": end.reasoning},
         }
 

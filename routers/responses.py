@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.accounts.account import KeyAccount
 from app.accounts.responses import Responses, Stored
 from app.budget import Account
 from app.errors import BadRequest, BodyTooLarge, FarthingError, LedgerUnavailable, UnknownResponse
+from app.gateway import Answer
 from app.storage.records import Owner
 from routers import body
 from routers.answering import begin, deliver
@@ -30,7 +31,6 @@ from routers.wire import ChatRequest, understand
 from routers.wordings import openai
 
 router = APIRouter(tags=["generation"])
-log = logging.getLogger(__name__)
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
 # An output item's id names its response, and its place there.
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
@@ -59,13 +59,18 @@ class Shelf:
             raise UnknownResponse(f"{param}: there is no such response", param=param)
         return found
 
+    async def begin(self, answer: Answer, input: list[Item], response: dict[str, Any]) -> None:
+        """It can be named and cancelled from now on, if the ledger answers."""
+        content = {"response": response, "input": input}
+        with suppress(LedgerUnavailable):  # it has been logged
+            await self.responses.begin(response["id"], self.owner, content, answer)
+
     async def keep(self, id: str, input: list[Item], response: dict[str, Any]) -> bool:
         """Whether it can be named from now on."""
         content = {"response": response, "input": input}
         try:
             return await self.responses.keep(id, self.owner, content)
-        except LedgerUnavailable:
-            log.warning("response %s cannot be kept", id)
+        except LedgerUnavailable:  # it has been logged
             return False
 
 
@@ -97,8 +102,7 @@ async def create(request: Request) -> Response:
     stores = shelf is not None and asks.store is not False
     writer = ResponseScribe(answer, asked, asks.echo(), keep if stores else None)
     if stores and asked.stream and shelf is not None:  # else its client learns its id too late
-        content = {"response": writer.begun(), "input": input}
-        await shelf.responses.begin(id, shelf.owner, content, answer)
+        await shelf.begin(answer, input, writer.begun())
     return await deliver(request, answer, writer, stream=asked.stream)
 
 

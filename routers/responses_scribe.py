@@ -11,7 +11,7 @@ from app.errors import BadRequest, FarthingError, Overloaded
 from app.gateway import Answer
 from app.types import Chunk
 from routers.costs import cost, summary
-from routers.deltas import Delta, Deltas, End, Piece
+from routers.deltas import Delta, Deltas, End, Piece, used
 from routers.scribe import event
 from routers.tool_calls import ToolDelta
 from routers.wire import Asked
@@ -212,13 +212,13 @@ class ResponseScribe:
         return {**self._envelope, "status": status, "output": list(self._output), **known}
 
     def _usage(self, end: End) -> dict[str, Any]:
-        bill = self._answer.bill
+        prompt, cached, written = used(self._answer, end)
         return {
-            "input_tokens": bill.prompt,
-            "input_tokens_details": {"cached_tokens": bill.cached, "cache_write_tokens": 0},
-            "output_tokens": bill.completion,
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+            "output_tokens": written,
             "output_tokens_details": {"reasoning_tokens": end.reasoning},
-            "total_tokens": bill.prompt + bill.completion,
+            "total_tokens": prompt + written,
             **cost(self._answer),
         }
 

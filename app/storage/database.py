@@ -109,6 +109,7 @@ class _Sqlite:
         self._engine = create_engine(
             url.set(drivername="sqlite+pysqlite", database=str(self._file)),
             connect_args={"timeout": _PATIENCE_S, "isolation_level": None},
+            hide_parameters=True,  # errors are logged, what clients said is not
         )
         self._reading = self._engine.execution_options(farthing_reads=True)
         event.listen(self._engine, "connect", partial(_prepare_sqlite, durable))
@@ -145,6 +146,7 @@ class _Postgres:
                     "command_timeout": _PATIENCE_S,
                     "server_settings": _SERVER_SETTINGS,
                 },
+                hide_parameters=True,
                 pool_recycle=1800,
                 pool_timeout=_PATIENCE_S,
             )

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.chaos.houses import QUESTION, House
+from tests.chaos.houses import CHAT, QUESTION, House
 from tests.routers import responding
 from tests.routers.test_messages import read as read_message
 from tests.upstreams.faults import FAULTS
@@ -43,6 +43,11 @@ def post(home: House, url: str, **fields: Any) -> httpx.Response:
     return answer
 
 
+def asked_of(home: House) -> Any:
+    """The body of the last chat that the server was asked for: its pulse is felt in between."""
+    return [request.body for request in home.large[0].requests if request.path == CHAT][-1]
+
+
 def response(home: House, *, stream: bool, **fields: Any) -> dict[str, Any]:
     asked = {"input": INPUT, "max_output_tokens": 60, "temperature": 0, **fields}
     answer = post(home, responding.URL, stream=stream, **asked)
@@ -66,6 +71,9 @@ def test_a_servers_text(home: House, stream: bool) -> None:
     assert other["content"][0]["text"] == TEXT and other["stop_reason"] == "end_turn"
     tokens = found["usage"]["output_tokens"]
     assert other["usage"]["output_tokens"] == tokens > 30
+    chat = post(home, CHAT, messages=QUESTION, max_tokens=60, temperature=0).json()["usage"]
+    assert found["usage"]["input_tokens"] == chat["prompt_tokens"]
+    assert tokens == chat["completion_tokens"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -81,7 +89,7 @@ def test_a_servers_reasoning_and_calls_as_items(home: House, stream: bool) -> No
     calls = [(c["call_id"], c["name"], c["arguments"]) for c in output[2:]]
     assert calls == [("call_1", "f", '{"path": "C:\\\\x"}'), ("call_2", "g", "{}")]
     assert all(item["status"] == "completed" for item in output)
-    sent = home.large[0].requests[-1].body
+    sent = asked_of(home)
     assert sent["tools"] == [{"type": "function", "function": TOOL}]
     assert sent["max_completion_tokens"] == 60 and "input" not in sent
 
@@ -102,7 +110,7 @@ def test_a_servers_reasoning_and_calls_as_blocks(home: House, stream: bool) -> N
         {"type": "tool_use", "id": "call_2", "name": "g", "input": {}},
     ]
     assert found["stop_reason"] == "tool_use"
-    assert home.large[0].requests[-1].body["tool_choice"] == "required"
+    assert asked_of(home)["tool_choice"] == "required"
 
 
 def whole() -> list[dict[str, Any]]:
@@ -120,7 +128,7 @@ def test_a_conversation_with_results_of_tools_goes_on(home: House) -> None:
     home.large[0].deltas = None
     result = {"type": "function_call_output", "call_id": "call_1", "output": "done"}
     response(home, stream=False, input=[result], previous_response_id=first["id"], tools=[tool])
-    user, assistant, said = home.large[0].requests[-1].body["messages"]
+    user, assistant, said = asked_of(home)["messages"]
     assert user == {"role": "user", "content": INPUT}
     assert (assistant["content"], assistant["reasoning"]) == ("I shall call", "let me think")
     assert [call["id"] for call in assistant["tool_calls"]] == ["call_1", "call_2"]

@@ -109,12 +109,16 @@ def test_an_engines_body_is_told_as_its_stream_is() -> None:
     ]
     message = {"reasoning": "hmm", "content": "so it is", "tool_calls": calls, "refusal": "no"}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "stop_reason": "x"}
-    usage = {"completion_tokens_details": {"reasoning_tokens": 7}}
+    usage = {
+        "prompt_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 7},
+    }
     raw = json.dumps({"choices": [choice], "usage": usage}).encode()
     reader, last = Deltas(Call("m", whole=True)), Chunk(raw=raw, finish="stop")
     said = joined(reader.feed(last))
     assert sorted(said) == sorted(TOLD)
-    assert reader.end(last) == End(stopped_by="x", reasoning=7)
+    assert reader.end(last) == End(stopped_by="x", prompt=9, cached=4, reasoning=7)
 
 
 @pytest.mark.parametrize(

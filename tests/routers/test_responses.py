@@ -220,12 +220,15 @@ async def serve_off(serve, **settings):
     return house.visitor
 
 
-async def test_a_store_that_is_away_costs_no_answer(house, monkeypatch):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_store_that_is_away_costs_no_answer(house, monkeypatch, stream):
     async def away(*_):
         raise LedgerUnavailable
 
     monkeypatch.setattr(house.accounts.responses, "keep", away)
-    response = await made(house)
+    monkeypatch.setattr(house.accounts.responses, "begin", away)
+    answer = await ask(house, stream=stream)
+    response = final(answer.text) if stream else answer.json()
     assert text(response).strip() == LARGE and response["store"] is False
 
 
