@@ -18,6 +18,7 @@ from routers.bounds import Bounds
 
 MAX_DEPTH = 64  # nested arrays and objects; what recurses over a body later must not overflow
 MAX_NODES = 200_000  # arrays and objects: each takes some thirty times its bytes in memory
+_LARGE = 512 * 1024  # bytes, of a body that would hold others up for too long
 _PACE = 16 * 1024  # bytes a second, of a body that takes longer than it may
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
@@ -56,7 +57,13 @@ async def read(request: Request, bounds: Bounds) -> dict[str, Any]:
                     patience.reschedule(end + len(body) / _PACE)
     except TimeoutError:
         raise TooSlow("The body took too long to arrive", param="body") from None
-    document = parse(bytes(body))
+    if len(body) < _LARGE:
+        return _within(bounds, bytes(body))
+    return await asyncio.to_thread(_within, bounds, bytes(body))
+
+
+def _within(bounds: Bounds, body: bytes) -> dict[str, Any]:
+    document = parse(body)
     bounds.check(document, len(body))
     return document
 

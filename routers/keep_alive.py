@@ -22,6 +22,7 @@ class KeepAlive:
         self._last = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Future[None] | None = None
+        self._over = False
 
     async def __aenter__(self) -> KeepAlive:
         self._wait(self._every)
@@ -33,6 +34,7 @@ class KeepAlive:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
         if self._beating is not None:
@@ -47,8 +49,8 @@ class KeepAlive:
             self._beating = None
 
     def now(self) -> None:
-        """A beat at once."""
-        if self._beating is None or self._beating.done():
+        """A beat at once; none once the last words are being prepared."""
+        if not self._over and (self._beating is None or self._beating.done()):
             self._beating = asyncio.ensure_future(self._beat())
 
     def _wait(self, seconds: float) -> None:

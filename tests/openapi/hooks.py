@@ -19,9 +19,13 @@ OPTIONAL = ("X-Policy", "X-Budget-Latency-Ms", "X-Budget-Usd")
 OURS = os.environ.get("KEY_ID", "")  # the key that it comes with must go on to open doors
 
 
+def number(seed: object) -> int:
+    """As good as random, but the same for the same input, so that failures can be shrunk."""
+    return zlib.crc32(repr(seed).encode())
+
+
 def chance(seed: object, one_in: int) -> bool:
-    """The same for the same input, so that failures can be shrunk."""
-    return zlib.crc32(repr(seed).encode()) % one_in == 0
+    return number(seed) % one_in == 0
 
 
 @schemathesis.hook
@@ -32,12 +36,9 @@ def map_body(context: Any, body: Any) -> Any:
     document = context.operation.schema.raw_schema
     content = context.operation.definition.raw["requestBody"]["content"]["application/json"]
     shape = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
-    kept = {
-        name: whole(value)
-        for name, value in body.items()
-        if name in shape["required"] or (name in shape["properties"] and chance((name, body), 4))
-    }
-    kept["model"] = MODELS[zlib.crc32(repr(body).encode()) % len(MODELS)]
+    beside = sorted(body.keys() & shape["properties"].keys(), key=lambda n: number((n, body)))[:2]
+    kept = {name: whole(body[name]) for name in {*beside, *(body.keys() & shape["required"])}}
+    kept["model"] = MODELS[number(body) % len(MODELS)]
     return kept | {name: said for name, said in SAID.items() if name in kept}
 
 

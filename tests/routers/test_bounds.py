@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -96,6 +97,16 @@ async def test_a_body_that_is_large_has_longer(client, monkeypatch):
         yield document
 
     assert (await client.post(CHAT, content=brings_much())).status_code == 200
+
+
+async def test_a_large_body_is_parsed_aside(client, gateway_app, monkeypatch):
+    """Others go on: half of the time, as the parser itself holds the interpreter."""
+    here, there = threading.get_ident(), []
+    monkeypatch.setattr(body, "_LARGE", 5000)
+    monkeypatch.setattr(body, "parse", lambda found: there.append(threading.get_ident()) or {})
+    for size in (100, 6000):
+        await client.post(CHAT, content=b"{}" + b" " * size)
+    assert there[0] == here != there[1]
 
 
 def test_a_body_of_very_many_arrays_is_refused_before_it_is_parsed():

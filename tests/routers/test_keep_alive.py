@@ -90,6 +90,17 @@ async def test_whoever_sends_waits_for_a_comment_under_way():
     assert order == ["begun", "sent", "mine"]
 
 
+async def test_after_its_end_nothing_more_is_sent():
+    async def beat():
+        raise AssertionError("too late")
+
+    async with KeepAlive(0.01, beat) as alive:
+        pass
+    alive.now()
+    await asyncio.sleep(0.05)
+    assert alive._beating is None
+
+
 async def test_a_turn_puts_the_next_comment_off():
     beats = 0
 
