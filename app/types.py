@@ -110,6 +110,13 @@ class Goals:
     first_token: float | None = None  # and by which it should begin: a wish, not a bound
 
 
+_STRUCTURE = (
+    *("tools", "functions", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+)
+_NO_CHOICE = (None, "none", "auto")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One generation asked of one engine. One HTTP request may cost several calls."""
@@ -131,6 +138,19 @@ class Call:
     body: Mapping[str, Any] = field(default_factory=dict)  # as the client sent it, for `native`
     account: str = ""  # whose request it is, for fairness
     id: str = ""
+
+    @property
+    def offers(self) -> bool:
+        """Whether it offers tools."""
+        return bool(self.extra.get("tools")) and self.extra.get("tool_choice") != "none"
+
+    @property
+    def structured(self) -> bool:
+        """Whether it offers tools, or asks for an answer of a given form."""
+        format, choice = self.extra.get("response_format"), self.extra.get("tool_choice")
+        text = isinstance(format, Mapping) and format.get("type") == "text"
+        formed = format is not None and not text
+        return formed or choice not in _NO_CHOICE or any(map(self.extra.get, _STRUCTURE))
 
     def to(self, model: str) -> Self:
         """The same call asked of another model."""
@@ -286,6 +306,7 @@ class Capabilities:
     kv: Mapping[str, float] | None = None  # predictors, and the share of a prefill each takes
     embeds: bool = False  # whether it turns prompts into vectors
     edits: bool = False  # whether it moves what follows an edit of a prompt
+    structured: bool = False  # whether tools and forms of answers last through a hand-over
 
 
 @dataclass(frozen=True, slots=True)

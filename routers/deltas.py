@@ -50,8 +50,7 @@ class Deltas:
     def __init__(self, call: Call) -> None:
         self._id = call.id
         self._whole = call.whole
-        offered = call.extra.get("tools") and call.extra.get("tool_choice") != "none"
-        self._reader = ToolReader(call.id) if offered else None
+        self._reader = ToolReader(call.id) if call.offers else None
         self._logprobs = call.sampling.logprobs is not None
         self._scores: list[Mapping[str, Any]] = []  # of tokens whose text is still to come
         self._calls: dict[int, int] = {}  # the engine's numbers of tool calls, and ours

@@ -15,6 +15,7 @@ from app.gateway import Answer
 from app.types import Candidate, Chunk, Token
 from routers import relayed
 from routers.costs import cost, summary, switch
+from routers.tool_calls import ToolDelta, ToolReader
 from routers.wire import Asked
 from routers.wordings import openai
 
@@ -50,6 +51,7 @@ class Scribe(ABC):
 
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+    nothing: ClassVar[str]  # the member of a stream's choice that adds nothing, in JSON
 
     def __init__(self, answer: Answer, asked: Asked) -> None:
         self.answer = answer
@@ -74,11 +76,12 @@ class Scribe(ABC):
         """Events before the first token."""
 
     @abstractmethod
-    def _delta(self, text: str) -> str:
-        """The member of a stream's choice that holds the text, in JSON."""
+    def _delta(self, chunk: Chunk) -> str:
+        """The member of a stream's choice that holds what the chunk adds, in JSON; empty where it
+        adds nothing."""
 
     @abstractmethod
-    def _whole(self, text: str) -> dict[str, Any]:
+    def _whole(self, text: str, index: int) -> dict[str, Any]:
         """The member of a whole answer's choice that holds the text."""
 
     @abstractmethod
@@ -102,13 +105,14 @@ class Scribe(ABC):
             choice.finish = chunk
 
     def _content(self, chunk: Chunk) -> str:
+        delta = self._delta(chunk)
         extra = self._debug_fields(chunk) if self.debug else None
         scored = self.logprobs and chunk.tokens
-        if not (chunk.text or scored or extra):
+        if not (delta or scored or extra):
             return ""
         logprobs = _encode(self._logprobs(chunk.tokens, chunk.index)) if scored else "null"
         choice = (
-            f'{{"index":{chunk.index},{self._delta(chunk.text)},'
+            f'{{"index":{chunk.index},{delta or self.nothing},'
             f'"logprobs":{logprobs},"finish_reason":null}}'
         )
         return self._chunk(choice, extra)
@@ -148,19 +152,22 @@ class Scribe(ABC):
         choices = [
             {
                 "index": index,
-                **self._whole("".join(choice.text)),
+                **self._whole("".join(choice.text), index),
                 "logprobs": self._logprobs(choice.tokens, index) if self.logprobs else None,
-                **_ending(choice.finish),
+                **self._ending(choice.finish, index),
             }
             for index, choice in sorted(self._gathered.items())
         ]
         return {**self.envelope, "choices": choices, "usage": self._usage(), "farthing": farthing}
 
     def _ended(self, finish: Chunk, farthing: object) -> str:
-        held = self._content(finish) if finish.text else ""
-        ending = _encode(_ending(finish))[1:]
-        choice = f'{{"index":{finish.index},{self._delta("")},"logprobs":null,{ending}'
+        held = self._content(finish)
+        ending = _encode(self._ending(finish, finish.index))[1:]
+        choice = f'{{"index":{finish.index},{self.nothing},"logprobs":null,{ending}'
         return held + self._chunk(choice, farthing)
+
+    def _ending(self, finish: Chunk, index: int) -> dict[str, Any]:
+        return _ending(finish)
 
     def _chunk(self, choice: str, farthing: object = None) -> str:
         extra = "" if farthing is None else f',"farthing":{_encode(farthing)}'
@@ -192,21 +199,62 @@ class Scribe(ABC):
 class ChatScribe(Scribe):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    nothing = '"delta":{}'
+
+    def __init__(self, answer: Answer, asked: Asked) -> None:
+        super().__init__(answer, asked)
+        self._readers = [
+            ToolReader(f"{self.id}:{index}")
+            for index in range(self._choices if asked.order.call.offers else 0)
+        ]
 
     def _opening(self) -> str:
+        content = "null" if self._readers else '""'
         return "".join(
             self._chunk(
-                f'{{"index":{index},"delta":{{"role":"assistant","content":""}},'
+                f'{{"index":{index},"delta":{{"role":"assistant","content":{content}}},'
                 '"logprobs":null,"finish_reason":null}'
             )
             for index in range(self._choices)
         )
 
-    def _delta(self, text: str) -> str:
-        return f'"delta":{{"content":{_encode(text)}}}' if text else '"delta":{}'
+    def _delta(self, chunk: Chunk) -> str:
+        if not self._readers:
+            return f'"delta":{{"content":{_encode(chunk.text)}}}' if chunk.text else ""
+        text, calls = self._told(chunk.text, chunk.index, ends=chunk.finish is not None)
+        delta = ({"content": text} if text else {}) | ({"tool_calls": calls} if calls else {})
+        return f'"delta":{_encode(delta)}' if delta else ""
 
-    def _whole(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _whole(self, text: str, index: int) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._readers:
+            said, calls = self._told(text, index, ends=True)
+            if calls:
+                made = [{key: call[key] for key in call if key != "index"} for call in calls]
+                message |= {"content": said or None, "tool_calls": made}
+        return {"message": message}
+
+    def _ending(self, finish: Chunk, index: int) -> dict[str, Any]:
+        ending = super()._ending(finish, index)
+        if self._readers and finish.finish == "stop" and self._readers[index].done:
+            ending["finish_reason"] = "tool_calls"
+        return ending
+
+    def _told(self, text: str, index: int, ends: bool) -> tuple[str, list[dict[str, Any]]]:
+        """What this adds to the choice: to its text, and to each of its calls."""
+        reader = self._readers[index]
+        pieces = [*reader.feed(text), *(reader.flush() if ends else ())]
+        calls: dict[int, dict[str, Any]] = {}
+        for piece in pieces:
+            if isinstance(piece, ToolDelta):
+                named = {"id": piece.id, "type": "function"} if piece.id else {}
+                function = {"name": piece.name} if piece.name else {}
+                call = calls.setdefault(
+                    piece.index,
+                    {"index": piece.index, **named, "function": {**function, "arguments": ""}},
+                )
+                call["function"]["arguments"] += piece.arguments
+        return "".join(piece for piece in pieces if isinstance(piece, str)), [*calls.values()]
 
     def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]:
         content = [
@@ -219,6 +267,7 @@ class ChatScribe(Scribe):
 class TextScribe(Scribe):
     whole_object = "text_completion"
     chunk_object = "text_completion"
+    nothing = '"text":""'
 
     def __init__(self, answer: Answer, asked: Asked) -> None:
         super().__init__(answer, asked)
@@ -227,10 +276,10 @@ class TextScribe(Scribe):
     def _opening(self) -> str:
         return ""
 
-    def _delta(self, text: str) -> str:
-        return f'"text":{_encode(text)}'
+    def _delta(self, chunk: Chunk) -> str:
+        return f'"text":{_encode(chunk.text)}' if chunk.text else ""
 
-    def _whole(self, text: str) -> dict[str, Any]:
+    def _whole(self, text: str, index: int) -> dict[str, Any]:
         return {"text": text}
 
     def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class ToolReader:
         self._depth = 0  # of the braces in arguments
         self._quoted = False
 
+    @property
+    def done(self) -> bool:
+        """Whether there are calls, and all are whole."""
+        return self.calls > 0 and self._read == self._text
+
     def feed(self, text: str) -> list[str | ToolDelta]:
         """What can be told now that this text has come; no text of it is empty."""
         self._held += text

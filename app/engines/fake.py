@@ -42,6 +42,8 @@ class Script:
     predictors: Mapping[str, float] = field(default_factory=dict)  # of KV, and their shares
     edits: bool = False
     vector: Sequence[float] = ()  # what it makes of every text; none: it does not embed
+    structured: bool = False  # whether it takes tools and forms of answers; the words are its own
+    native: bool = False  # whether it answers in its own words: one event, or the whole
     reading: float = 0.0  # seconds a token of a prompt, as it says
 
 
@@ -76,6 +78,8 @@ class Fake:
             kv=script.predictors or None,
             edits=script.edits,
             embeds=bool(script.vector),
+            structured=script.structured,
+            native=script.native,
         )
 
     def load(self, model: str) -> Load:
@@ -99,7 +103,8 @@ class Fake:
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk]:
         script = self._script(call.model)
-        fields.check(call)
+        if not call.decoding.native:
+            fields.check(call, structured=script.structured)
         prompt = self._prompt(call) + list(call.written)
         if len(prompt) >= script.context:
             raise ContextOverflow(

@@ -62,13 +62,19 @@ _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
 
 _LIKELIEST = 20  # as OpenAI has it
 _RENDERING = ("chat_template", "chat_template_kwargs", "documents")
+_STRUCTURE = (
+    *("tools", "tool_choice", "response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+)
 
 
-def check(call: Call, *, renders: bool = False) -> None:
+def check(call: Call, *, renders: bool = False, structured: bool = False) -> None:
     """Refuse what only an engine's own chat endpoint can do. Raises EngineUnsupported naming it.
 
-    `renders`: whether the engine takes the fields of the chat template.
+    `renders`: whether the engine takes the fields of the chat template; `structured`: those that
+    say what form the answer is to have.
     """
+    done = _RENDERING * renders + _STRUCTURE * structured
     if call.choices != 1 and not call.embeds:
         raise EngineUnsupported("n: only one choice can be written token by token", param="n")
     if call.sampling.logprobs is not None and not 0 <= call.sampling.logprobs <= _LIKELIEST:
@@ -85,7 +91,7 @@ def check(call: Call, *, renders: bool = False) -> None:
                     param=f"messages.{index}.content",
                 )
     for field, harmless in _HARMLESS.items():
-        if renders and field in _RENDERING:
+        if field in done:
             continue
         if field in call.extra and not harmless(call.extra[field]):
             raise EngineUnsupported(

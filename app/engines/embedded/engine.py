@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from app.engines import fields
 from app.engines.embedded import limits, predictors
 from app.engines.embedded.gguf_file import GGUFFile
 from app.engines.embedded.gists import Vector
+from app.engines.embedded.grammar import Grammars
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
 from app.engines.embedded.predictors import AnyPredictor
@@ -49,10 +50,23 @@ class Served:
     context: int
     vocabulary: int
     tokenizer: Tokenizer
-    prompts: Prompts  # of all models of the same file
+    prompts: Prompts  # of all models of the same file, as the grammars are
+    grammars: Grammars
     decoder: Decoder
     scheduler: Scheduler
     predictors: Mapping[str, AnyPredictor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Language:
+    """What all models of one file share."""
+
+    tokenizer: Tokenizer
+    prompts: Prompts
+    grammars: Grammars
+
+
+_Read: TypeAlias = tuple[ModelConfig, Weights, _Language]
 
 
 class EmbeddedEngine:
@@ -115,11 +129,19 @@ class EmbeddedEngine:
         prompt = await served.prompts.ids(call)
         length = len(prompt) + len(call.written)
         limit = limits.room(call, length, served.context)
+        constraint = await served.grammars.constraint(call)
         news = asyncio.Event()
         sequence = RunningSequence(
-            call, prompt, limit, served.tokenizer, self._outbox, news.set, predictor
+            call,
+            prompt,
+            limit,
+            served.tokenizer,
+            outbox_size=self._outbox,
+            on_news=news.set,
+            predictor=predictor,
+            constraint=constraint,
         )
-        if sequence.stopped_by is not None:  # the answer was over before it came to us
+        if sequence.over:  # the answer was over before it came to us
             yield Chunk(model=call.model, finish="stop", stopped_by=sequence.stopped_by)
             return
         async with aclosing(self._run(sequence, served, news, worker)) as chunks:
@@ -198,6 +220,7 @@ class EmbeddedEngine:
             kv={name: each.share for name, each in served.predictors.items()} or None,
             embeds=served.card.embeds is not None,
             edits=True,
+            structured=True,
         )
 
     def load(self, model: str) -> Load:
@@ -246,7 +269,7 @@ class EmbeddedEngine:
             loop.call_soon_threadsafe(_wake_readers, sequences)
 
     def _load(self) -> None:
-        read: dict[Path, tuple[ModelConfig, Weights, Tokenizer, Prompts]] = {}
+        read: dict[Path, _Read] = {}
         built: dict[tuple[Path, str], Decoder] = {}
         for card in sorted(self._cards, key=lambda card: bool(card.base)):  # bases go first
             path, began = self._paths[card.name], time.monotonic()
@@ -255,7 +278,7 @@ class EmbeddedEngine:
                 if path not in read:
                     _log.info("reading %s", path)
                     read[path] = _read(path) if base is None else _draft(path, base, read[base])
-                config, weights, tokenizer, prompts = read[path]
+                config, weights, language = read[path]
                 precision = cast(Precision, card.precision)  # the catalog has no other for us
                 beside = None if base is None else built.get((base, precision))
                 decoder = Decoder(config, weights, precision, _device(), beside)
@@ -274,8 +297,9 @@ class EmbeddedEngine:
                 card=card,
                 context=context,
                 vocabulary=config.vocabulary,
-                tokenizer=tokenizer,
-                prompts=prompts,
+                tokenizer=language.tokenizer,
+                prompts=language.prompts,
+                grammars=language.grammars,
                 decoder=decoder,
                 scheduler=scheduler,
                 predictors={},
@@ -288,7 +312,7 @@ class EmbeddedEngine:
         join(self.models.values(), self._paths, self._threads or spare_threads())
 
 
-def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
+def _read(path: Path) -> _Read:
     if path.is_dir():
         tokenizer = load_tokenizer(path)
         config, weights = load(path)
@@ -296,17 +320,16 @@ def _read(path: Path) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
         file = GGUFFile(path)
         tokenizer = tokenizer_from_metadata(file.metadata)
         config, weights = load(file)
-    return config, weights, tokenizer, Prompts(tokenizer, longest=config.context)
+    prompts = Prompts(tokenizer, longest=config.context)
+    return config, weights, _Language(tokenizer, prompts, Grammars(tokenizer))
 
 
-def _draft(
-    path: Path, base: Path, read: tuple[ModelConfig, Weights, Tokenizer, Prompts]
-) -> tuple[ModelConfig, Weights, Tokenizer, Prompts]:
+def _draft(path: Path, base: Path, read: _Read) -> _Read:
     """A draft, with what it shares with its base, read already."""
     config, weights = load(path, base)
-    _, shared, tokenizer, prompts = read
+    _, shared, language = read
     weights = replace(weights, embedding=shared.embedding, head=shared.head)
-    return config, weights, tokenizer, prompts
+    return config, weights, language
 
 
 def _device() -> torch.device:

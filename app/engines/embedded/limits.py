@@ -15,7 +15,7 @@ def check(call: Call, vocabulary: int) -> None:
 
     Raises EngineUnsupported or BadRequest, whose `param` names the field.
     """
-    fields.check(call)
+    fields.check(call, structured=True)
     if call.max_tokens is not None and call.max_tokens < 1 and not call.embeds:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
     stop = call.decoding.stop

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from app.engines.embedded.tools import offered
 from app.types import Call, Message
 
 _LONG = 8192  # characters; fewer are tokenised in about a millisecond
@@ -18,7 +19,7 @@ class Encoder(Protocol):
 
     def continued(self, text: str) -> list[int]: ...
 
-    def chat(self, messages: Sequence[Message]) -> list[int]: ...
+    def chat(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]: ...
 
 
 class Prompts:
@@ -42,6 +43,7 @@ class Prompts:
             return call.prompt
         if isinstance(call.prompt, str) and call.extra.get("add_special_tokens") is False:
             return self._encoder.continued(call.prompt)
+        # The tools of a call come and go with its messages: both are of one request.
         source: object = call.messages if call.prompt is None else call.prompt
         kept = self._kept.get(id(source))
         if kept is not None:
@@ -61,13 +63,19 @@ class Prompts:
     def _encode(self, call: Call) -> list[int]:
         if isinstance(call.prompt, str):
             return self._encoder.encode(call.prompt)
-        return self._encoder.chat(call.messages)
+        return self._encoder.chat(call.messages, _tools(call))
+
+
+def _tools(call: Call) -> Sequence[Any]:
+    """Those that the model is told of. Raises BadRequest naming the field."""
+    return call.extra["tools"] if offered(call) is not None else ()
 
 
 def _characters(call: Call) -> int:
     if isinstance(call.prompt, str):
         return len(call.prompt)
-    return sum(_size(message, "content") for message in call.messages)
+    size = sum(_size(message, "content") for message in call.messages)
+    return size + len(str(call.extra.get("tools") or ""))
 
 
 def _size(value: Any, field: str) -> int:

@@ -1,7 +1,8 @@
 """From a row of logits to a token: filters, penalties, seeded draws, log-probabilities, entropy.
 
 Every row is worked on alone, in numpy and float64, so that no result depends on who else is in
-the batch.
+the batch. Where an answer is held to a form, ids that may not come next are taken out of the row
+first of all: what is greedy, likely, kept by a filter, logprobs and entropy are of the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from app.types import Sampling
 Row: TypeAlias = npt.NDArray[np.float64]  # [vocab]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
+_LOWEST = -1e300  # of an id that may not come next: times its weight, 0, it is 0
 _GREEDY_BELOW = 1e-5  # temperatures under this would only add rounding
 
 
@@ -35,6 +37,16 @@ class Drawn:
     logprob: float | None = None  # natural
     top: tuple[tuple[int, float], ...] = ()  # (id, logprob), likeliest first
     entropy: float | None = None  # bits
+
+
+class Held(Protocol):
+    """What an answer is held to; see Constraint."""
+
+    def advance(self, ids: Sequence[int]) -> bool: ...
+
+    def allowed(self, size: int, ahead: Sequence[int] = ()) -> npt.NDArray[np.bool_]: ...
+
+    def permits(self, ids: Sequence[int]) -> int: ...
 
 
 class Sampler:
@@ -50,8 +62,11 @@ class Sampler:
         prompt: Sequence[int] = (),
         written: Sequence[int] = (),
         entropy: bool = False,
+        held: Held | None = None,
     ) -> None:
+        """`held`: where the answer stands behind `written`; it goes on as tokens are drawn."""
         self.sampling = sampling
+        self.held = held
         self.position = len(written)  # in the answer, of the next token
         self._entropy = entropy
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
@@ -71,13 +86,14 @@ class Sampler:
             and not self._penalised
             and not sampling.logit_bias
             and sampling.logprobs is None
+            and held is None
         )
 
     def draw(self, logits: npt.NDArray[np.float32]) -> Drawn:
         """The next token, from logits [vocab]."""
         if self.plain:
             return self._take(Drawn(int(logits.argmax())))
-        raw = logits.astype(np.float64)
+        raw = self._raw(logits)
         row = self._adjusted(raw)
         if self.greedy:
             id = int(row.argmax())
@@ -87,11 +103,11 @@ class Sampler:
 
     def take(self, logits: npt.NDArray[np.float32], id: int) -> Drawn:
         """This token as the next one, from logits [vocab]: somebody else has chosen it."""
-        return self._take(self._report(logits.astype(np.float64), id))
+        return self._take(self._report(self._raw(logits), id))
 
     def adjusted(self, logits: npt.NDArray[np.float32]) -> Row:
         """Logits [vocab] with bias and penalties, as the next token is drawn from them."""
-        return self._adjusted(logits.astype(np.float64))
+        return self._adjusted(self._raw(logits))
 
     def weigh(self, logits: npt.NDArray[np.float32]) -> Row:
         """What the next token is drawn from, unnormalised [vocab]; not for greedy sampling."""
@@ -101,8 +117,18 @@ class Sampler:
         """The number drawn for the next token; each use has its own."""
         return uniform(self._seed, self.position, use)
 
+    def _raw(self, logits: npt.NDArray[np.float32]) -> Row:
+        raw = logits.astype(np.float64)
+        if self.held is not None:
+            allowed = self.held.allowed(len(raw))
+            if allowed.any():  # a grammar at fault allows nothing, and ends the answer
+                raw[~allowed] = -np.inf
+        return raw
+
     def _take(self, drawn: Drawn) -> Drawn:
         self.position += 1
+        if self.held is not None:
+            self.held.advance((drawn.id,))
         if self._penalised:
             self._answer[drawn.id] += 1
             self._seen.add(drawn.id)
@@ -130,6 +156,8 @@ class Sampler:
         if wanted is None and not self._entropy:
             return Drawn(id)
         shifted = raw - raw.max()
+        if self.held is not None:
+            shifted = np.maximum(shifted, _LOWEST)
         weights = np.exp(shifted)
         total = float(weights.sum())
         log_total = math.log(total)
@@ -139,7 +167,8 @@ class Sampler:
             entropy = max(0.0, (log_total - float((weights * shifted).sum()) / total) / math.log(2))
         if wanted is None:
             return Drawn(id, entropy=entropy)
-        top = [(int(i), float(shifted[i]) - log_total) for i in likeliest(raw, wanted)]
+        some = [i for i in likeliest(raw, wanted) if shifted[i] > _LOWEST]
+        top = [(int(i), float(shifted[i]) - log_total) for i in some]
         return Drawn(id, float(shifted[id]) - log_total, tuple(top), entropy)
 
 

@@ -11,10 +11,11 @@ import torch
 from app.engines.embedded.auxiliary import AuxiliaryPass, AuxiliaryPredictor
 from app.engines.embedded.detokenize import Detokenizer
 from app.engines.embedded.gists import Gist, States
+from app.engines.embedded.grammar import Constraint
 from app.engines.embedded.kv_cache import EXACT, SequenceCache
 from app.engines.embedded.prediction import Predictor
 from app.engines.embedded.sampling import Drawn, Sampler
-from app.errors import FarthingError
+from app.errors import BadRequest, FarthingError
 from app.nets.route import Route
 from app.types import Call, Candidate, Chunk, EntropyStop, Finish, Token, Usage
 
@@ -46,11 +47,12 @@ class RunningSequence:
         on_news: Callable[[], None] | None = None,
         predictor: Predictor | AuxiliaryPredictor | None = None,
         gist: Gist | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """`prompt` without `call.written`; `limit`: most tokens to write (at least 1, but 0 with a
         `gist`, which is told what is read);
         `outbox_size`: chunks that may wait for the reader, None: any number; `predictor`: what
-        `call.decoding.kv` names."""
+        `call.decoding.kv` names; `constraint`: what the answer is held to, behind `written`."""
         sampling = call.sampling
         self.call = call
         self.tokens = [*prompt, *call.written]  # prompt and answer, all of them
@@ -61,7 +63,9 @@ class RunningSequence:
             prompt,
             call.written,
             entropy=call.decoding.entropy or call.decoding.stop is not None,
+            held=constraint,
         )
+        self.constraint = constraint
         self.cache: SequenceCache | None = None
         self.outbox: deque[Chunk] = deque()
         self.waited = False  # for a sibling to read the prompt
@@ -155,6 +159,12 @@ class RunningSequence:
         return self._outbox_size is not None and len(self.outbox) >= self._outbox_size
 
     @property
+    def over(self) -> bool:
+        """Whether nothing may follow: it ran into a stop string, or has all of its form."""
+        formed = self.constraint is not None and self.constraint.over
+        return formed or self.stopped_by is not None
+
+    @property
     def stopped_by(self) -> str | None:
         """The stop string that the answer has run into."""
         return self._text.stopped_by
@@ -212,7 +222,11 @@ class RunningSequence:
 
     def accept(self, drawn: Drawn, usage: Usage = _ONE) -> None:
         """Write this token: its chunk, with this usage, and after the last one the finish chunk,
-        go out."""
+        go out. Where the answer's form takes too much work it ends with `error` instead."""
+        fault = None if self.constraint is None else self.constraint.fault
+        if fault is not None:
+            self.error, self.finished = BadRequest(f"the form of the answer: {fault}"), True
+            return
         model = self.call.model
         usage, self._untold = usage + self._untold, Usage()
         self.tokens.append(drawn.id)
@@ -243,7 +257,7 @@ class RunningSequence:
         # Entropy comes first: who asked for it will write this very token anew.
         if watch is not None and drawn.entropy is not None and watch.crossed(drawn.entropy):
             return "entropy"
-        if stops or self._text.stopped_by is not None:
+        if stops or self.over:
             return "stop"
         return "length" if len(self.tokens) >= self.capacity else None
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from llguidance import LLTokenizer
+from llguidance.hf import from_tokenizer
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.engines.embedded.gguf_file import read_gguf_metadata
+from app.engines.embedded.tools import OPEN, calls, spelled
 from app.errors import BadRequest, EngineUnsupported
 from app.types import Message
 
@@ -21,7 +24,8 @@ _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 # Tokens that end an answer wherever they are special; files often name only one of theirs.
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "</s>")
-_ROLES = ("system", "developer", "user", "assistant")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_TOOLS = re.compile(r"\btools\b")  # among a template's variables
 
 
 def _split(numbers: str) -> pre_tokenizers.PreTokenizer:
@@ -83,15 +87,18 @@ class Tokenizer:
         """The ids of a text that goes on where another one ended."""
         return self._ids(text, False, "said")
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The ids of a chat, ready for the assistant's answer.
 
         Raises BadRequest naming the message's field, or `messages` where the template refuses.
         """
-        return self._ids(self.render(messages), False, "messages")
+        return self._ids(self.render(messages, tools), False, "messages")
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The chat as the template writes it; raises as `chat`."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> str:
+        """The chat as the template writes it; raises as `chat`.
+
+        A template that knows of tools, and marks their calls as we read them, says so itself.
+        """
         if not messages:
             raise BadRequest("messages must not be empty", param="messages")
         if not self._fast.chat_template:
@@ -99,8 +106,17 @@ class Tokenizer:
                 "this model has no chat template; ask for a completion", param="messages"
             )
         plain = [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        template = str(self._fast.chat_template)
+        knows = OPEN in template and _TOOLS.search(template) is not None
+        if not knows:
+            plain = spelled(plain, tools)
         try:
-            text = self._fast.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+            text = self._fast.apply_chat_template(
+                plain,
+                tools=list(tools) if tools and knows else None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             refused = f"the model's chat template refuses these messages: {error}"
             raise BadRequest(refused, param="messages") from error
@@ -120,6 +136,10 @@ class Tokenizer:
     def names(self, ids: Sequence[int]) -> list[str]:
         """These ids as the vocabulary spells them."""
         return [self._backend.id_to_token(id) or "" for id in ids]
+
+    def guided(self) -> LLTokenizer:
+        """This vocabulary as llguidance reads it; takes a second to make."""
+        return from_tokenizer(self._fast, eos_token=sorted(self.eos_ids))
 
     def special_ids(self) -> dict[str, int | list[int] | None]:
         """Where a text begins and ends, under the names that generation_config.json has for it."""
@@ -223,13 +243,15 @@ def _byte_level_bpe(
     return backend
 
 
-def _plain(message: Message, where: str) -> dict[str, str]:
-    """Role and text of a message: all that a template is given."""
+def _plain(message: Message, where: str) -> dict[str, Any]:
+    """Role and text of a message, and the calls it made: all that a template is given."""
     if not isinstance(message, Mapping):
         raise BadRequest("each message must be an object", param=where)
     role = message.get("role")
-    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
-        raise EngineUnsupported("this engine does not do tools", param=f"{where}.role")
+    if role == "function" or message.get("function_call"):
+        raise EngineUnsupported(
+            "functions are an older form of tools, which this engine does", param=f"{where}.role"
+        )
     if role not in _ROLES:
         raise BadRequest(f"role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
     content = message.get("content")
@@ -237,7 +259,9 @@ def _plain(message: Message, where: str) -> dict[str, str]:
         content = message.get("refusal") or ""  # a client that sends an answer back sends nulls too
     # OpenAI's newer name for the same thing; templates of open models know the older one.
     role = "system" if role == "developer" else str(role)
-    return {"role": role, "content": _text(content, f"{where}.content")}
+    made = calls(message, where)
+    plain: dict[str, Any] = {"role": role, "content": _text(content, f"{where}.content")}
+    return {**plain, "tool_calls": made} if made else plain
 
 
 def _text(content: object, where: str) -> str:

@@ -126,12 +126,27 @@ def guess(model: DraftModel, pens: Sequence[Pen], told: bool) -> None:
     hidden = model.decoder.forward(torch.tensor(tokens), spans)
     rows = hidden if len(last) == len(tokens) else hidden[last]
     logits = model.decoder.draft_logits(rows)
+    _hold(model, pens, logits)
     ids, likely, entropies = _choose(model, pens, logits, told)
     chances = [1.0] * len(pens)
     if told and model.head is not None:
         chances = _chances(model, model.head, pens, rows, likely, entropies)
     for place, pen in enumerate(pens):
         pen.guesses.append(Guess(ids[place], likely[place], entropies[place], chances[place]))
+
+
+def _hold(model: DraftModel, pens: Sequence[Pen], logits: Tensor) -> None:
+    """Take out what the form of an answer refuses: a guess of it would be for nothing. Where
+    nothing is left of what the draft model guesses among, it guesses for nothing."""
+    for place, pen in enumerate(pens):
+        if pen.sampler.held is not None:
+            ahead = [made.id for made in pen.guesses]
+            allowed = pen.sampler.held.allowed(model.decoder.config.vocabulary, ahead)
+            if model.columns is not None:
+                allowed = allowed[model.columns]
+            if allowed.any():
+                refused = torch.from_numpy(~allowed).to(logits.device)
+                logits[place].masked_fill_(refused, -torch.inf)
 
 
 def kind(pen: Pen, place: int) -> int:
@@ -152,7 +167,7 @@ def _choose(
     if told:
         logs = torch.log_softmax(logits, -1)
         likely = logs.gather(1, places[:, None]).squeeze(1).exp().tolist()
-        entropies = (-(logs.exp() * logs).sum(-1)).tolist()
+        entropies = torch.special.entr(logs.exp()).sum(-1).tolist()
     chosen: list[int] = places.tolist()
     for place, pen in enumerate(pens):
         drawn_from: Row | None = None

@@ -243,7 +243,7 @@ class Speculator:
         if count:
             plan.match = match
             ids = plan.lookup.guesses(sequence.tokens, match, count, ahead)
-            plan.draft.choose(_until_end(ids, sequence))
+            plan.draft.choose(_likely(ids, sequence, ahead))
 
     def _worth(self, plan: _Plan, match: Match, room: int, least: float) -> int:
         """How many looked-up guesses are likely enough to stay; none where the draft model is
@@ -317,6 +317,8 @@ class Speculator:
         """Put the guesses into the draft; those that are not likely enough are left out."""
         plan.draft.columns = model.columns
         count = len(pen.guesses)
+        if pen.sampler.held is not None and not pen.drawn:
+            count = pen.sampler.held.permits([made.id for made in pen.guesses])
         if plan.asked.adaptive and not pen.drawn and plan.chances is not None:
             # Not where guesses are drawn: whether one is judged must not depend on what it is.
             survival = [1.0]
@@ -365,7 +367,11 @@ def _fitted(model: DraftModel | None) -> float | None:
     return None if model is None or model.head is None else model.head.about.level
 
 
-def _until_end(ids: list[int], sequence: RunningSequence) -> list[int]:
+def _likely(ids: list[int], sequence: RunningSequence, ahead: list[int]) -> list[int]:
+    """Those up to the answer's end, and up to one that its form refuses behind those `ahead`."""
+    held = sequence.sampler.held
+    if held is not None:
+        ids = ids[: max(held.permits([*ahead, *ids]) - len(ahead), 0)]
     for place, id in enumerate(ids):
         if sequence.ends_with(id):
             return ids[: place + 1]

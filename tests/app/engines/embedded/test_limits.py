@@ -52,13 +52,13 @@ LONG: tuple[Message, ...] = ({"role": "user", "content": "x" * CONTEXT},)
         (sampled(top_p=1.5), BadRequest, "top_p"),
         (sampled(repetition_penalty=0.0), BadRequest, "repetition_penalty"),
         (CALL.decoded(Decoding(stop=EntropyStop(1.0, True, window=0))), BadRequest, "policy"),
-        (asking(tools=[{"type": "function"}]), EngineUnsupported, "tools"),
-        (asking(tool_choice="required"), EngineUnsupported, "tool_choice"),
+        (asking(tools=[{"type": "function"}]), BadRequest, "tools.0.function.name"),
+        (asking(tool_choice="required"), BadRequest, "tool_choice"),
         (asking(functions=[{}]), EngineUnsupported, "functions"),
-        (asking(response_format={"type": "json_object"}), EngineUnsupported, "response_format"),
+        (asking(response_format={"type": "xml"}), EngineUnsupported, "response_format.type"),
         (replace(CALL, choices=2), EngineUnsupported, "n"),
         (asking(echo=True), EngineUnsupported, "echo"),
-        (asking(guided_json={"type": "object"}), EngineUnsupported, "guided_json"),
+        (asking(guided_json={"not": {}}), BadRequest, "guided_json"),
     ],
 )
 async def test_what_it_cannot_do_is_refused_before_the_first_chunk(

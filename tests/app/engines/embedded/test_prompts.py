@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ class Letters:
     def continued(self, text: str) -> list[int]:
         return list(map(ord, text.upper()))
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        return self.encode(str(messages[0]["content"]))
+    def chat(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
+        return self.encode(str(messages[0]["content"]) + len(tools) * "t")
 
 
 async def test_count_and_hand_overs_render_no_second_time() -> None:
@@ -106,7 +107,7 @@ async def test_messages_of_odd_shapes_reach_the_tokenizer(odd: Message) -> None:
     """Which names what is wrong with them."""
 
     class Refusing(Letters):
-        def chat(self, messages: Sequence[Message]) -> list[int]:
+        def chat(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
             raise BadRequest("odd")
 
     with pytest.raises(BadRequest):

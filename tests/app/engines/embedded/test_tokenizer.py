@@ -172,11 +172,20 @@ def test_an_answer_comes_back_as_it_was_sent(
         ({"role": "wizard", "content": "x"}, "messages[1].role", BadRequest),
         ({"role": ["user"], "content": "x"}, "messages[1].role", BadRequest),
         ({"content": "x"}, "messages[1].role", BadRequest),
-        ({"role": "tool", "content": "x"}, "messages[1].role", EngineUnsupported),
+        ({"role": "function", "content": "x"}, "messages[1].role", EngineUnsupported),
+        ({"role": "tool", "content": None}, "messages[1].content", BadRequest),
         (
             {"role": "assistant", "content": None, "tool_calls": [{}]},
-            "messages[1].role",
-            EngineUnsupported,
+            "messages[1].tool_calls[0].function",
+            BadRequest,
+        ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}],
+            },
+            "messages[1].tool_calls[0].function.arguments",
+            BadRequest,
         ),
         ("hello", "messages[1]", BadRequest),
         ({"role": "user", "content": "\ud800"}, "messages", BadRequest),

@@ -1,0 +1,59 @@
+"""Whether a grammar compiles within bounds, tried where it can be ended: in a process of its own.
+
+llguidance bounds most of its work, but not all: to find that eighteen patterns have nothing in
+common takes it a second, and each further one doubles that. A thread cannot be ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST = 5.0  # seconds, of which starting takes 0.1
+_MEMORY = 2**30  # bytes
+_SCRIPT = f"""
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
+from llguidance import LLMatcher
+whole, *parts = json.load(sys.stdin)
+failed, said = LLMatcher.validate_grammar_with_warnings(whole)
+tried = ((n, LLMatcher.validate_grammar_with_warnings(part)) for n, part in enumerate(parts))
+own = next(((n, said[0]) for n, (bad, said) in tried if bad), None) if failed else None
+json.dump((own or (None, said[0])) if failed else None, sys.stdout)
+"""
+_TOO_MUCH = "takes too much work to compile"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a grammar."""
+
+    part: int | None  # of those it was made of, the one that is wrong by itself
+    says: str
+
+
+async def fault(whole: str, parts: Sequence[str]) -> Fault | None:
+    """What is wrong with this grammar, which was made of these; None: nothing that can be told
+    without a vocabulary."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-c", _SCRIPT),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(MOST):
+            told, _ = await process.communicate(json.dumps([whole, *parts]).encode())
+    except TimeoutError:
+        return Fault(None, _TOO_MUCH)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        return Fault(None, _TOO_MUCH)  # no memory was left to it, or no stack
+    found = json.loads(told)
+    return None if found is None else Fault(*found)
