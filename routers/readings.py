@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.errors import BadRequest
 from app.types import Call
 from routers.terms import BudgetField
-from routers.wire import ChatMessage, Count, TokenId, prompts, sent_on
+from routers.wire import (
+    ChatMessage,
+    Count,
+    TokenId,
+    check_content,
+    prompts,
+    sent_on,
+    with_content,
+)
 
 MOST_INPUTS = 2048  # as OpenAI has it
 
@@ -29,8 +37,10 @@ class TokenizeRequest(BaseModel):
     def call(self, model: str, document: dict[str, Any]) -> Call:
         if (self.prompt is None) == (self.messages is None):
             raise BadRequest("prompt: needs either a prompt or messages", param="prompt")
+        for index, message in enumerate(self.messages or ()):
+            check_content(message, f"messages.{index}.content")
         extra = self.model_extra or {}
-        messages = tuple(document["messages"]) if self.messages else ()
+        messages = tuple(map(with_content, document["messages"])) if self.messages else ()
         return Call(model, messages, prompt=self.prompt, extra=extra, body=document)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from routers.doors import KEY
-from routers.shapes import ANSWERS, one_of
+from routers.shapes import ANSWERS, EXAMPLES, one_of
 from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, TTFT, USD
 from routers.wordings import anthropic, wording
 
@@ -198,7 +198,10 @@ def _header(text: str) -> dict[str, Any]:
 
 
 def _body(name: str) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": _ref(name)}}}
+    content = _ref(name)
+    if name in EXAMPLES:
+        content["example"] = EXAMPLES[name]
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def _ref(name: str) -> dict[str, Any]:

@@ -75,6 +75,20 @@ def _answer(kind: str, **choice: Any) -> dict[str, Any]:
     )
 
 
+_ASKED = "Why is the sky blue?"
+_CHAT = {"model": "economy", "messages": [{"role": "user", "content": _ASKED}]}
+EXAMPLES: dict[str, dict[str, Any]] = {  # of bodies
+    "ChatRequest": {**_CHAT, "max_tokens": 64, "budget": {"usd": "0.001"}},
+    "CompletionRequest": {"model": "economy", "prompt": _ASKED, "max_tokens": 64},
+    "ResponsesRequest": {"model": "economy", "input": _ASKED, "max_output_tokens": 64},
+    "MessagesRequest": {**_CHAT, "max_tokens": 64},
+    "CountTokensRequest": _CHAT,
+    "EmbeddingRequest": {"model": "large", "input": [_ASKED]},
+    "TokenizeRequest": {"model": "large", "prompt": _ASKED},
+    "DetokenizeRequest": {"model": "large", "tokens": [1, 2]},
+    "KeySpec": {"name": "team search", "usd_per_day": "5", "models": ["economy"]},
+}
+
 ANSWERS: dict[str, dict[str, Any]] = {
     "Error": shape(
         error=shape(message=TEXT, type=TEXT, param=maybe(TEXT), code=maybe(TEXT)),

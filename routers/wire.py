@@ -152,14 +152,14 @@ class ChatRequest(Generation):
         if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs: needs logprobs: true", param="top_logprobs")
         for i, message in enumerate(self.messages):
-            _check_content(message, f"messages.{i}.content")
+            check_content(message, f"messages.{i}.content")
 
     def call(self, document: Mapping[str, Any]) -> Call:
         """What the body asks for; its messages stay as the client wrote them."""
         limits = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
         return Call(
             model=self.model,
-            messages=tuple(_with_content(message) for message in document["messages"]),
+            messages=tuple(with_content(message) for message in document["messages"]),
             max_tokens=min(limits, default=None),
             sampling=self.sampling(self.top_logprobs or 0 if self.logprobs else None),
             **self.shared(document),
@@ -276,7 +276,8 @@ def ordered(call: Call, agreed: Terms, arrived: float) -> Order:
     )
 
 
-def _check_content(message: ChatMessage, param: str) -> None:
+def check_content(message: ChatMessage, param: str) -> None:
+    """Raises BadRequest for a message that lacks what it should say."""
     if message.content is None and message.role != "assistant":
         raise BadRequest(f"{param}: Field required", param=param)
     if isinstance(message.content, list):
@@ -285,6 +286,6 @@ def _check_content(message: ChatMessage, param: str) -> None:
                 raise BadRequest(f"{param}.{j}.text: Field required", param=f"{param}.{j}.text")
 
 
-def _with_content(message: dict[str, Any]) -> Message:
+def with_content(message: dict[str, Any]) -> Message:
     """An assistant's message may leave its content out; engines need not know."""
     return message if "content" in message else {**message, "content": None}

@@ -25,6 +25,7 @@ from tests.prompts import OWN
 
 pytestmark = pytest.mark.model
 SMALL, LARGE = "smollm2-tiny", "smollm2-135m"
+QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Real]:
-    settings = Settings(config=DEFAULT_CONFIG, shutdown_grace_s=1)
+    settings = Settings(config=DEFAULT_CONFIG, shutdown_grace_s=1, keep_alive_s=0.1)
     listening = socket.create_server(("127.0.0.1", 0))
     server = Server(create_app(settings), settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -197,6 +198,35 @@ def test_fifty_streams_half_of_them_dropped(real: Real) -> None:
     until(lambda: real.gauge("farthing_engine_running") == 0, 30)
     assert real.gauge("farthing_engine_waiting") == 0
     assert real.gauge("farthing_engine_kv_bytes") == 0
+
+
+def test_a_stream_is_kept_alive_while_a_long_prompt_is_read(real: Real) -> None:
+    body = {"model": LARGE, "max_tokens": 4, "stream": True}
+    body["messages"] = [{"role": "user", "content": "Sum up: " + "so it went on " * 150}]
+    events = real.http.post("/v1/chat/completions", json=body).text.split("\n\n")
+    assert events[0] == ": keep-alive"
+    assert events[-2] == "data: [DONE]" and '"finish_reason":"length"' in events[-3]
+
+
+def test_a_client_that_does_not_read_stops_the_model(real: Real) -> None:
+    body = {"model": SMALL, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    body |= {"logprobs": True, "top_logprobs": 20}  # 3 KB a token: what lies between is soon full
+    content = real.http.build_request("POST", "/", json={**body, "messages": QUESTION}).content
+    host, _, port = real.url.removeprefix("http://").partition(":")
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        line.connect((host, int(port)))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}"
+        line.sendall(f"{head}\r\n\r\n".encode() + content)
+        until(lambda: line.recv(1), 30)
+        before = -1.0
+        while before != (before := real.gauge("farthing_inter_token_latency_seconds_count")):
+            time.sleep(0.5)
+        assert real.gauge("farthing_engine_kv_bytes") > 0  # it waits, and others go on
+        assert real.ask("Hi", model=SMALL, max_tokens=2).usage.completion_tokens == 2
+        written = real.gauge("farthing_tokens_total")
+    until(lambda: real.gauge("farthing_engine_kv_bytes") == 0, 30)
+    assert real.gauge("farthing_tokens_total") - written < 1000
 
 
 def test_a_deadline_ends_a_long_answer(real: Real) -> None:

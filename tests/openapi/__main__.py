@@ -39,7 +39,7 @@ def main() -> None:
     seconds = asked.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(state_dir=Path(folder), ledger=f"sqlite:///{folder}/ledger.db")
-        app = create_app(settings, catalog=fleet(), engine=engine(length=12))
+        app = create_app(settings, catalog=fleet(), engine=engine(length=12, vector=(0.6, -0.8)))
         with running(app, settings) as server:
             url = f"http://127.0.0.1:{server.port}"
             made = app.state.front.door.accounts.keyring.create(

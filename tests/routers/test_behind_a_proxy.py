@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from app.engines.fake import Script
 from app.factory import create_app
 from tests.routers.reading import asking
 
@@ -81,11 +82,18 @@ def requests(model):
     yield "POST", CHAT, asking(model, stream=True)
     yield "POST", CHAT, asking(f"direct/{model}")
     yield "POST", "/v1/completions", {"model": model, "prompt": "why", "max_tokens": 3}
+    yield "POST", "/v1/responses", {"model": model, "input": "why"}
+    yield "POST", "/v1/messages", {**asking(model), "max_tokens": 3}
+    yield "POST", "/v1/messages/count_tokens", asking(model)
+    yield "POST", "/v1/embeddings", {"model": model, "input": "why"}
+    yield "POST", "/tokenize", {"model": model, "prompt": "why"}
+    yield "POST", "/detokenize", {"model": model, "tokens": [0]}
     yield "GET", f"/v1/models/{model}", None
 
 
 @pytest.mark.parametrize("name", ["large", "big"])
 async def test_every_endpoint_takes_an_alias(client, fake, name):
+    fake.scripts = {"large": Script(["the", "sky"], vector=(0.6, -0.8))}
     for method, path, body in requests(name):
         answer = await client.request(method, path, json=body)
         assert answer.status_code == 200, (path, answer.text)

@@ -45,6 +45,7 @@ async def test_of_a_preset_its_first_model_reads(client, model):
         ("/tokenize", {"prompt": "a", "messages": QUESTION}, 400, "prompt"),
         ("/tokenize", {"prompt": 3}, 400, "prompt"),
         ("/tokenize", {"messages": []}, 400, "messages"),
+        ("/tokenize", {"messages": [{"role": "user"}]}, 400, "messages.0.content"),
         ("/tokenize", {"model": "none", "prompt": "a"}, 404, "model"),
         ("/detokenize", {}, 400, "tokens"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens.0"),
