@@ -268,7 +268,7 @@ class Meter:
         self._runs.append(run)
         self._read = run.prompt
         try:
-            if run.cap != call.max_tokens:
+            if call.max_tokens != 0 and run.cap != call.max_tokens:
                 call = replace(call, max_tokens=run.cap)
             async with aclosing(self.engine.generate(call)) as stream:
                 while (chunk := await self._next(stream)) is not None:
@@ -309,6 +309,8 @@ class Meter:
         guesses = call.decoding.speculation
         longest = 0 if guesses is None else guesses.longest
         cap, capped = call.max_tokens, False
+        if cap == 0 and call.decoding.native and not call.embeds:
+            cap = 1  # vLLM writes a token even where none is to be shown
         if self.rest is not None:
             affordable = price.buys(self.rest, prompt, longest) // call.choices
             # A call that writes nothing need only pay for what it reads.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from app.budget import Meter
 from app.errors import EngineError, Unaffordable
-from app.types import Call, Chunk, Usage
+from app.types import Call, Chunk, Decoding, Token, Usage
 from policies.base import Policy
 
 _SEEDS = 2**64
@@ -24,12 +24,17 @@ class Part:
     call: Call
     prompt: int  # tokens
     completion: int  # most that it may write, of all its choices
-    least: int  # 1e-12 USD: prompt and a token of each choice, by the cheapest of its models
+    native: bool  # whether the engine answers in its own words
+    scoring: int  # 1e-12 USD: reading the prompt once more, for its log-probabilities
+    least: int  # prompt and a token of each choice, by the cheapest of its models
     worst: int  # the most that it may cost
 
 
-async def parts(call: Call, policy: Policy, model: str, meter: Meter, drawn: int) -> list[Part]:
-    """What is to be run for this call; `drawn`: choices that are made of each prompt.
+async def parts(
+    call: Call, policy: Policy, model: str, meter: Meter, drawn: int, echo: bool = False
+) -> list[Part]:
+    """What is to be run for this call; `drawn`: choices that are made of each prompt; `echo`:
+    whether the prompts are shown too.
 
     `model` is what the policy's worst case is asked with. Raises as the engine's `count`.
     """
@@ -39,12 +44,16 @@ async def parts(call: Call, policy: Policy, model: str, meter: Meter, drawn: int
     context = meter.capabilities(first).context
     # At least one token: a prompt that is too long is for the engine to refuse.
     rooms = [max(context - prompt, 1) for prompt in counts]
-    most = [room if call.max_tokens is None else min(call.max_tokens, room) for room in rooms]
-    price = _Prices(policy, model, meter)
-    if (drawn, len(calls)) == (1, 1) or (drawn == asked and policy.relays(call, meter)):
-        return [price.part(call.to(model), sum(counts), sum(most) * drawn)]
+    native, limit = drawn == asked and policy.relays(call.to(model), meter), call.max_tokens
+    if limit == 0 and native and not call.embeds:
+        limit = 1  # vLLM writes a token even where none is to be shown
+    most = [room if limit is None else min(limit, room) for room in rooms]
+    price = _Prices(policy, model, meter, native)
+    scoring = echo and not native and call.sampling.logprobs is not None
+    if native or (drawn, len(calls)) == (1, 1):
+        return [price.part(call.to(model), sum(counts), sum(most) * drawn, scoring)]
     return [
-        price.part(_choice(each, number), prompt, completion)
+        price.part(_choice(each, number), prompt, completion, scoring and number == 0)
         for each, prompt, completion in zip(calls, counts, most, strict=True)
         for number in range(drawn)
     ]
@@ -89,6 +98,47 @@ async def best(
             for rank, each in enumerate(ranked):
                 for one in each:
                     yield replace(one, index=start // drawn * shown + rank)
+
+
+async def echoed(
+    asked: Call, model: str, meter: Meter, answers: AsyncGenerator[Chunk] | None
+) -> AsyncGenerator[Chunk]:
+    """Each choice behind its prompt; `answers`: what follows, None: nothing is to be written.
+
+    `model` reads the prompts for their tokens' log-probabilities, where they are asked for.
+    """
+    echoes: list[Chunk] = []
+    for number, call in enumerate(asked.to(model).apart()):
+        echo = await _echo(call, meter)
+        for index in range(number * call.choices, (number + 1) * call.choices):
+            echoes.append(replace(echo, index=index))
+            if answers is None:
+                echoes.append(Chunk(model=model, index=index, finish="length"))
+            echo = replace(echo, usage=Usage())
+    if answers is not None:
+        async with aclosing(answers) as chunks:
+            async for chunk in chunks:
+                # Not before: what follows may yet be refused.
+                while echoes:
+                    yield echoes.pop(0)
+                yield chunk
+    for echo in echoes:
+        yield echo
+
+
+async def _echo(call: Call, meter: Meter) -> Chunk:
+    prompt, told, usage = call.prompt, list[Token](), Usage()
+    if isinstance(prompt, tuple):
+        text = await meter.detokenize(call.model, prompt)
+    else:
+        text = prompt or ""
+    if call.sampling.logprobs is not None:
+        scoring = replace(call, max_tokens=0, choices=1, decoding=Decoding(scores=True))
+        async with aclosing(meter.generate(scoring)) as chunks:
+            async for chunk in chunks:
+                told += chunk.tokens
+                usage += chunk.usage
+    return Chunk(text, tuple(told), call.model, usage=usage, echo=True)
 
 
 class _Writing:
@@ -168,7 +218,7 @@ class _Shares:
     def __init__(self, meter: Meter, found: Sequence[Part]) -> None:
         """Raises Unaffordable where there is not a token for each."""
         self.meters = [meter.share() for _ in found]
-        self._limit = meter.limit
+        self._limit = None if meter.limit is None else meter.limit - meter.bound
         self._parts = found
         self._writing = set(range(len(found)))
         if self._limit is not None and self._limit < sum(part.least for part in found):
@@ -200,15 +250,22 @@ class _Prices:
     policy: Policy
     model: str
     meter: Meter
+    native: bool
 
-    def part(self, call: Call, prompt: int, completion: int) -> Part:
+    def part(self, call: Call, prompt: int, completion: int, scoring: bool) -> Part:
         prices = self.meter.prices
         worst = self.policy.worst_case(self.model, prompt, completion)
+        first = next(iter(worst))
+        again = prices[first].of(Usage(prompt=prompt)) if scoring else 0
+        if completion == 0 and not call.embeds:
+            return Part(call, prompt, 0, self.native, again, 0, 0)
         shortest = Usage(prompt=prompt, completion=min(call.choices, completion))
         return Part(
             call=call,
             prompt=prompt,
             completion=completion,
+            native=self.native,
+            scoring=again,
             least=min(prices[name].of(shortest) for name in worst),
             worst=sum(prices[name].of(self._possible(name, used)) for name, used in worst.items()),
         )

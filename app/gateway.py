@@ -233,6 +233,13 @@ class Answer:
                 yield Chunk(index=index, finish="length", reason=self._cut)
 
     def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
+        call, meter = self.order.call, self._meter
+        if not self.order.echo or found[0].native:
+            return self._written(found)
+        answers = None if call.max_tokens == 0 else self._written(found)
+        return choices.echoed(call, self._plan.first, meter, answers)
+
+    def _written(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
         policy, asked = self._plan.policy, self.order.call.choices
         if len(found) == 1:
             return policy.run(found[0].call, self._meter)
@@ -245,8 +252,10 @@ class Answer:
     async def _admit(self) -> list[Part]:
         """Count the prompts, estimate the worst case, refuse what `strict` refuses, and reserve."""
         call, policy = self.order.call, self._plan.policy
-        found = await choices.parts(call, policy, self._plan.model, self._meter, self._drawn)
-        cost = sum(part.worst for part in found)
+        model, echo = self._plan.model, self.order.echo
+        found = await choices.parts(call, policy, model, self._meter, self._drawn, echo)
+        scoring = sum(part.scoring for part in found)
+        cost = sum(part.worst for part in found) + scoring
         self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
         if self.order.strict and self.budget is not None and cost > self.budget:
@@ -257,7 +266,8 @@ class Answer:
                 param="X-Budget-Usd",
             )
         written = 0 if call.max_tokens is None else sum(part.completion for part in found)
-        await self._reserve(sum(part.least for part in found), self._prompt + written)
+        least = sum(part.least for part in found) + scoring
+        await self._reserve(least, self._prompt + written)
         return found
 
     async def _reserve(self, least: int, tokens: int) -> None:
@@ -283,7 +293,7 @@ class Answer:
     def _note(self, chunk: Chunk) -> None:
         # Of an engine's own bytes we know how many tokens they are, not which.
         shown = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
-        if shown:
+        if shown and not chunk.echo:
             self._visible[chunk.model] = self._visible.get(chunk.model, 0) + shown
         for low, high in (token.entropy for token in chunk.tokens if token.entropy is not None):
             self.entropy = "bounds" if low != high else self.entropy or "exact"

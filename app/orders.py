@@ -24,6 +24,7 @@ class Order:
     policy_param: str = "policy"  # where the two came from, for errors
     usd: int | None = None  # most that it may cost, 1e-12 USD
     strict: bool = False  # refuse what the budget might cut
+    echo: bool = False  # show each choice's prompt before it
     best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
 
 

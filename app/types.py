@@ -98,6 +98,7 @@ class Decoding:
     native: bool = False  # answer in the engine's own words: chunks are `raw`
     speculation: Speculation | None = None
     kv: KVPrediction | None = None  # None: all of the prompt is computed
+    scores: bool = False  # write nothing, and tell the log-probabilities of the prompt's own tokens
     edited: str | None = None  # approximate: what follows an edit of a prompt that was read before
     # is moved, not computed; of the conversation of this name, or of an exact answer. None: never
 
@@ -273,6 +274,7 @@ class Chunk:
     usage: Usage = NO_USAGE
     finish: Finish | None = None
     reason: Literal["budget", "deadline", "cancelled"] | None = None  # why, beyond `finish`
+    echo: bool = False  # text and tokens are of the prompt, shown to who wants to see it again
     stopped_by: str | int | None = None  # the stop string or id; None: the model's own end
     mean: float | None = None  # with finish `entropy`: where it crossed, in bits
     decision: Decision | None = None

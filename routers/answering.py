@@ -93,6 +93,8 @@ class Pace:
         self._last: dict[int, float] = {}  # when a choice's last tokens came
 
     def note(self, chunk: Chunk) -> None:
+        if chunk.echo:
+            return
         tokens = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
         if not tokens or (chunk.finish and not self._last):
             return  # an answer that comes in one piece does not say when it began

@@ -293,8 +293,12 @@ class TextScribe(Scribe):
             chosen = _text(token.piece)
             likeliest = {_text(other.piece): _number(other.logprob) for other in token.top}
             columns["tokens"].append(chosen)
-            columns["token_logprobs"].append(_number(token.logprob))
-            columns["top_logprobs"].append({chosen: _number(token.logprob), **likeliest})
+            if token.logprob is None and not token.top:  # a prompt's first: nothing is before it
+                columns["token_logprobs"].append(None)
+                columns["top_logprobs"].append(None)
+            else:
+                columns["token_logprobs"].append(_number(token.logprob))
+                columns["top_logprobs"].append({chosen: _number(token.logprob), **likeliest})
             columns["text_offset"].append(self._offset(token.piece, index))
         return columns
 

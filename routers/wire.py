@@ -111,16 +111,23 @@ class Generation(BaseModel):
             logprobs=logprobs,
         )
 
+    def echoes(self) -> bool:
+        return False
+
     def drawn(self) -> int | None:
         """Choices to draw of each prompt where the best of them are asked for."""
         return None
+
+    def further(self) -> dict[str, Any]:
+        """Fields that are an engine's to know, or to refuse."""
+        return self.model_extra or {}
 
     def shared(self, document: Mapping[str, Any], prompts: int = 1) -> dict[str, Any]:
         """The fields of a Call that say the same of chat and text."""
         return {
             "choices": (self.n or 1) * prompts,
             "whole": not self.stream,
-            "extra": self.model_extra or {},
+            "extra": self.further(),
             "body": sent_on(document),
         }
 
@@ -175,7 +182,8 @@ class CompletionRequest(Generation):
         | Annotated[list[str], Field(fail_fast=True)]
         | Annotated[list[Annotated[list[TokenId], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
-    max_tokens: Count | None = 16  # OpenAI's default, for this endpoint only
+    # OpenAI's default, for this endpoint only; 0: nothing but the echo
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = 16
     logprobs: Likeliest | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -183,10 +191,8 @@ class CompletionRequest(Generation):
 
     def refuse(self) -> None:
         super().refuse()
-        if self.echo:
-            raise BadRequest("echo: is not supported", param="echo")
-        if self.suffix:
-            raise BadRequest("suffix: is not supported", param="suffix")
+        if self.max_tokens == 0 and not self.echo:
+            raise BadRequest("max_tokens: 0 needs echo: true", param="max_tokens")
         number, n = len(prompts(self.prompt, "prompt")), self.n or 1
         if number * max(n, self.best_of or 0) > MOST_CHOICES:
             raise BadRequest(f"prompt: more than {MOST_CHOICES} choices in all", param="prompt")
@@ -205,6 +211,12 @@ class CompletionRequest(Generation):
             sampling=self.sampling(self.logprobs),
             **self.shared(document, 1 + len(beside)),
         )
+
+    def further(self) -> dict[str, Any]:
+        return {**super().further(), **({"suffix": self.suffix} if self.suffix else {})}
+
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
     def drawn(self) -> int | None:
         return self.best_of if (self.best_of or 0) > (self.n or 1) else None
@@ -239,7 +251,9 @@ def understand(
     kind = "chatcmpl" if call.prompt is None else "cmpl"
     call = replace(call, id=id or f"{kind}-{uuid.uuid4().hex}")
     return Asked(
-        order=replace(ordered(call, agreed, arrived), best_of=request.drawn()),
+        order=replace(
+            ordered(call, agreed, arrived), best_of=request.drawn(), echo=request.echoes()
+        ),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         debug=agreed.debug,

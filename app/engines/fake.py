@@ -111,7 +111,8 @@ class Fake:
                 f"The prompt has {len(prompt)} tokens, the context {script.context}",
                 param="messages",
             )
-        if call.max_tokens is not None and call.max_tokens < 1 and not call.embeds:
+        reads = call.embeds or call.decoding.scores
+        if call.max_tokens is not None and call.max_tokens < 1 and not reads:
             raise BadRequest("max_tokens must be at least 1", param="max_tokens")
         stop = call.decoding.stop
         if stop is not None and not script.stop_on_entropy:
@@ -126,6 +127,13 @@ class Fake:
             read = sum(len(self._prompt(each)) for each in call.apart())
             vectors = (array("f", script.vector),) * (1 + len(call.beside))
             yield Chunk(model=call.model, usage=Usage(read), vectors=vectors, finish="stop")
+            return
+        if call.decoding.scores:
+            words = self._prompt(call)
+            scored = [Token(self.token_id(str(w)), f"{w} ".encode(), -0.2) for w in words[1:]]
+            first = Token(self.token_id(str(words[0])), f"{words[0]} ".encode())
+            yield Chunk(tokens=(first, *scored), model=call.model, usage=Usage(len(words)))
+            yield Chunk(model=call.model, finish="length")
             return
         self.open += 1
         try:

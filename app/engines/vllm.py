@@ -214,6 +214,12 @@ class VllmServer:
 
     def _check(self, call: Call, able: Abilities) -> None:
         """Refuse what this server cannot do faithfully. Raises EngineUnsupported."""
+        if call.decoding.scores:
+            raise EngineUnsupported(
+                "echo: with logprobs it is the server's own to do; ask for policy direct, and no"
+                " best_of",
+                param="echo",
+            )
         if call.decoding.edited is not None:
             raise EngineUnsupported("vLLM moves nothing of an edited prompt", param="policy")
         if call.decoding.entropy and not (able.top or able.reports):

@@ -332,3 +332,26 @@ def test_what_is_true_is_billed_as_it_is_told(
             assert [chunk.usage for chunk in chunks[1:-1]] == usages
 
     asyncio.run(play())
+
+
+async def test_a_token_is_held_where_none_is_asked_for_as_vllm_writes_one_all_the_same() -> None:
+    engine = Played([used(5), replace(END, usage=Usage(completion=2))])
+    async with meter(engine, usd(5 + 2 * 2)) as paid:
+        await run(paid, asked(choices=2, max_tokens=0))
+        assert paid.cost == usd(5 + 2 * 2)
+    assert engine.calls[0].max_tokens == 0
+    async with meter(engine, usd(5 + 2)) as paid:
+        with pytest.raises(Unaffordable):
+            await run(paid, asked(choices=2, max_tokens=0))
+
+
+async def test_of_several_prompts_each_is_counted_and_has_a_room_of_its_own() -> None:
+    engine = Played([used(3 * PROMPT), END], context=PROMPT + 10)
+    async with meter(engine, usd(10**6)) as paid:
+        paid.scarce = False
+        await run(paid, asked(prompt="a", beside=("b", "c"), choices=3, max_tokens=10))
+        assert paid.lines()[0].usage.prompt == 3 * PROMPT
+    async with meter(engine, usd(3 * PROMPT + 2 * 3 - 1)) as paid:
+        with pytest.raises(Unaffordable):
+            await run(paid, asked(prompt="a", beside=("b", "c"), choices=3, max_tokens=10))
+    assert [each.max_tokens for each in engine.calls] == [10]

@@ -212,8 +212,9 @@ BAD_TEXT = [
     ({"prompt": [True]}, "prompt.0"),
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": -2}, "logprobs"),
-    ({"echo": True}, "echo"),
-    ({"suffix": "end"}, "suffix"),
+    ({"echo": 1}, "echo"),
+    ({"suffix": 3}, "suffix"),
+    ({"max_tokens": 0}, "max_tokens"),
     ({"best_of": 2, "n": 3}, "best_of"),
 ]
 

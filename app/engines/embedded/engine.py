@@ -18,7 +18,7 @@ from app.catalog import ModelCard
 from app.engines import fields
 from app.engines.embedded import limits, predictors
 from app.engines.embedded.gguf_file import GGUFFile
-from app.engines.embedded.gists import Vector
+from app.engines.embedded.gists import Gist, Scores, Vector
 from app.engines.embedded.grammar import Grammars
 from app.engines.embedded.linear import Precision
 from app.engines.embedded.model import Decoder
@@ -119,8 +119,9 @@ class EmbeddedEngine:
         worker = self._running_worker()
         served = self._served(call.model)
         limits.check(call, served.vocabulary)
-        if call.embeds:
-            async with aclosing(self._embed(call, served, worker)) as chunks:
+        if call.embeds or call.decoding.scores:
+            read = self._embed if call.embeds else self._score
+            async with aclosing(read(call, served, worker)) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
@@ -156,17 +157,28 @@ class EmbeddedEngine:
         vectors: list[array[float]] = []
         for one in call.apart():
             prompt = await served.prompts.ids(one)
-            limits.room(one, len(prompt), served.context)
-            news = asyncio.Event()
-            sequence = RunningSequence(
-                one, prompt, 0, served.tokenizer, on_news=news.set, gist=Vector(pooling)
-            )
-            async with aclosing(self._run(sequence, served, news, worker)) as chunks:
+            async with aclosing(self._read(one, prompt, Vector(pooling), served, worker)) as chunks:
                 async for chunk in chunks:
                     if chunk.finish is None:
                         yield chunk
                     vectors += chunk.vectors
         yield Chunk(model=call.model, vectors=tuple(vectors), finish="stop")
+
+    async def _score(self, call: Call, served: Served, worker: Worker) -> AsyncGenerator[Chunk]:
+        prompt = await served.prompts.ids(call)
+        scores = Scores(prompt, call.sampling.logprobs or 0, served.tokenizer.piece)
+        async with aclosing(self._read(call, prompt, scores, served, worker)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _read(
+        self, call: Call, prompt: Sequence[int], gist: Gist, served: Served, worker: Worker
+    ) -> AsyncGenerator[Chunk]:
+        """The prompt is read, and nothing written."""
+        limits.room(call, len(prompt), served.context)
+        news = asyncio.Event()
+        sequence = RunningSequence(call, prompt, 0, served.tokenizer, on_news=news.set, gist=gist)
+        return self._run(sequence, served, news, worker)
 
     async def _run(
         self, sequence: RunningSequence, served: Served, news: asyncio.Event, worker: Worker
@@ -196,7 +208,7 @@ class EmbeddedEngine:
     async def tokenize(self, call: Call, names: bool) -> Tokens:
         """The prompt of this call. Raises as `count`."""
         served = self._served(call.model)
-        fields.check(call)
+        fields.check(call, structured=True)
         ids = tuple(await served.prompts.ids(call))
         return Tokens(ids, tuple(served.tokenizer.names(ids)) if names else None)
 

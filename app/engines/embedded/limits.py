@@ -16,7 +16,8 @@ def check(call: Call, vocabulary: int) -> None:
     Raises EngineUnsupported or BadRequest, whose `param` names the field.
     """
     fields.check(call, structured=True)
-    if call.max_tokens is not None and call.max_tokens < 1 and not call.embeds:
+    reads = call.embeds or call.decoding.scores
+    if call.max_tokens is not None and call.max_tokens < 1 and not reads:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
     stop = call.decoding.stop
     if stop is not None and stop.window < 1:

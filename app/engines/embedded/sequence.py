@@ -249,7 +249,7 @@ class RunningSequence:
             raise ValueError("a sequence without a gist gathers nothing")
         self.gist.take(model, hidden)
         if not self.reading:
-            self.outbox.append(self.gist.finish(self.call))
+            self.outbox.extend(self.gist.finish(self.call))
             self.finished = True
 
     def _finish(self, drawn: Drawn, stops: bool) -> Finish | None:

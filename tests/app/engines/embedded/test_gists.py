@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from app.errors import BadRequest, ContextOverflow, EngineUnsupported
-from app.types import Call, Usage
+from app.types import Call, Decoding, Sampling, Usage
 from tests.app.engines.embedded.tiny import CONTEXT
 from tests.app.engines.embedded.tiny_engine import GREEDY, Start, card, collect, idle, total
 
@@ -90,6 +90,33 @@ async def test_what_cannot_be_is_refused(start: Start) -> None:
         with pytest.raises(error):
             await collect(engine.generate(call))
     await idle(engine)
+
+
+async def test_a_prompt_s_tokens_are_as_likely_as_transformers_has_them(
+    start: Start, tiny_folder: Path
+) -> None:
+    engine = await start(CARDS)
+    call = Call(
+        "tiny",
+        prompt=TEXT,
+        max_tokens=0,
+        sampling=Sampling(logprobs=2),
+        decoding=Decoding(scores=True),
+    )
+    await collect(engine.generate(Call("tiny", prompt=TEXT, max_tokens=2)))  # leaves a prefix
+    chunks = await collect(engine.generate(call))
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    assert tuple(token.id for token in tokens) == TEXT
+    assert (tokens[0].logprob, tokens[0].top) == (None, ())
+    assert (total(chunks), chunks[-1].finish) == (Usage(prompt=40), "length")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    with torch.inference_mode():
+        scores = model(torch.tensor([TEXT])).logits[0].log_softmax(-1)
+    for at, token in enumerate(tokens[1:]):
+        assert token.logprob == pytest.approx(float(scores[at, token.id]), abs=1e-4)
+        best = scores[at].topk(2)
+        assert [each.id for each in token.top] == best.indices.tolist()
+        assert [each.logprob for each in token.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
 async def test_who_leaves_takes_nothing_along(start: Start) -> None:
