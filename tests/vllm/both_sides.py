@@ -23,6 +23,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+from openai._models import FinalRequestOptions
 from vllm.model_executor.model_loader import weight_utils
 from vllm.transformers_utils import repo_utils
 
@@ -34,6 +35,7 @@ SIDES = ("@direct", "@gateway")
 _DROPPED = {
     *("--dtype", "--gpu-memory-utilization", "--max-num-seqs", "--port", "--max-lora-rank"),
     *("--max-cpu-loras", "--seed", "--load-format", "--limit-mm-per-prompt"),
+    *("--reasoning-parser", "--reasoning-config"),
 }
 _SWITCHES = {"--enforce-eager", "--enable-lora", "--trust-remote-code"}
 _LENGTHS = (128, 512, 2048, 8192)  # of a context; few, so that tests share their servers
@@ -61,7 +63,7 @@ class Pair:
         fleet = logs / f"farthing-{ports[1]}.toml"
         fleet.write_text(_fleet(names, self.urls[SIDES[0]]), "utf-8")
         gateway = [farthing, "serve", "--config", str(fleet), "--port", ports[1]]
-        own = {"FARTHING_NO_AUTH": "1", "FARTHING_LEDGER": "off", "FARTHING_STATE_DIR": str(logs)}
+        own = {"FARTHING_NO_AUTH": "1", "FARTHING_STATE_DIR": str(logs)}
         self._start(gateway, logs / f"gateway-{ports[1]}.log", own)
         try:
             for url, path in zip(self.urls.values(), ("/health", "/health/ready"), strict=True):
@@ -105,6 +107,15 @@ class Pair:
 
 
 _running: dict[str, Pair] = {}  # the one that was asked for last, by its flags
+
+
+class _NamesTheModel(openai.AsyncOpenAI):
+    """A gateway has several: where a test leaves out which, it is the one that there is."""
+
+    async def _prepare_options(self, options: FinalRequestOptions) -> FinalRequestOptions:
+        if isinstance(options.json_data, dict):
+            options.json_data.setdefault("model", MODEL)
+        return options
 
 
 class RemoteOpenAIServer:
@@ -158,7 +169,7 @@ class RemoteOpenAIServer:
         return openai.OpenAI(base_url=self.url_for("v1"), **_client(options))
 
     def get_async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url_for("v1"), **_client(options))
+        return _NamesTheModel(base_url=self.url_for("v1"), **_client(options))
 
     def get_client_anthropic(self, **options: Any) -> anthropic.Anthropic:
         return anthropic.Anthropic(base_url=self.url_root, **_client(options))

@@ -65,6 +65,7 @@ DIFFERENT = {
     "test_show_version": _PLACE,
     "test_server_load": _PLACE,
     "test_long_seed": _WORDS,
+    "test_empty_prompt": _WORDS,
     "test_top_logprobs": "a boolean is no string",
     "test_check_models": "the list names no adapters and no server's folders",
     "test_chat_with_enable_force_include_usage": "usage is told to who asks for it",
