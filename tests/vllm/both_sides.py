@@ -39,7 +39,8 @@ _DROPPED = {
 }
 _SWITCHES = {"--enforce-eager", "--enable-lora", "--trust-remote-code"}
 _LENGTHS = (128, 512, 2048, 8192)  # of a context; few, so that tests share their servers
-_SHORT = '{"max_new_tokens": 300}'  # a small model may not find the end of its answer
+# Unless a test says otherwise: a small model may not find an answer's end, nor the same one twice.
+_GENERATION = '{"max_new_tokens": 300, "temperature": 0}'
 _STARTS_IN = 600.0  # seconds
 _side = SIDES[0]
 
@@ -57,9 +58,10 @@ class Pair:
         server = [farthing, "serve-vllm", MODEL, "--no-plugins"]
         server += ["--python", os.environ["BOTH_SIDES_PYTHON"], "--port", ports[0]]
         server += ["--cores", os.environ["BOTH_SIDES_CORES"]]
-        server += ["--", *flags, "--override-generation-config", _SHORT]
+        server += ["--", *flags, "--override-generation-config", _GENERATION]
         server += ["--served-model-name", *names]
-        self._start(server, logs / f"vllm-{ports[0]}.log", environment)
+        lets_forget = {"VLLM_SERVER_DEV_MODE": "1"}
+        self._start(server, logs / f"vllm-{ports[0]}.log", environment | lets_forget)
         fleet = logs / f"farthing-{ports[1]}.toml"
         fleet.write_text(_fleet(names, self.urls[SIDES[0]]), "utf-8")
         gateway = [farthing, "serve", "--config", str(fleet), "--port", ports[1]]
@@ -71,6 +73,10 @@ class Pair:
         except BaseException:
             self.close()
             raise
+
+    def forget(self) -> None:
+        """What a test finds in the prefix cache shall not be the other side's."""
+        httpx.post(f"{self.urls[SIDES[0]]}/reset_prefix_cache", timeout=60).raise_for_status()
 
     def close(self) -> None:
         for process in reversed(self._processes):
@@ -246,6 +252,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def both_sides(request: pytest.FixtureRequest) -> None:
     global _side
     _side = request.param
+    for pair in _running.values():
+        pair.forget()
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ _MODELS = re.compile(
 # Where the gateway differs on purpose: by their test's name, why. The README says it at length.
 _PLACE = "vLLM's own endpoint, which speaks for one server"
 _WORDS = "the same status, in other words"
+_AT_ONCE = "answers are not written in the background"
 DIFFERENT = {
     "test_kv_transfer_prompt_token_ids_round_trip": "kv_transfer_params is not for clients to set",
     "test_kv_transfer_prompt_token_ids_streaming": "kv_transfer_params is not for clients to set",
@@ -66,8 +67,13 @@ DIFFERENT = {
     "test_server_load": _PLACE,
     "test_long_seed": _WORDS,
     "test_empty_prompt": _WORDS,
+    "test_background_error": _WORDS,
+    "test_store": _WORDS,
     "test_top_logprobs": "a boolean is no string",
     "test_check_models": "the list names no adapters and no server's folders",
+    "test_background": _AT_ONCE,
+    "test_background_cancel": _AT_ONCE,
+    "test_anthropic_streaming_cache_usage": "what goes into a cache costs nothing, and is not told",
     "test_chat_with_enable_force_include_usage": "usage is told to who asks for it",
 }
 _SIDES = ("@direct", "@gateway")
