@@ -40,7 +40,11 @@ _SERVER_SETTINGS = {
     "lock_timeout": "4s",
     "tcp_user_timeout": "10s",
 }
-_FAILURES = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_FAILURES = (
+    *(SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError),
+    *(OSError, TimeoutError),
+)
+_MISTAKES = (IntegrityError, DataError, sqlite3.IntegrityError, sqlite3.DataError)
 log = logging.getLogger(__name__)
 
 
@@ -164,7 +168,7 @@ class _Postgres:
 
 def _is_mistake(error: BaseException) -> bool:
     """Whether the values are at fault, and not the database: they will be next time too."""
-    if isinstance(error, IntegrityError | DataError):
+    if isinstance(error, _MISTAKES):
         return True
     if isinstance(error, DBAPIError):  # PostgreSQL's class 22: data exceptions
         return str(getattr(error.orig, "sqlstate", None) or "").startswith("22")

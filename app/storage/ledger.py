@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
     CursorResult,
     bindparam,
     delete,
     func,
-    insert,
     select,
     true,
     update,
@@ -24,9 +22,12 @@ from sqlalchemy import (
 
 from app.storage.balance import WINDOWS, Balance, windows_at
 from app.storage.database import Database
+from app.storage.prepared import Among, Prepared, inserting
 from app.storage.records import (
     AccountRow,
+    Decided,
     Grant,
+    Line,
     Op,
     Refusal,
     Release,
@@ -40,17 +41,17 @@ from app.storage.tables import accounts, decisions, lines, reservations, settlem
 
 _MANY = 500  # values in one statement
 
-# Made once: to make a statement takes longer than to run it.
-_IDS: BindParameter[list[str]] = bindparam("ids", expanding=True)
-_LOCK = (
-    select(accounts)
-    .where(accounts.c.key_id.in_(bindparam("keys", expanding=True)))
-    .order_by(accounts.c.key_id)
-    .with_for_update()
+_LOCK = Among(
+    lambda keys: (
+        select(accounts)
+        .where(accounts.c.key_id.in_(keys))
+        .order_by(accounts.c.key_id)
+        .with_for_update()
+    )
 )
-_NAMED = select(reservations).where(reservations.c.id.in_(_IDS))
-_SETTLED = select(settlements).where(settlements.c.id.in_(_IDS))
-_BALANCE = (
+_NAMED = Among(lambda ids: select(reservations).where(reservations.c.id.in_(ids)))
+_SETTLED = Among(lambda ids: select(settlements).where(settlements.c.id.in_(ids)))
+_BALANCE = Prepared(
     update(accounts)
     .where(accounts.c.key_id == bindparam("of"))
     .values(
@@ -63,10 +64,14 @@ _BALANCE = (
         }
     )
 )
-_RESIZE = (
+_RESIZE = Prepared(
     update(reservations).where(reservations.c.id == bindparam("of")).values(amount=bindparam("to"))
 )
-_END = delete(reservations).where(reservations.c.id.in_(_IDS))
+_END = Among(lambda ids: delete(reservations).where(reservations.c.id.in_(ids)))
+_RESERVE = inserting(reservations)
+_SETTLE = inserting(settlements, "gpu_us")
+_PAY = inserting(lines)
+_DECIDE = inserting(decisions)
 
 
 def milliseconds() -> int:
@@ -182,12 +187,12 @@ class _Batch:
             asked |= {op.settlement.id for op in ops if isinstance(op, Settle)}
             asked |= {_refund_id(id) for id in named}
         if named:
-            rows = _rows(self._connection.execute(_NAMED, {"ids": sorted(named)}))
+            rows = _NAMED.rows(self._connection, sorted(named))
             self._held = {row["id"]: row for row in rows}
             self._before = {id: row["amount"] for id, row in self._held.items()}
         asked |= named - set(self._before)  # one that expired was settled under its own id
         if asked:
-            rows = _rows(self._connection.execute(_SETTLED, {"ids": sorted(asked)}))
+            rows = _SETTLED.rows(self._connection, sorted(asked))
             self._settled = {row["id"]: row for row in rows}
 
     def do(self, op: Op) -> Result:
@@ -275,37 +280,37 @@ class _Batch:
             balance.settle(windows, 0, cost, ended=False)
 
     def _write_reservations(self) -> None:
-        table, connection = reservations, self._connection
+        connection = self._connection
         new = [row for id, row in self._held.items() if id not in self._before]
         if new:
-            connection.execute(insert(table), new)
+            _RESERVE.run(connection, new)
         changed = [
             {"of": id, "to": row["amount"]}
             for id, row in self._held.items()
             if self._before.get(id, row["amount"]) != row["amount"]
         ]
         if changed:
-            connection.execute(_RESIZE, changed)
+            _RESIZE.run(connection, changed)
         gone = sorted(set(self._before) - set(self._held))
         if gone:
-            connection.execute(_END, {"ids": gone})
+            _END.run(connection, gone)
 
 
 def _locked(connection: Connection, keys: set[str], now: int) -> dict[str, Balance]:
-    rows = _rows(connection.execute(_LOCK, {"keys": sorted(keys)}))
+    rows = _LOCK.rows(connection, sorted(keys))
     return {row["key_id"]: Balance(row, now // 1000) for row in rows}
 
 
 def _settle_lost(id: str, key: str, now: int, connection: Connection) -> bool:
     balances = _locked(connection, {key}, now)
-    rows = _rows(connection.execute(_NAMED, {"ids": [id]}))
+    rows = _NAMED.rows(connection, [id])
     if not rows or rows[0]["lease_until"] >= now:
         return False  # renewed or settled, before its account was locked
     row = rows[0]
     windows, amount = _windows(row), row["amount"]
     balances[key].settle(windows, amount, amount, ended=True)
     _write_balances(connection, balances.values())
-    connection.execute(_END, {"ids": [id]})
+    _END.run(connection, [id])
     if amount:
         lost = Settlement(id, key, row["policy"], row["model"], "expired", cost=amount)
         _write_settlements(connection, [(lost, windows)], now)
@@ -316,7 +321,7 @@ def _write_balances(connection: Connection, balances: Iterable[Balance]) -> None
     rows = [balance.columns() for balance in balances]
     if not rows:
         return
-    connection.execute(_BALANCE, [{**row, "of": row.pop("key_id")} for row in rows])
+    _BALANCE.run(connection, [{**row, "of": row.pop("key_id")} for row in rows])
 
 
 def _write_settlements(
@@ -341,21 +346,25 @@ def _write_settlements(
         }
         for settled, windows in new
     ]
-    connection.execute(insert(settlements), rows)
-    paid = [{"settlement_id": s.id, **asdict(line)} for s, _ in new for line in s.lines]
+    _SETTLE.run(connection, rows)
+    paid = [{"settlement_id": s.id, **_fields(line)} for s, _ in new for line in s.lines]
     if paid:
-        connection.execute(insert(lines), paid)
+        _PAY.run(connection, paid)
     decided = [
-        {"settlement_id": s.id, "position": position, **asdict(decision)}
+        {"settlement_id": s.id, "position": position, **_fields(decision)}
         for s, _ in new
         for position, decision in enumerate(s.decisions)
     ]
     if decided:
-        connection.execute(insert(decisions), decided)
+        _DECIDE.run(connection, decided)
 
 
 def _rows(found: CursorResult[Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in found.mappings()]
+
+
+def _fields(record: Line | Decided) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def _refund_id(id: str) -> str:
