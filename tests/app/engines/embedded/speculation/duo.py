@@ -134,6 +134,7 @@ def duo(
         drafting=None if drafting is None else torch.tensor(drafting),
     )
     decoder = Decoder(fewer, weights, precision, DEVICE)
+    head = None if head is None else head.to(decoder.device)
     return Duo(target, DraftModel(DRAFT, decoder, decoder.kv_memory(memory, 0), head))
 
 
