@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -26,17 +27,22 @@ class Missing(Exception):
     """A program that a test needs is not installed."""
 
 
+# Below those that systems hand out by themselves: nobody else takes one that is free for a while.
+_PORTS = range(20_000, 32_000)
 _GIVEN: set[int] = set()
 
 
 def free_port() -> int:
-    """One that nobody listens on, and that this process has not been given before: the system may
-    hand out the same one twice, as long as nobody has taken it."""
+    """One that nobody listens on, and that no test has been given before, also where several
+    processes run the tests."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = set(_PORTS[worker::workers]) - _GIVEN
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            port = int(listening.getsockname()[1])
-        if port not in _GIVEN:
-            _GIVEN.add(port)
+        port = random.SystemRandom().choice(tuple(ours))
+        _GIVEN.add(port)
+        ours.discard(port)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
