@@ -260,6 +260,7 @@ class _Prices:
         if completion == 0 and not call.embeds:
             return Part(call, prompt, 0, self.native, again, 0, 0)
         shortest = Usage(prompt=prompt, completion=min(call.choices, completion))
+        costs = [prices[name].of(self._possible(name, used)) for name, used in worst.items()]
         return Part(
             call=call,
             prompt=prompt,
@@ -267,7 +268,7 @@ class _Prices:
             native=self.native,
             scoring=again,
             least=min(prices[name].of(shortest) for name in worst),
-            worst=sum(prices[name].of(self._possible(name, used)) for name, used in worst.items()),
+            worst=max(costs) if self.policy.one_of else sum(costs),
         )
 
     def _possible(self, model: str, worst: Usage) -> Usage:

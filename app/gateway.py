@@ -106,6 +106,7 @@ class Answer:
         self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
         self._drawn = order.best_of or order.call.choices // (1 + len(order.call.beside))
         self._plan = plan
+        self._policy = plan.policy  # or what it says serves this call
         self._meter = meter
         self._account = account
         self._reservation: Reservation | None = None
@@ -240,7 +241,7 @@ class Answer:
         return choices.echoed(call, self._plan.first, meter, answers)
 
     def _written(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
-        policy, asked = self._plan.policy, self.order.call.choices
+        policy, asked = self._policy, self.order.call.choices
         if len(found) == 1:
             return policy.run(found[0].call, self._meter)
         prompts = 1 + len(self.order.call.beside)
@@ -251,9 +252,11 @@ class Answer:
 
     async def _admit(self) -> list[Part]:
         """Count the prompts, estimate the worst case, refuse what `strict` refuses, and reserve."""
-        call, policy = self.order.call, self._plan.policy
-        model, echo = self._plan.model, self.order.echo
-        found = await choices.parts(call, policy, model, self._meter, self._drawn, echo)
+        call, meter, model = self.order.call, self._meter, self._plan.model
+        policy = self._plan.policy.serving(call.to(model), meter, meter.prices)
+        self._policy, self.fidelity = policy, policy.fidelity
+        echo = self.order.echo
+        found = await choices.parts(call, policy, model, meter, self._drawn, echo)
         scoring = sum(part.scoring for part in found)
         cost = sum(part.worst for part in found) + scoring
         self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
@@ -309,6 +312,9 @@ class Answer:
         usd = None if rest is None else rest / PICO
         stamped = replace(chunk.decision, rest_usd=usd, choice=chunk.index)
         self.decisions.append(stamped)
+        best = self._policy.best_first(self._plan.model)[0]
+        if stamped.kind == "whole" and stamped.model != best:
+            self.fidelity = "approximate"
         return replace(chunk, decision=stamped)
 
     def _ending(self, chunk: Chunk) -> Outcome:

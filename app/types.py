@@ -233,8 +233,9 @@ class Decision:
     """What a policy decided in mid-answer, and why."""
 
     # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
-    # engine cannot or it does not pay; repair: what was predicted has been computed.
-    kind: Literal["switch", "steer", "failover", "plain", "repair"]
+    # engine cannot or it does not pay; repair: what was predicted has been computed; whole: one
+    # model answers alone, as what is asked for would not last through a hand-over.
+    kind: Literal["switch", "steer", "failover", "plain", "repair", "whole"]
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits

@@ -1,21 +1,30 @@
-"""What a policy is: options as fields, and one method."""
+"""What a policy is, options as fields and one method; and what all do of what none can divide."""
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
-from typing import Self
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from app.catalog import Catalog
-from app.types import Call, Chunk, Fidelity, MeteredEngine, Usage
+from app.catalog import Catalog, Price
+from app.errors import EngineError, Overloaded, Unaffordable
+from app.types import Call, Chunk, Decision, Decoding, Fidelity, MeteredEngine, Usage
+
+_LIKELY = 256  # tokens of an answer whose request names no bound
 
 
 class Policy(BaseModel, ABC):
     """Turns one call into engine calls. Its fields are its options; it keeps no other state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by_token: ClassVar[bool] = True  # whether it may ask for less than whole answers
+    one_of: ClassVar[bool] = False  # whether only one of the models of `worst_case` answers
 
     @property
     @abstractmethod
@@ -38,6 +47,20 @@ class Policy(BaseModel, ABC):
         Its first key is the model that is asked first.
         """
 
+    def best_first(self, model: str) -> Sequence[str]:
+        """The models that may write, the best one first."""
+        return tuple(self.worst_case(model, 0, 0))
+
+    def serving(self, call: Call, engine: MeteredEngine, prices: Mapping[str, Price]) -> Policy:
+        """This policy; or, where the call offers tools or wants a form of answer that not all of
+        the models' token loops keep through a hand-over, a whole answer by one of them."""
+        if not self.by_token or not call.structured:
+            return self
+        models = tuple(self.best_first(call.model))
+        if all(engine.capabilities(model).structured for model in models):
+            return self
+        return Whole(models=models, prices={model: prices[model] for model in models})
+
     def relays(self, call: Call, engine: MeteredEngine) -> bool:
         """Whether `run` would ask for one native answer: then the engine makes all of the call's
         choices. Else `run` is called for each choice, with an engine that knows no native answers.
@@ -51,3 +74,59 @@ class Policy(BaseModel, ABC):
         Raises Unaffordable before the first chunk where the budget does not pay for a token;
         later it ends with a chunk whose finish is `length` and reason `budget`.
         """
+
+
+class Whole(Policy):
+    """One model writes all of the answer, in its server's own words where it has some: the best
+    one of which the budget pays for as long an answer as may come, else that of which it pays for
+    most. When one fails before its first chunk, the next one answers. A Decision says which did.
+    """
+
+    by_token: ClassVar[bool] = False
+    one_of: ClassVar[bool] = True
+    fidelity: ClassVar[Fidelity] = "exact"  # where the best one answers
+
+    models: tuple[str, ...]  # best first
+    prices: Mapping[str, Price]
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        return dict.fromkeys(self.models, Usage(prompt=prompt, completion=completion))
+
+    def relays(self, call: Call, engine: MeteredEngine) -> bool:
+        return all(engine.capabilities(model).native for model in self.models)
+
+    async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        left = await self._ordered(call, engine)
+        while left:
+            model = left.pop(0)
+            native = engine.capabilities(model).native
+            asked = call.to(model).decoded(Decoding(native=native))
+            decided: Decision | None = Decision(kind="whole", model=model, token=0)
+            try:
+                async with aclosing(engine.generate(asked)) as stream:
+                    async for chunk in stream:
+                        yield replace(chunk, decision=decided)
+                        decided = None
+                return
+            except (Unaffordable, Overloaded, EngineError):
+                if not left or decided is None:
+                    raise
+
+    async def _ordered(self, call: Call, engine: MeteredEngine) -> list[str]:
+        """In which order they are asked."""
+        wanted = (call.max_tokens or _LIKELY) * call.choices
+        buys = {model: await self._buys(call.to(model), engine) for model in self.models}
+        rich = [model for model in self.models if buys[model] >= wanted]
+        poor = [model for model in self.models if buys[model] < wanted]
+        return rich + sorted(poor, key=lambda model: -buys[model])
+
+    async def _buys(self, call: Call, engine: MeteredEngine) -> int:
+        """How many tokens after the prompt the budget pays for; 0 where nobody can say."""
+        tokens, price = engine.allowance(call.model), self.prices[call.model]
+        if tokens == sys.maxsize:
+            return tokens
+        try:
+            # Told in whole tokens: there may be almost one more.
+            return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
+        except EngineError:
+            return 0

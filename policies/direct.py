@@ -12,6 +12,7 @@ from policies.base import Policy
 
 
 class Direct(Policy):
+    by_token: ClassVar[bool] = False
     fidelity: ClassVar[Fidelity] = "exact"
 
     def fit(self, catalog: Catalog, model: str | None) -> Self:

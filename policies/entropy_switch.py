@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Self
@@ -119,6 +119,9 @@ class EntropySwitch(Policy):
         }
         first = self.small if self.start == "small" else self.large
         return {first: writer[first], **writer}
+
+    def best_first(self, model: str) -> Sequence[str]:
+        return self.large, self.small
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         answer = _Answer(self, call, engine)

@@ -64,6 +64,9 @@ def summary(answer: Answer, debug: bool) -> dict[str, Any]:
     failed = next((d for d in answer.decisions if d.kind == "failover"), None)
     if failed is not None:
         told["failover"] = {"token": failed.token, "model": failed.model}
+    whole = next((d for d in answer.decisions if d.kind == "whole"), None)
+    if whole is not None:
+        told["whole"] = whole.model
     for kind, said in (("plain", "plain"), ("repair", "repaired")):
         if any(d.kind == kind for d in answer.decisions):
             told[said] = True

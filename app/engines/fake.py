@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from app.engines import fields
@@ -137,8 +139,9 @@ class Fake:
             return
         self.open += 1
         try:
-            async for chunk in self._play(call, script, prompt):
-                yield chunk
+            async with aclosing(self._play(call, script, prompt)) as chunks:
+                async for chunk in _native(call, chunks) if call.decoding.native else chunks:
+                    yield chunk
         finally:
             self.open -= 1
 
@@ -234,6 +237,24 @@ class Fake:
         if keep and best < len(prompt):
             seen.append(tuple(prompt))
         return min(best, len(prompt) - 1)
+
+
+async def _native(call: Call, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+    """The same in an engine's own words: as the events of one choice, or in one piece."""
+    text, usage = "", Usage()
+    async for chunk in chunks:
+        text, usage = text + chunk.text, usage + chunk.usage
+        choice: dict[str, object] = {"index": 0, "finish_reason": chunk.finish}
+        if call.whole and chunk.finish is None:
+            continue
+        if call.whole:
+            choice["message"] = {"role": "assistant", "content": text}
+            raw = json.dumps({"choices": [choice]})
+            yield Chunk(model=call.model, raw=raw.encode(), usage=usage, finish=chunk.finish)
+        else:
+            choice["delta"] = {"content": chunk.text}
+            raw = f"data: {json.dumps({'choices': [choice]})}\n\n"
+            yield replace(chunk, text="", tokens=(), raw=raw.encode())
 
 
 def _check_guesses(decoding: Decoding, able: Speculates | None) -> None:

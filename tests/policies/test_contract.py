@@ -7,8 +7,9 @@ import pytest
 import policies
 from app.errors import BadRequest, BudgetExceeded
 from app.gateway import Gateway, Order
+from app.types import Decoding
 from policies.base import Policy
-from tests.policies.scripts import ask, call, engine, fleet, read, text, usd
+from tests.policies.scripts import LENGTH, ask, call, engine, fleet, read, text, usd
 
 every_policy = pytest.mark.parametrize("name", policies.names())
 
@@ -114,3 +115,40 @@ async def test_what_strict_admits_is_never_cut_nor_steered(name):
     chunks = await read(answer)
     assert chunks[-1].reason is None
     assert all(decision.kind != "steer" for decision in answer.decisions)
+
+
+FORMED = {"response_format": {"type": "json_object"}}
+
+
+@every_policy
+async def test_what_would_not_last_through_a_hand_over_is_answered_whole_by_one(name):
+    for whole in (False, True):
+        fake = engine(small=[3.0] * 15, native=True)
+        asked = call("large", extra=FORMED, max_tokens=LENGTH, whole=whole)
+        answer = ask(Gateway(fake, fleet()), Order(asked, policy=name))
+        chunks = await read(answer)
+        assert [made.model for made in fake.calls] == ["large"]
+        assert fake.calls[0].decoding == Decoding(native=True)
+        told = [(decision.kind, decision.model) for decision in answer.decisions]
+        assert told == ([] if name == "direct" else [("whole", "large")])
+        assert b"l39" in b"".join(chunk.raw for chunk in chunks)
+        assert 0 < answer.spent <= answer.estimate
+        assert answer.bill.completion == LENGTH
+
+
+@every_policy
+async def test_what_lasts_is_left_to_the_policy(name):
+    fake = engine(small=[3.0] * 15, structured=True)
+    answer = ask(Gateway(fake, fleet()), Order(call("large", extra=FORMED), policy=name))
+    await read(answer)
+    assert fake.calls and all(decision.kind != "whole" for decision in answer.decisions)
+
+
+@every_policy
+async def test_a_whole_answer_keeps_to_its_budget(name):
+    fake = engine(native=True)
+    asked = call("large", extra=FORMED)
+    answer = ask(Gateway(fake, fleet()), Order(asked, policy=name, usd=usd(300)))
+    chunks = await read(answer)
+    assert 0 < answer.spent <= usd(300)
+    assert chunks[-1].finish in ("stop", "length") and fake.open == 0

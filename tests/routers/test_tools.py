@@ -107,3 +107,21 @@ async def test_text_beside_tools_is_text(talks):
     message = (await talks("Hello <b> there")).json()["choices"][0]["message"]
     assert message["content"].strip() == "Hello <b> there" and "tool_calls" not in message
     assert json.dumps(message)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_whole_answer_says_who_gave_it(serve, fake, stream):
+    """Where what is asked for would not last through a hand-over."""
+    house = await serve()
+    for name in ("small", "large"):
+        fake.scripts[name] = Script([f"{name}'s"], native=True)
+    answer = await house.ask(model="economy", tools=TOOLS, stream=stream)
+    assert answer.headers["x-farthing-fidelity"] == "exact"
+    body = events(answer.text)[-1] if stream else answer.json()
+    farthing = body["farthing"]
+    assert (farthing["whole"], farthing["policy"], farthing["fidelity"]) == (
+        "large",
+        "economy",
+        "exact",
+    )
+    assert "large's" in answer.text
