@@ -25,43 +25,94 @@ def _text_only(value: Any) -> bool:
     return value is None or value == ["text"]
 
 
-# Fields that would change the answer, and when they would not. To ignore one of them would be to
-# give another answer than was asked for; what is not named here is harmless.
-_HARMLESS: Mapping[str, Callable[[Any], bool]] = {
+def _any(value: Any) -> bool:
+    return True
+
+
+def _nothing(value: Any) -> bool:
+    return value is None
+
+
+# Every field of OpenAI's and of vLLM's that is not the Call's own, and when it changes nothing. To
+# ignore one that would is to give another answer than was asked for. Names that nobody knows are
+# ignored, as vLLM does.
+FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    # of whoever asks, and of OpenAI's own caches
+    "user": _any,
+    "metadata": _any,
+    "safety_identifier": _any,
+    "prompt_cache_key": _any,
+    "prompt_cache_options": _any,
+    "prompt_cache_retention": _any,
+    # hints, and wishes that go to the template of a model which knows them, and to no other
+    "prediction": _any,
+    "verbosity": _any,
+    "reasoning_effort": _any,
+    "include_reasoning": _any,
+    "thinking_token_budget": _any,
+    # services beside the model
+    "store": _empty,
+    "service_tier": lambda value: value in (None, "auto", "default"),
+    "moderation": _empty,
+    "modalities": _text_only,
+    "audio": _empty,
+    "web_search_options": _nothing,
+    # the form of the answer
     "tools": _empty,
     "tool_choice": lambda value: value in (None, "none", "auto"),
+    "parallel_tool_calls": _any,  # of none, where there are no tools
     "functions": _empty,
     "function_call": lambda value: value in (None, "none", "auto"),
     "response_format": _text_format,
-    "modalities": _text_only,
-    "audio": _empty,
-    "web_search_options": lambda value: value is None,
-    "best_of": _one,
-    "echo": _empty,
-    "suffix": lambda value: value in (None, ""),
-    "min_tokens": lambda value: value in (None, 0),
-    "use_beam_search": _empty,
-    "truncate_prompt_tokens": lambda value: value is None,
-    "skip_special_tokens": lambda value: value in (None, True),
-    "include_stop_str_in_output": _empty,
-    "prompt_logprobs": lambda value: value is None,
     "structured_outputs": _empty,
     "guided_json": _empty,
     "guided_regex": _empty,
     "guided_choice": _empty,
     "guided_grammar": _empty,
+    # how it is drawn
+    "min_tokens": lambda value: value in (None, 0),
     "bad_words": _empty,
+    "allowed_token_ids": _nothing,
+    "use_beam_search": _empty,
+    "length_penalty": _any,  # of a beam search
+    "repetition_detection": _nothing,
+    "watermarking": _empty,
+    # what is told of it
+    "prompt_logprobs": _nothing,
+    "logprob_token_ids": _nothing,
+    "return_token_ids": _empty,
+    "return_tokens_as_token_ids": _empty,
+    "skip_special_tokens": lambda value: value in (None, True),
+    "spaces_between_special_tokens": _any,  # of answers that show them
+    "include_stop_str_in_output": _empty,
+    "stream_interval": _any,
+    # the prompt
+    "best_of": _one,
+    "echo": _empty,
+    "suffix": lambda value: value in (None, ""),
+    "truncate_prompt_tokens": _nothing,
+    "truncation_side": _any,  # where it is truncated
+    "add_special_tokens": _any,  # the engines see to it
+    "add_generation_prompt": lambda value: value in (None, True),
+    "continue_final_message": _empty,
     "chat_template": _empty,
     "chat_template_kwargs": _empty,
-    "continue_final_message": _empty,
-    "add_generation_prompt": lambda value: value in (None, True),
     "documents": _empty,
+    "media_io_kwargs": _any,  # of what is no text, which is refused
+    "mm_processor_kwargs": _any,
     "dimensions": _empty,
+    # how it is served
+    "priority": lambda value: value in (None, 0),
+    "cache_salt": _nothing,
 }
 
 
 _LIKELIEST = 20  # as OpenAI has it
-_RENDERING = ("chat_template", "chat_template_kwargs", "documents")
+# What goes along to a server with the ids, or into its template.
+_SERVERS = (
+    *("chat_template", "chat_template_kwargs", "documents", "allowed_token_ids"),
+    *("repetition_detection", "watermarking", "priority", "cache_salt"),
+)
 _STRUCTURE = (
     *("tools", "tool_choice", "response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
@@ -71,10 +122,10 @@ _STRUCTURE = (
 def check(call: Call, *, renders: bool = False, structured: bool = False) -> None:
     """Refuse what only an engine's own chat endpoint can do. Raises EngineUnsupported naming it.
 
-    `renders`: whether the engine takes the fields of the chat template; `structured`: those that
+    `renders`: whether the engine is a server that renders chats itself; `structured`: those that
     say what form the answer is to have.
     """
-    done = _RENDERING * renders + _STRUCTURE * structured
+    done = _SERVERS * renders + _STRUCTURE * structured
     if call.choices != 1 and not call.embeds:
         raise EngineUnsupported("n: only one choice can be written token by token", param="n")
     if call.sampling.logprobs is not None and not 0 <= call.sampling.logprobs <= _LIKELIEST:
@@ -90,10 +141,8 @@ def check(call: Call, *, renders: bool = False, structured: bool = False) -> Non
                     f"messages.{index}.content: only text can be read token by token",
                     param=f"messages.{index}.content",
                 )
-    for field, harmless in _HARMLESS.items():
-        if field in done:
-            continue
-        if field in call.extra and not harmless(call.extra[field]):
+    for field, value in call.extra.items():
+        if field in FIELDS and field not in done and not FIELDS[field](value):
             raise EngineUnsupported(
                 f"{field}: is not done token by token here; name a model of a server instead",
                 param=field,

@@ -192,6 +192,8 @@ class Upstream:
                 raise EngineUnsupported(f"{field}: is not for clients to set", param=field)
         if body.get("service_tier") not in (None, "auto", "default"):
             raise EngineUnsupported("service_tier: only default", param="service_tier")
+        if body.get("store"):
+            raise EngineUnsupported("store: answers are not kept there", param="store")
         if not self.abilities.fields:
             for field in _OWN_FIELDS:
                 if body.pop(field, None) is not None:
@@ -201,9 +203,9 @@ class Upstream:
             named = [name for name in ("max_tokens", "max_completion_tokens") if body.get(name)]
             name = self.abilities.limit if chat else "max_tokens"
             body |= dict.fromkeys(named or [name], call.max_tokens)
-        body.pop("stream_options", None)
+        options = body.pop("stream_options", None) or {}
         if not call.whole:
-            body["stream_options"] = {"include_usage": True}
+            body["stream_options"] = {**options, "include_usage": True}
         return body
 
 

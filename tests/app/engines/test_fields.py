@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.embedding_create_params import EmbeddingCreateParams
 
-from app.engines.fields import check
+from app.engines.fields import FIELDS, check
 from app.errors import EngineUnsupported
+from routers.readings import EmbeddingRequest
+from routers.wire import ChatRequest, CompletionRequest
 from tests.app.engines.remote.toy import call
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -60,7 +65,6 @@ HARMLESS: list[tuple[str, Any]] = [
     ("add_generation_prompt", True),
     ("user", "me"),
     ("metadata", {"a": "b"}),
-    ("store", True),
     *((field, None) for field, _ in (*REFUSED, *RENDERED)),
 ]
 
@@ -110,3 +114,77 @@ def test_a_picture_is_not_lost_on_the_way_but_refused(renders: bool) -> None:
         check(call(prompt=None, messages=messages), renders=renders)
     assert caught.value.param == "messages.1.content"
     check(call(prompt=None, messages=({"role": "user", "content": parts[:1]},)), renders=renders)
+
+
+# Of vLLM 0.32's ChatCompletionRequest and CompletionRequest, beyond OpenAI's.
+VLLMS = (
+    *("add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words"),
+    *("cache_salt", "chat_template", "chat_template_kwargs", "continue_final_message"),
+    *("documents", "echo", "ignore_eos", "include_reasoning"),
+    *("include_stop_str_in_output", "length_penalty", "logprob_token_ids"),
+    *("media_io_kwargs", "min_p", "min_tokens", "mm_processor_kwargs", "priority"),
+    *("prompt_logprobs", "repetition_detection", "repetition_penalty"),
+    *("return_token_ids", "return_tokens_as_token_ids", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "stop_token_ids", "stream_interval"),
+    *("structured_outputs", "thinking_token_budget", "top_k", "truncate_prompt_tokens"),
+    *("truncation_side", "use_beam_search", "watermarking"),
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        (ChatRequest, chat_params.CompletionCreateParamsBase.__annotations__),
+        (CompletionRequest, text_params.CompletionCreateParamsBase.__annotations__),
+        (EmbeddingRequest, EmbeddingCreateParams.__annotations__),
+        (ChatRequest, VLLMS),
+        (CompletionRequest, VLLMS),
+    ],
+)
+def test_somebody_has_decided_on_every_field_there_is(shape: Any, names: Any) -> None:
+    """A new one of the SDK's is to be served, or to stand in the table."""
+    assert set(names) - set(shape.model_fields) - set(FIELDS) == set()
+
+
+def test_the_table_decides_on_nothing_that_is_read_elsewhere() -> None:
+    """These three are of /v1/completions; a chat may have vLLM's `echo`."""
+    assert set(FIELDS) & set(ChatRequest.model_fields) == set()
+    assert set(FIELDS) & set(CompletionRequest.model_fields) == {"best_of", "echo", "suffix"}
+
+
+@pytest.mark.parametrize(
+    ("field", "harmless", "other"),
+    [
+        ("store", False, True),
+        ("service_tier", "auto", "priority"),
+        ("audio", None, {"voice": "a"}),
+        ("web_search_options", None, {}),
+        ("modalities", ["text"], ["audio"]),
+        ("moderation", None, {"model": "m"}),
+        ("allowed_token_ids", None, [1]),
+        ("priority", 0, 1),
+        ("cache_salt", None, "salt"),
+        ("return_token_ids", False, True),
+        ("logprob_token_ids", None, [1]),
+        ("repetition_detection", None, {"max_pattern_size": 1}),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_its_name(
+    field: str, harmless: Any, other: Any
+) -> None:
+    check(call(extra={field: harmless}))
+    with pytest.raises(EngineUnsupported) as refusal:
+        check(call(extra={field: other}))
+    assert refusal.value.param == field
+
+
+def test_what_a_server_takes_along_with_ids_is_its_own_to_judge() -> None:
+    check(call(extra={"allowed_token_ids": [1], "cache_salt": "a", "priority": 2}), renders=True)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["user", "metadata", "safety_identifier", "prompt_cache_key", "prediction", "verbosity"],
+)
+def test_what_changes_no_answer_is_taken(field: str) -> None:
+    check(call(extra={field: {"type": "any"}}))

@@ -268,3 +268,17 @@ async def test_no_field_writes_more_than_is_paid_for(kind: Kind, field: str, val
         await collected(one.generate(asked))
     assert not origin.asked
     assert caught.value.param == field
+
+
+async def test_options_of_a_stream_go_along() -> None:
+    body = {"stream": True, "stream_options": {"include_obfuscation": False}}
+    request = await sent(chat(body=body))
+    options = {"include_obfuscation": False, "include_usage": True}
+    assert request.body["stream_options"] == options
+
+
+async def test_nothing_is_stored_at_another_s_under_our_account() -> None:
+    with pytest.raises(EngineUnsupported) as refusal:
+        await sent(chat(body={"store": True}))
+    assert refusal.value.param == "store"
+    await sent(chat(body={"store": False}))
