@@ -139,6 +139,21 @@ async def test_what_is_said_reaches_the_chat(house, fake):
     assert call.max_tokens == 100 and call.extra["user"] == "u"
 
 
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, None),
+        ({"thinking": {"type": "disabled"}}, "none"),
+        ({"output_config": {"effort": "high"}}, "high"),
+    ],
+)
+async def test_how_much_is_thought_reaches_the_chat(house, fake, fields, effort):
+    await message(house, **fields)
+    assert fake.calls[-1].extra.get("reasoning_effort") == effort
+    assert "thinking" not in fake.calls[-1].extra
+
+
 async def test_tokens_are_counted_and_nothing_is_spent(house):
     counted = await ask(house, url=f"{URL}/count_tokens")
     assert counted.json() == {"input_tokens": 5}

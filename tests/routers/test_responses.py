@@ -271,6 +271,14 @@ async def test_a_conversation_may_not_outgrow_a_body(serve):
     assert (answer.status_code, param(answer)) == (413, "previous_response_id")
 
 
+async def test_nor_a_request_s_number_of_messages(serve):
+    house = await serve(max_messages=4)
+    first = await made(house)
+    second = await made(house, previous_response_id=first["id"])
+    answer = await ask(house, previous_response_id=second["id"])
+    assert (answer.status_code, param(answer)) == (400, "input")
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
