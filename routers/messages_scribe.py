@@ -32,6 +32,7 @@ class MessageScribe:
         self._content: list[dict[str, Any]] = []
         self._said: list[str] = []  # by the last block
         self._call = -1  # the tool call that the last block is
+        self._callable = False  # whether the last call is whole
 
     def gather(self, chunk: Chunk) -> None:
         """Note a chunk of an answer that goes out whole."""
@@ -108,7 +109,8 @@ class MessageScribe:
         block, said = self._content[-1], "".join(self._said)
         self._said.clear()
         if block["type"] == "tool_use":
-            block["input"] = _arguments(said)
+            found = _arguments(said)
+            block["input"], self._callable = found or {}, found is not None
         else:
             block[block["type"]] = said
         return [_event("content_block_stop", index=len(self._content) - 1)]
@@ -136,10 +138,11 @@ class MessageScribe:
             return told | ({"finish_details": {"reason": end.reason}} if end.reason else {})
         if end.finish == "content_filter":
             return {"stop_reason": "refusal", "stop_sequence": None}
-        if any(block["type"] == "tool_use" for block in self._content):
-            return {"stop_reason": "tool_use", "stop_sequence": None}
-        if end.stopped_by in self._stops:
+        called = any(block["type"] == "tool_use" for block in self._content)
+        if end.stopped_by in self._stops and not (called and self._callable):
             return {"stop_reason": "stop_sequence", "stop_sequence": end.stopped_by}
+        if called:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
         return {"stop_reason": "end_turn", "stop_sequence": None}
 
     def _usage(self, end: End) -> dict[str, Any]:
@@ -158,10 +161,10 @@ def _event(name: str, **fields: Any) -> str:
     return event({"type": name, **fields}, name)
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    """A call's input; none where it was cut amid it, which `stop_reason` says."""
+def _arguments(text: str) -> dict[str, Any] | None:
+    """A call's input; None where it was cut amid it, which `stop_reason` says."""
     try:
         found = json.loads(text or "{}")
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None

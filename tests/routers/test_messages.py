@@ -9,6 +9,9 @@ from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
+from app.budget import Bill
+from app.types import Call, Chunk, Sampling
+from routers.messages_scribe import MessageScribe
 from tests.routers.conftest import bearer
 from tests.routers.reading import QUESTION
 
@@ -137,6 +140,43 @@ async def test_what_is_said_reaches_the_chat(house, fake):
     ]
     assert (call.sampling.temperature, call.sampling.top_k) == (0.5, 7)
     assert call.max_tokens == 100 and call.extra["user"] == "u"
+
+
+CALL = [
+    {"id": "c", "function": {"name": "f", "arguments": '{"a": 1'}},
+    {"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}},
+]
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason", "stop", "told"),
+    [
+        ([], "stop", None, ("end_turn", None)),
+        ([], "stop", "x", ("stop_sequence", "x")),
+        ([], "stop", "other", ("end_turn", None)),
+        ([], "content_filter", None, ("refusal", None)),
+        (CALL[:1], "length", None, ("max_tokens", None)),
+        (CALL[:1], "stop", "x", ("stop_sequence", "x")),
+        (CALL[1:], "stop", "x", ("tool_use", None)),
+        (CALL[1:], "tool_calls", None, ("tool_use", None)),
+    ],
+)
+async def test_why_an_engine_stopped(calls, reason, stop, told):
+    """A call that a stop string cut short must not run."""
+    call = Call("m", whole=True, sampling=Sampling(stop=("x",)), id="msg_1")
+    choice = {"message": {"tool_calls": calls}, "finish_reason": reason, "stop_reason": stop}
+    finish = Chunk(
+        raw=json.dumps({"choices": [choice]}).encode(),
+        finish="length" if reason == "length" else "stop",
+    )
+    bill = Bill(prompt=1, cached=0, completion=1, lines=(), cost=0, prices="", overhead=0.0)
+    answer = SimpleNamespace(
+        model="m", policy="p", fidelity="exact", bill=bill, entropy=None, decisions=[]
+    )
+    scribe = MessageScribe(answer, SimpleNamespace(order=SimpleNamespace(call=call), debug=False))
+    scribe.gather(finish)
+    message = await scribe.whole(finish)
+    assert (message["stop_reason"], message["stop_sequence"]) == told
 
 
 @pytest.mark.parametrize(

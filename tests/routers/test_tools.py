@@ -5,7 +5,9 @@ import json
 import pytest
 
 from app.engines.fake import Script
+from tests.routers import responding
 from tests.routers.reading import asking, events
+from tests.routers.test_messages import read as read_message
 
 CHAT = "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -125,3 +127,51 @@ async def test_a_whole_answer_says_who_gave_it(serve, fake, stream):
         "exact",
     )
     assert "large's" in answer.text
+
+
+NEWER = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+ANTHROPICS = [{"name": "f", "input_schema": {"type": "object"}}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_tells_calls_as_items(serve, fake, stream):
+    house = await serve()
+    fake.scripts["large"] = Script(CALLS.split(), structured=True)
+    body = responding.asking(tools=NEWER, stream=stream, tool_choice="auto")
+    answer = await house.visitor.post(responding.URL, json=body)
+    response = responding.final(answer.text) if stream else answer.json()
+    message, *calls = response["output"]
+    assert message["content"][0]["text"] == "Let me see."
+    assert [json.loads(call["arguments"]) for call in calls] == [{"a": "b"}, {}]
+    assert all(call["name"] == "f" and call["status"] == "completed" for call in calls)
+    assert len({call["call_id"] for call in calls}) == 2
+    kept = (await house.get(f"{responding.URL}/{response['id']}")).json()
+    assert kept["output"] == response["output"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_message_tells_calls_as_blocks(serve, fake, stream):
+    house = await serve()
+    fake.scripts["large"] = Script(CALLS.split(), structured=True)
+    body = asking(tools=ANTHROPICS, stream=stream, max_tokens=100)
+    answer = await house.visitor.post("/v1/messages", json=body)
+    message = read_message(answer.text)[0].to_dict() if stream else answer.json()
+    text, *calls = message["content"]
+    assert text["text"] == "Let me see." and message["stop_reason"] == "tool_use"
+    assert [(call["name"], call["input"]) for call in calls] == [("f", {"a": "b"}), ("f", {})]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_was_cut_is_incomplete(serve, fake, stream):
+    house = await serve()
+    fake.scripts["large"] = Script(CALLS.split(), structured=True)
+    body = responding.asking(tools=NEWER, stream=stream, max_output_tokens=8)
+    answer = await house.visitor.post(responding.URL, json=body)
+    response = responding.final(answer.text) if stream else answer.json()
+    assert response["status"] == response["output"][-1]["status"] == "incomplete"
+    assert response["output"][-1]["arguments"].startswith("{")
+    body = asking(tools=ANTHROPICS, stream=stream, max_tokens=8)
+    answer = await house.visitor.post("/v1/messages", json=body)
+    message = read_message(answer.text)[0].to_dict() if stream else answer.json()
+    assert message["stop_reason"] == "max_tokens"
+    assert message["content"][-1]["type"] == "tool_use"
