@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import threading
@@ -9,12 +10,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from app.catalog import PICO, read
 from app.factory import create_app
@@ -314,6 +316,54 @@ def test_a_response_that_is_cancelled_frees_its_model_and_is_kept(real: Real) ->
     assert cancelled.status == "cancelled" and cancelled.output_text == last.response.output_text
     assert cancelled.usage is not None and 3 <= cancelled.usage.output_tokens < 200
     until(lambda: real.gauge("farthing_engine_running") == 0, 10)
+
+
+class Colour(BaseModel):
+    """What a model of 135M can be held to."""
+
+    name: Literal["red", "green", "blue"]
+    sure: bool
+
+
+def test_a_response_is_parsed_as_its_schema_says(real: Real) -> None:
+    found = real.sdk.responses.parse(
+        model="economy", input="Which colour is the sky?", text_format=Colour, temperature=0
+    )
+    assert isinstance(found.output_parsed, Colour) and found.status == "completed"
+
+
+TOOL = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+
+
+def test_tools_are_called_in_both_newer_shapes(real: Real, claude: anthropic.Anthropic) -> None:
+    question, name = "What is the weather in Oslo?", "weather"
+    tool: Any = {"type": "function", "name": name, "parameters": TOOL, "strict": True}
+    asked: dict[str, Any] = {
+        "model": SMALL,
+        "input": question,
+        "tools": [tool],
+        "temperature": 0,
+        "tool_choice": {"type": "function", "name": name},
+        "max_output_tokens": 64,
+    }
+    (call,) = real.sdk.responses.create(**asked).output
+    assert call.type == "function_call" and call.name == name
+    arguments = json.loads(call.arguments)
+    assert arguments in ({"city": "Rome"}, {"city": "Oslo"})
+    with real.sdk.responses.stream(**asked) as stream:
+        last = stream.get_final_response()
+    assert last.output[0].type == "function_call"
+    assert last.output[0].arguments == call.arguments
+    with claude.messages.stream(
+        model=SMALL,
+        max_tokens=64,
+        extra_body={"temperature": 0},
+        messages=[{"role": "user", "content": question}],
+        tools=[{"name": name, "input_schema": TOOL}],
+        tool_choice={"type": "tool", "name": name},
+    ) as blocks:
+        (block,) = blocks.get_final_message().content
+    assert block.type == "tool_use" and (block.name, block.input) == (name, arguments)
 
 
 @pytest.fixture
