@@ -115,7 +115,9 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body:
             return False
-        if not cycle.response_started:
+        if self.pipeline:
+            pass  # amid an earlier answer there is no place for a probe
+        elif not cycle.response_started:
             if cycle.scope["http_version"] != "1.1":
                 return False  # there is nothing that such a client would ignore
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

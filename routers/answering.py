@@ -164,6 +164,7 @@ class Streamed(Response):
     async def _pump(self, scope: Scope, send: Send) -> None:
         finish: Chunk | None = None
         alive = KeepAlive(self._silence, partial(self._comment, send))
+        # app/connections.py: what tells a client that has left from one that only says no more.
         half_closed = scope.get("extensions", {}).get("farthing.half_closed", {})
         half_closed["probe"] = alive.now
         async with aclosing(self._answer), alive:

@@ -150,6 +150,16 @@ def test_a_client_that_has_ended_its_sending_is_answered(line, fake, stream):
     assert b"to begin with" in answer if not stream else b"data: [DONE]" in answer
 
 
+def test_requests_in_a_row_are_all_answered_to_one_that_has_ended_its_sending(line, fake):
+    fake.scripts = {"large": Script(LARGE.split(), delay=0.01)}
+    line.sendall(request(asking(stream=True)) * 2 + request(asking()))
+    line.shutdown(socket.SHUT_WR)
+    answer = rest(line)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    streams, _, _ = answer.rpartition(b"HTTP/1.1 200 OK")
+    assert streams.count(b"data: [DONE]") == 2 and b"100 Continue" not in streams[:-40]
+
+
 def test_a_client_that_ends_its_sending_in_mid_answer_has_it_all(line, fake):
     fake.scripts = {"large": Script(LARGE.split(), delay=0.01)}
     line.sendall(request(asking(stream=True)))

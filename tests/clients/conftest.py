@@ -56,6 +56,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         **{name: text for name, text in os.environ.items() if not name.startswith("FARTHING_")},
         **{name: os.environ.get(name, text) for name, text in kept.items()},
         "FARTHING_STATE_DIR": str(folder),
+        "FARTHING_KEEP_ALIVE_S": "0.01",  # every stream is full of comments, which clients skip
     }
     command = [FARTHING, "serve", "--first-key", "--port", "0"]
     with (folder / "log").open("wb") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from typing import Any
 
@@ -16,6 +17,7 @@ SAID: dict[str, Any] = {
     "input": QUESTION,
 }
 OPTIONAL = ("X-Policy", "X-Budget-Latency-Ms", "X-Budget-Usd")
+DEADLINE = re.compile(r"[0-9.eE+]+")
 OURS = os.environ.get("KEY_ID", "")  # the key that it comes with must go on to open doors
 
 
@@ -54,6 +56,17 @@ def map_headers(context: Any, headers: Any) -> Any:
             if name in headers and not chance((headers, name), 4):
                 del headers[name]
     return headers
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """A deadline that is kept: 504 is the right answer to one of a millisecond."""
+    name = "X-Budget-Latency-Ms"
+    if case.headers and DEADLINE.fullmatch(case.headers.get(name, "")):
+        case.headers[name] = "600000"
+    budget = case.body.get("budget") if isinstance(case.body, dict) else None
+    if isinstance(budget, dict) and isinstance(budget.get("latency_ms"), int | float):
+        case.body["budget"] = {**budget, "latency_ms": max(budget["latency_ms"], 600_000)}
 
 
 @schemathesis.hook
