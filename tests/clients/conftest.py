@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from pytest_asyncio import is_async_test
 
 ROOT = Path(__file__).parents[2]
 FARTHING = Path(os.environ.get("FARTHING_TEST_COMMAND") or ROOT / ".venv" / "bin" / "farthing")
@@ -46,6 +47,12 @@ class Gateway:
         answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **more)
         answer.raise_for_status()
         return dict(answer.json())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop, as programs have one: LangChain keeps its connections for the next call."""
+    for item in filter(is_async_test, items):
+        item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 // The official `openai` package for JavaScript: each exported function is a test.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const { BASE_URL, API_KEY, MODEL } = process.env;
@@ -66,6 +66,13 @@ export async function models() {
   assert.equal((await sdk.models.retrieve("economy")).id, "economy");
 }
 
+export async function embeddings() {
+  const { data, usage } = await sdk.embeddings.create({ model: MODEL, input: ["sky", "sea"] });
+  assert.equal(data.length, 2);
+  assert.ok(data[0].embedding.length > 100 && data[0].embedding.every(Number.isFinite));
+  assert.ok(usage.total_tokens > 0);
+}
+
 export async function errors() {
   const failing = (more, options) => sdk.chat.completions.create({ ...asked, ...more }, options);
   await assert.rejects(failing({ model: "auto" }), OpenAI.NotFoundError);
@@ -110,4 +117,46 @@ export async function a_response() {
     previous_response_id: whole.id,
   });
   assert.ok(then.usage.input_tokens > whole.usage.input_tokens + 16);
+}
+
+const Sky = z.object({
+  colour: z.enum(["blue", "grey", "black"]),
+  layers: z.array(z.object({ cloudy: z.boolean(), kilometres: z.int().min(0).max(99) })).min(1).max(2),
+});
+const looking = [{ role: "user", content: "How is the sky above Oslo?" }];
+
+export async function an_answer_by_a_schema_of_zod() {
+  const asking = { ...asked, messages: looking, max_tokens: 160 };
+  const answer = await sdk.chat.completions.parse({
+    ...asking,
+    response_format: zodResponseFormat(Sky, "sky"),
+  });
+  assert.ok(Sky.parse(answer.choices[0].message.parsed));
+  const response = await sdk.responses.parse({
+    model: MODEL,
+    input: looking,
+    temperature: 0,
+    max_output_tokens: 160,
+    text: { format: zodTextFormat(Sky, "sky") },
+  });
+  assert.ok(Sky.parse(response.output_parsed));
+}
+
+export async function a_tool_that_runs() {
+  const cities = [];
+  const look = zodFunction({
+    name: "look",
+    description: "Look at the sky above a city.",
+    parameters: z.object({ city: z.enum(["Oslo", "Rome"]) }),
+    function: ({ city }) => (cities.push(city), "Clear."),
+  });
+  const runner = sdk.chat.completions.runTools({
+    ...asked,
+    messages: looking,
+    max_tokens: 64,
+    tools: [look],
+    tool_choice: { type: "function", function: { name: "look" } }, // and so it runs once
+  });
+  await runner.done();
+  assert.equal(cities.length, 1);
 }

@@ -27,6 +27,7 @@ def home(gateway: Gateway, tmp_path: Path) -> Path:
   model_name: {MODEL}
   api_base: {gateway.base}
   api_key_name: farthing
+  supports_schema: true
 """
     )
     return tmp_path
@@ -61,3 +62,15 @@ def test_a_conversation(home: Path, key: str) -> None:
     assert llm(home, key, "-c", "And at night?", *options).strip()
     first, second = json.loads(llm(home, key, "logs", "--json"))
     assert second["input_tokens"] > first["input_tokens"]
+
+
+def test_an_answer_by_a_schema(home: Path, key: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["blue", "grey"]}, "cloudy": {"type": "boolean"}},
+        "required": ["colour", "cloudy"],
+        "additionalProperties": False,
+    }
+    asked = ["-m", "large", "--schema", json.dumps(schema), "How is the sky above Oslo?"]
+    sky = json.loads(llm(home, key, *asked, "-o", "max_tokens", "64"))
+    assert sky.keys() == {"colour", "cloudy"}

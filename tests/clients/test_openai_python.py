@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import operator
 import threading
 import time
 from collections.abc import Iterator
@@ -309,3 +311,22 @@ def test_a_client_that_has_had_enough_stops_the_model(gateway: Gateway, sdk: Ope
         ask(hasty.with_options(timeout=0.5), max_tokens=4000, stream=False)
     until(lambda: requests(gateway, key) == 2)
     assert 0 < gateway.usage(key)["completion_tokens"] < 2000
+
+
+def test_embeddings(sdk: OpenAI) -> None:
+    """The SDK asks for base64 by itself, and gives floats."""
+    texts = ["The sky is blue.", "Blue is the sky.", "def main(): return 0"]
+    answer = sdk.embeddings.create(model=MODEL, input=texts)
+    assert [entry.index for entry in answer.data] == [0, 1, 2]
+    first, near, far = (entry.embedding for entry in answer.data)
+    assert cosine(first, near) > cosine(first, far)
+    plain = sdk.embeddings.create(model=MODEL, input=texts[0], encoding_format="float")
+    assert cosine(plain.data[0].embedding, first) > 0.999
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > plain.usage.prompt_tokens
+    with pytest.raises(openai.APIStatusError) as poor:
+        sdk.embeddings.create(model=MODEL, input=texts, extra_headers={"X-Budget-Usd": "0"})
+    assert poor.value.status_code == 402
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(map(operator.mul, one, other)) / (math.hypot(*one) * math.hypot(*other))

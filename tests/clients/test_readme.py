@@ -13,6 +13,7 @@ import pytest
 from tests.clients import javascript
 from tests.clients.conftest import ROOT, Gateway
 
+HERE = "http://127.0.0.1:8080"
 TEXT = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BEFORE, _, AFTER = TEXT.partition("## From your client\n")
@@ -21,7 +22,7 @@ BLOCKS = BLOCK.findall(SECTION)
 ELSEWHERE = [
     text
     for language, text in BLOCK.findall(BEFORE) + BLOCK.findall(AFTER)
-    if "http://127.0.0.1:8080/v1" in text and language in ("python", "bash")
+    if HERE in text and language in ("python", "bash")
 ]
 COST = r"\b(?:0\.0000\d+|\d(?:\.\d+)?e-0?[5-9])\b"  # of a few dozen tokens, in USD
 
@@ -77,7 +78,7 @@ def test_javascript(example: str, environment: dict[str, str], tmp_path: Path) -
 
 def test_llm(gateway: Gateway, environment: dict[str, str], tmp_path: Path) -> None:
     (models,) = blocks("yaml")
-    here = models.replace("http://127.0.0.1:8080/v1", gateway.base)
+    here = models.replace(HERE, gateway.url)
     assert here != models
     (tmp_path / "extra-openai-models.yaml").write_text(here)
     example = blocks("bash")[1]
@@ -93,11 +94,13 @@ def test_curl(environment: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", ELSEWHERE)
-def test_elsewhere(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_elsewhere(
+    example: str, gateway: Gateway, key: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     """Those of other sections, which need no key: here they are given one."""
-    here = example.replace("http://127.0.0.1:8080/v1", environment["OPENAI_BASE_URL"])
+    here = example.replace(HERE, gateway.url)
     if "import" in here:
-        here = here.replace('api_key="unused"', "")
+        here = here.replace('"unused"', f'"{key}"')
         said = output([sys.executable, "-W", "error", "-c", here], environment, tmp_path)
     else:
         here = here.replace("curl ", 'curl --fail -H "Authorization: Bearer $OPENAI_API_KEY" ', 1)
