@@ -109,9 +109,7 @@ class VllmServer:
     async def tokenize(self, call: Call, names: bool) -> Tokens:
         """The prompt of this call, by the server. Raises BadRequest, EngineError."""
         check_foreign(call)
-        if not names:
-            return Tokens(tuple(await self._renderer.prompt(call)))
-        return await self._renderer.named(call)
+        return await self._renderer.tokens(call, names)
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """The text of these ids. Raises BadRequest, EngineError."""

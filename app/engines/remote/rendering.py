@@ -101,15 +101,20 @@ class Renderer:
             ids = ids + await self._renderings.get(said, "said", lambda: self.encode(said, False))
         return ids
 
-    async def named(self, call: Call) -> Tokens:
-        """The prompt with its tokens' names, asked of the server in its own words."""
-        body = {**call.body, "model": self._served, "return_token_strs": True}
+    async def tokens(self, call: Call, names: bool) -> Tokens:
+        """The prompt, asked of the server in the client's own words, and what its tokens are named.
+
+        To render a chat is to check it as one that is to be answered, tools and all.
+        """
+        body = {**call.body, "model": self._served, "return_token_strs": names}
         found = await self._origin.json("/tokenize", body)
         ids = _ids(found, "tokens", self._served)
-        names = found.get("token_strs")
-        if not isinstance(names, list) or len(names) != len(ids):
+        if not names:
+            return Tokens(tuple(ids))
+        named = found.get("token_strs")
+        if not isinstance(named, list) or len(named) != len(ids):
             raise EngineError(f"The engine of {self._origin.model} does not name its tokens")
-        return Tokens(tuple(ids), tuple(map(str, names)))
+        return Tokens(tuple(ids), tuple(map(str, named)))
 
     async def encode(self, text: str, special: bool) -> list[int]:
         """The ids of a text. `special`: with what the model wants before it (bos)."""

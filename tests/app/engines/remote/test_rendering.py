@@ -10,6 +10,7 @@ import pytest
 
 from app.engines.remote.rendering import Renderer, Renderings, check_foreign
 from app.errors import BadRequest, EngineError, EngineUnavailable, EngineUnsupported
+from app.types import Tokens
 from tests.app.engines.remote.toy import END, PIECES, ToyOrigin, call
 
 MESSAGES = ({"role": "user", "content": "hi"},)
@@ -45,6 +46,29 @@ async def test_a_text_gets_what_begins_a_prompt_and_what_was_said_does_not() -> 
     one = renderer()
     assert await one.it.prompt(call(prompt="a bcd")) == [1, 1, 3]
     assert await one.it.prompt(call(prompt="a bcd", said="ef g")) == [1, 1, 3, 2, 1]
+
+
+@pytest.mark.parametrize("names", [None, ["<|a|>", "b", "c"]])
+async def test_who_asks_for_tokens_alone_is_answered_by_the_servers_own_tokenizer(
+    names: list[str] | None,
+) -> None:
+    one = renderer(**{"/tokenize": {"tokens": [9, 8, 7], "token_strs": names}})
+    one.it.has_render = True  # which would refuse the tools of a server without a parser for them
+    body = {"model": "ours", "messages": list(MESSAGES), "tools": [{"type": "function"}]}
+    found = await one.it.tokens(chat(body=body), names is not None)
+    assert found == Tokens((9, 8, 7), None if names is None else tuple(names))
+    (asked,) = one.origin.asked
+    assert (one.origin.paths(), asked.body) == (
+        ["/tokenize"],
+        {**body, "model": "served", "return_token_strs": names is not None},
+    )
+
+
+@pytest.mark.parametrize("names", [None, "ab", ["a"]])
+async def test_a_server_that_does_not_name_its_tokens_is_at_fault(names: object) -> None:
+    one = renderer(**{"/tokenize": {"tokens": [9, 8], "token_strs": names}})
+    with pytest.raises(EngineError, match="name its tokens"):
+        await one.it.tokens(call(prompt="a b"), True)
 
 
 async def test_ids_are_ids() -> None:
