@@ -59,17 +59,28 @@ class Shelf:
             raise UnknownResponse(f"{param}: there is no such response", param=param)
         return found
 
-    async def begin(self, answer: Answer, input: list[Item], response: dict[str, Any]) -> None:
-        """It can be named and cancelled from now on, if the ledger answers."""
-        content = {"response": response, "input": input}
-        with suppress(LedgerUnavailable):  # it has been logged
-            await self.responses.begin(response["id"], self.owner, content, answer)
 
-    async def keep(self, id: str, input: list[Item], response: dict[str, Any]) -> bool:
+@dataclass
+class Entry:
+    """The place of one response there."""
+
+    shelf: Shelf
+    input: list[Item]
+    begun: bool = False
+
+    async def begin(self, answer: Answer, response: dict[str, Any]) -> None:
+        """It can be named and cancelled from now on, if the ledger answers."""
+        content = {"response": response, "input": self.input}
+        with suppress(LedgerUnavailable):  # it has been logged
+            await self.shelf.responses.begin(response["id"], self.shelf.owner, content, answer)
+            self.begun = True
+
+    async def keep(self, response: dict[str, Any]) -> bool:
         """Whether it can be named from now on."""
-        content = {"response": response, "input": input}
+        content = {"response": response, "input": self.input}
+        id, owner = response["id"], self.shelf.owner
         try:
-            return await self.responses.keep(id, self.owner, content)
+            return await self.shelf.responses.keep(id, owner, content, begun=self.begun)
         except LedgerUnavailable:  # it has been logged
             return False
 
@@ -93,16 +104,12 @@ async def create(request: Request) -> Response:
     id = f"{PREFIX}{uuid.uuid4().hex}"
     asked = understand(ChatRequest, chat, request.headers, visit_of(request).arrived, id)
     answer = begin(request, asked, account)
-    input = [*before, *_identified(items, id, len(before))]
-
-    async def keep(response: dict[str, Any]) -> bool:
-        assert shelf is not None
-        return await shelf.keep(id, input, response)
-
-    stores = shelf is not None and asks.store is not False
-    writer = ResponseScribe(answer, asked, asks.echo(), keep if stores else None)
-    if stores and asked.stream and shelf is not None:  # else its client learns its id too late
-        await shelf.begin(answer, input, writer.begun())
+    entry = None
+    if shelf is not None and asks.store is not False:
+        entry = Entry(shelf, [*before, *_identified(items, id, len(before))])
+    writer = ResponseScribe(answer, asked, asks.echo(), entry.keep if entry else None)
+    if entry is not None and asked.stream:  # of another its client learns the id too late
+        await entry.begin(answer, writer.begun())
     return await deliver(request, answer, writer, stream=asked.stream)
 
 

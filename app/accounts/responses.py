@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,11 +74,17 @@ class Responses:
         await self._store.add(id, owner, Kept(False, _encode(content)), _LEASE_MS)
         self._running[id] = answer
 
-    async def keep(self, id: str, owner: Owner, content: Mapping[str, Any]) -> bool:
-        """Whether this response, which has ended, can be named from now on."""
+    async def keep(
+        self, id: str, owner: Owner, content: Mapping[str, Any], *, begun: bool = False
+    ) -> bool:
+        """Whether this response, which has ended, can be named from now on.
+
+        One that has `begun` cannot where its owner has deleted it meanwhile.
+        """
         kept = Kept(True, _encode(content))
         self._unswept += len(kept.content)
-        if self._running.pop(id, None) is not None:
+        self._running.pop(id, None)
+        if begun:
             return await self._store.replace(id, owner, kept, self._keep)
         await self._store.add(id, owner, kept, self._keep)
         return True
@@ -111,7 +116,7 @@ class Responses:
         while True:
             await asyncio.sleep(self._look)
             now = time.monotonic()
-            with suppress(LedgerUnavailable):  # it has been logged; the next round tries again
+            try:
                 if now - renewed > _RENEWED_S:
                     renewed = now
                     await self._renew()
@@ -119,6 +124,10 @@ class Responses:
                 if now - swept > _SWEPT_S or self._unswept > _EARLY:
                     swept, self._unswept = now, 0
                     await self._sweep()
+            except LedgerUnavailable:
+                pass  # it has been logged; the next round tries again
+            except Exception:  # a task of the process: it must not end with what went wrong once
+                log.exception("responses are not tended")
 
     async def _renew(self) -> None:
         self._running = {id: a for id, a in self._running.items() if not a.ended}

@@ -26,7 +26,7 @@ class ResponseStore:
         self._clock = clock
 
     async def add(self, id: str, owner: Owner, kept: Kept, keep: int) -> None:
-        """A new response, kept for so long."""
+        """A new response, kept for so long; it may be tried again."""
         now = self._clock()
         row = {
             "id": id,
@@ -37,7 +37,13 @@ class ResponseStore:
             **_columns(kept),
             "expires": now + keep,
         }
-        await self._database.write(lambda c: c.execute(insert(responses), [row]))
+        before = delete(responses).where(*self._mine(id, owner))
+
+        def work(connection: Connection) -> None:
+            connection.execute(before)
+            connection.execute(insert(responses), [row])
+
+        await self._database.write(work)
 
     async def replace(self, id: str, owner: Owner, kept: Kept, keep: int) -> bool:
         """What has become of one that was added; False: it is there no more."""

@@ -222,7 +222,7 @@ async def serve_off(serve, **settings):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_store_that_is_away_costs_no_answer(house, monkeypatch, stream):
-    async def away(*_):
+    async def away(*_, **__):
         raise LedgerUnavailable
 
     monkeypatch.setattr(house.accounts.responses, "keep", away)

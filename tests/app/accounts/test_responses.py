@@ -60,7 +60,7 @@ async def test_whoever_is_asked_ends_one_under_way(processes, asked):
 
     async def run():
         await running.stopped.wait()
-        assert await here.keep("r", OURS, {"at": "end"})
+        assert await here.keep("r", OURS, {"at": "end"}, begun=True)
 
     work = asyncio.create_task(run())
     assert await processes[asked].cancel("r", Owner("b")) is None and not work.done()
@@ -82,8 +82,25 @@ async def test_one_that_was_deleted_meanwhile_is_not_kept(processes):
     here, there = processes
     await here.begin("r", OURS, {}, Running())
     assert await there.delete("r", OURS)
-    assert not await here.keep("r", OURS, {})
+    assert not await here.keep("r", OURS, {}, begun=True)
     assert await there.find("r", OURS) is None
+
+
+async def test_one_that_may_have_begun_is_kept_all_the_same(processes):
+    here = processes[0]
+    await here.begin("r", OURS, {"at": "work"}, Running())
+    assert await here.keep("r", OURS, {"at": "end"})
+    assert (await here.find("r", OURS)).content == {"at": "end"}
+
+
+async def test_one_that_has_ended_just_before_it_was_looked_after_is_kept(processes, monkeypatch):
+    monkeypatch.setattr(module, "_RENEWED_S", 0.0)
+    here, running = processes[0], Running()
+    await here.begin("r", OURS, {}, running)
+    running.ended = True
+    await asyncio.sleep(3 * LOOK_S)
+    assert await here.keep("r", OURS, {"at": "end"}, begun=True)
+    assert (await here.find("r", OURS)).ended
 
 
 async def test_one_whose_answer_broke_off_is_forgotten(processes, monkeypatch):
