@@ -17,6 +17,7 @@ from routers.wordings import anthropic, wording
 
 EVENTS = "text/event-stream"
 _REF = "#/components/schemas/{model}"
+_TEXT = {"schema": {"type": "string"}}
 _AMOUNT = {"type": "string", "pattern": r"^[0-9]{1,8}(\.[0-9]{1,12})?$"}
 _WAIT = {"type": "string", "pattern": r"^[1-9][0-9]{0,8}(\.[0-9]{1,6})?$"}
 _NAMED = {"type": "string", "pattern": r"^[A-Za-z][A-Za-z0-9._:-]{0,99}"}
@@ -108,7 +109,7 @@ def takes(shape: type[BaseModel], answer: str | None = None) -> dict[str, Any]:
 
 def gives(answer: str | None, *others: str, status: int = 200) -> dict[str, Any]:
     """A route's `openapi_extra`: it answers this in JSON, or text of these types."""
-    content = {kind: {"schema": {"type": "string"}} for kind in others}
+    content = {kind: _ref("Event") if kind == EVENTS else _TEXT for kind in others}
     if answer is not None:
         content["application/json"] = _ref(answer)
     return {"responses": {str(status): {"content": content}}}

@@ -93,6 +93,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "Error": shape(
         error=shape(message=TEXT, type=TEXT, param=maybe(TEXT), code=maybe(TEXT)),
     ),
+    "Event": shape(
+        {"event": TEXT},
+        data={**TEXT, "description": "a chunk in JSON, or [DONE]; comments come between events"},
+    ),
     "Usage": shape(
         {"prompt_tokens_details": maybe(OBJECT)},
         prompt_tokens=COUNT,

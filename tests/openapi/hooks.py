@@ -40,6 +40,8 @@ def map_body(context: Any, body: Any) -> Any:
     shape = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
     beside = sorted(body.keys() & shape["properties"].keys(), key=lambda n: number((n, body)))[:2]
     kept = {name: whole(body[name]) for name in {*beside, *(body.keys() & shape["required"])}}
+    if "stream" in shape["properties"] and chance((body, "stream"), 3):
+        kept["stream"] = True
     kept["model"] = MODELS[number(body) % len(MODELS)]
     return kept | {name: said for name, said in SAID.items() if name in kept}
 
