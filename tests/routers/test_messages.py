@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from app.budget import Bill
 from app.types import Call, Chunk, Sampling
 from routers.messages_scribe import MessageScribe
+from routers.messages_wire import MessagesRequest
 from tests.routers.conftest import bearer
 from tests.routers.reading import QUESTION
 
@@ -294,15 +295,19 @@ async def test_bad_input_is_named_as_its_client_knows_it(house, fields, name):
     assert message.startswith(f"{name}: ")
 
 
-async def test_an_image_becomes_a_chats(house, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "routers.messages.begin", lambda _, asked, __: seen.append(asked) or SimpleNamespace()
-    )
-    source = {"type": "base64", "media_type": "image/png", "data": "AA"}
-    image = {"type": "image", "source": source}
-    answer = await ask(house, messages=[{"role": "user", "content": [image]}])
-    assert answer.status_code == 500  # the stand-in is no answer
-    url = {"url": "data:image/png;base64,AA"}
-    (message,) = seen[0].order.call.messages
-    assert message["content"] == [{"type": "image_url", "image_url": url}]
+def test_an_image_and_a_document_become_a_chats():
+    png = {"type": "base64", "media_type": "image/png", "data": "AA"}
+    said = [
+        {"type": "image", "source": png},
+        {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+        {"type": "document", "source": {"type": "text", "data": "words"}},
+        {"type": "document", "source": {**png, "media_type": "application/pdf"}},
+    ]
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": said}]}
+    (message,) = MessagesRequest.model_validate(body).chat(body)["messages"]
+    assert message["content"] == [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
+        {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+        {"type": "text", "text": "words"},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA"}},
+    ]
