@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from app.engines.embedded.grammar import Constraint
 from app.engines.embedded.kv_cache import SequenceCache
 from app.engines.embedded.model import Decoder, Span
 from app.engines.embedded.prediction import Predictor
@@ -63,13 +64,14 @@ class Rig:
         limit: int = 5,
         sampling: Sampling = GREEDY,
         outbox: int | None = None,
+        constraint: Constraint | None = None,
         **call: Any,
     ) -> RunningSequence:
         """A call with this prompt, or a prompt of so many tokens that no other has."""
         if isinstance(prompt, int):
             prompt = [random.randrange(256) for _ in range(prompt)]
         asked = Call("tiny", sampling=sampling, **call)
-        return RunningSequence(asked, prompt, limit, self.tokenizer, outbox)
+        return RunningSequence(asked, prompt, limit, self.tokenizer, outbox, constraint=constraint)
 
 
 def rig(path: Path, precision: Literal["fp32", "int8"]) -> Rig:

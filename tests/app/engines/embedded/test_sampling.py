@@ -218,3 +218,53 @@ def only(weights: npt.NDArray[np.float64], ids: list[int]) -> npt.NDArray[np.flo
     mask = np.zeros(len(weights))
     mask[ids] = 1.0
     return weights * mask
+
+
+class Only:
+    """Allows these ids, whatever came before; remembers what came."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids, self.came = list(ids), list[int]()
+
+    def advance(self, ids: Sequence[int]) -> bool:
+        self.came += ids
+        return True
+
+    def allowed(self, size: int, ahead: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
+        return np.isin(np.arange(size), self.ids)
+
+    def permits(self, ids: Sequence[int]) -> int:
+        raise AssertionError("nobody guesses")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0),
+        Sampling(seed=1),
+        Sampling(seed=1, top_k=1),
+        Sampling(seed=1, top_p=0.1, min_p=0.9),
+        Sampling(temperature=0, logit_bias={0: 100.0}),
+        Sampling(seed=1, repetition_penalty=2.0, frequency_penalty=1.0),
+    ],
+)
+def test_what_an_answer_is_held_to_comes_before_all_else(sampling: Sampling) -> None:
+    """The likeliest of what may come is kept by every filter; nothing brings the others back."""
+    held = Only(4, 6)
+    sampler = Sampler(replace(sampling, logprobs=3), entropy=True, held=held)
+    drawn = [draw([sampler], LOGITS[None])[0] for _ in range(20)]
+    assert {each.id for each in drawn} <= {4, 6}
+    assert held.came == [each.id for each in drawn]
+    if sampling.top_k or sampling.top_p < 1:
+        assert {each.id for each in drawn} == {4}
+    likely = softmax([RAW[4], RAW[6]])
+    for each in drawn:
+        assert each.logprob == pytest.approx(math.log(likely[each.id == 6]))
+        assert [id for id, _ in each.top] == [4, 6]  # and no third one, which cannot come
+        assert each.entropy == pytest.approx(-sum(p * math.log2(p) for p in likely))
+
+
+def test_where_one_token_may_come_it_is_certain() -> None:
+    sampler = Sampler(Sampling(logprobs=1), entropy=True, held=Only(7))
+    drawn = sampler.draw(LOGITS.numpy())
+    assert (drawn.id, drawn.logprob, drawn.entropy) == (7, 0.0, 0.0)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import random
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import anthropic
@@ -19,65 +17,12 @@ import pytest
 from pydantic import BaseModel
 
 from app.catalog import PICO, read
-from app.factory import create_app
-from app.server import Server
-from app.settings import DEFAULT_CONFIG, Settings
+from app.settings import DEFAULT_CONFIG
 from app.types import Usage
 from tests.prompts import OWN
+from tests.real.real import LARGE, QUESTION, SMALL, Real, until
 
 pytestmark = pytest.mark.model
-SMALL, LARGE = "smollm2-tiny", "smollm2-135m"
-QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
-
-
-@dataclass
-class Real:
-    """A gateway on the default fleet, and clients of it."""
-
-    url: str
-    sdk: openai.OpenAI
-    http: httpx.Client
-
-    def ask(self, prompt: str, *, model: str = "economy", **more: Any) -> Any:
-        headers = {name: str(value) for name, value in more.pop("headers", {}).items()}
-        asked = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 48}
-        return self.sdk.chat.completions.create(
-            model=model, extra_headers=headers, **{**asked, "temperature": 0, **more}
-        )
-
-    def gauge(self, name: str) -> float:
-        """The sum of a metric's series."""
-        lines = self.http.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[Real]:
-    settings = Settings(config=DEFAULT_CONFIG, shutdown_grace_s=1, keep_alive_s=0.1)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(create_app(settings), settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    with (
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as sdk,
-        httpx.Client(base_url=url, timeout=300) as http,
-    ):
-        try:
-            until(lambda: server.started and http.get("/health/ready").status_code == 200, 120)
-            yield Real(url, sdk, http)
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            listening.close()
-    assert not thread.is_alive()
-
-
-def until(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def test_economy_tells_for_each_prompt_who_wrote_what_and_what_it_cost(real: Real) -> None:
@@ -245,7 +190,7 @@ def test_a_deadline_ends_a_long_answer(real: Real) -> None:
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, 400, "messages"),
         ({"max_tokens": 9000}, 400, "max_tokens"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+        ({"tools": [{"type": "function", "function": {}}]}, 400, "tools.0.function.name"),
         ({"messages": [{"role": "nobody", "content": "?"}]}, 400, "messages.0.role"),
     ],
 )
