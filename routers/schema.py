@@ -66,6 +66,7 @@ _BODY = (408, 413)
 _REFUSES = {  # by a route's tag
     "generation": (401, 402, 403, 404, 429, 502, 503, 504),
     "fleet": (401, 403, 404, 503),
+    "reading": (401, 403, 404, 429, 502, 503),
     "accounts": (401, 403, 503),
     "administration": (401, 403, 404, 503),
     "operation": (),

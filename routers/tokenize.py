@@ -12,7 +12,7 @@ from routers.edge import json_response
 from routers.readings import DetokenizeRequest, TokenizeRequest
 from routers.schema import gives, has_body
 
-router = APIRouter(tags=["fleet"])
+router = APIRouter(tags=["reading"])
 
 
 @router.post("/tokenize", openapi_extra=has_body(TokenizeRequest) | gives("Tokens"))

@@ -21,6 +21,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -106,7 +107,13 @@ def _plain(value: str) -> str:
     return value
 
 
-Usd = Annotated[int | None, BeforeValidator(_pico)]
+_AMOUNT = {"type": "number", "minimum": 0, "maximum": MOST_USD}
+_DECIMAL = {"type": "string", "pattern": r"^[0-9]{1,7}(\.[0-9]{1,12})?$"}
+Usd = Annotated[
+    int | None,
+    BeforeValidator(_pico),
+    WithJsonSchema({"anyOf": [_AMOUNT, _DECIMAL, {"type": "null"}]}),  # USD, as they are sent
+]
 Count = Annotated[PositiveInt, Field(le=_MOST_COUNT), BeforeValidator(_no_bool)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_plain)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_with_zone), AfterValidator(_of_this_age)]

@@ -61,6 +61,17 @@ async def test_a_key_is_asked_for_where_one_is(document):
     assert asked["/metrics"] == []
 
 
+async def test_examples_fit_their_schemas(document):
+    tried = 0
+    for _, _, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "example" in content:
+            schema = {**content["schema"], "components": document["components"]}
+            assert validator_for(schema).is_valid(content["example"]), content
+            tried += 1
+    assert tried >= 8
+
+
 async def test_an_answer_fits_its_schema_and_half_of_one_does_not(document, client):
     schema = {"$ref": "#/components/schemas/ChatCompletion", "components": document["components"]}
     fits = validator_for(schema).is_valid
