@@ -41,7 +41,6 @@ FILES = (
     "entrypoints/openai/responses/test_structured_output.py",
     "entrypoints/openai/responses/test_function_call.py",
     "entrypoints/openai/completion/test_prompt_validation.py",
-    "entrypoints/openai/completion/test_token_in_token_out.py",
     "entrypoints/anthropic/test_messages.py",
     "entrypoints/serve/tokenize/test_tokenization.py",
     "entrypoints/serve/instrumentator/test_basic.py",
