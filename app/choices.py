@@ -24,7 +24,7 @@ class Part:
     call: Call
     prompt: int  # tokens
     completion: int  # most that it may write, of all its choices
-    native: bool  # whether the engine answers in its own words
+    native: bool  # whether the engine makes all choices in its own words
     scoring: int  # 1e-12 USD: reading the prompt once more, for its log-probabilities
     least: int  # prompt and a token of each choice, by the cheapest of its models
     worst: int  # the most that it may cost
@@ -44,13 +44,16 @@ async def parts(
     context = meter.capabilities(first).context
     # At least one token: a prompt that is too long is for the engine to refuse.
     rooms = [max(context - prompt, 1) for prompt in counts]
-    native, limit = drawn == asked and policy.relays(call.to(model), meter), call.max_tokens
+    limit, single = call.max_tokens, (drawn, len(calls)) == (1, 1)
+    # Most calls are for one answer, and need not know.
+    matters = drawn == asked and (not single or echo)
+    native = matters and policy.relays(call.to(model), meter)
     if limit == 0 and native and not call.embeds:
         limit = 1  # vLLM writes a token even where none is to be shown
     most = [room if limit is None else min(limit, room) for room in rooms]
     price = _Prices(policy, model, meter, native)
     scoring = echo and not native and call.sampling.logprobs is not None
-    if native or (drawn, len(calls)) == (1, 1):
+    if native or single:
         return [price.part(call.to(model), sum(counts), sum(most) * drawn, scoring)]
     return [
         price.part(_choice(each, number), prompt, completion, scoring and number == 0)

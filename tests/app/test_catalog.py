@@ -213,3 +213,23 @@ def test_a_predicted_token_has_a_price_of_its_own_and_no_dearer_one(tmp_path: Pa
     assert plain.of(used) == 7 * 40_000 + 3 * 10_000 + 200_000
     with pytest.raises(ConfigError, match=r"price\.predicted: .*uncached"):
         catalog(tmp_path, MODEL.replace("0.004", "0.004, predicted = 0.05"))
+
+
+@pytest.mark.parametrize(
+    ("model", "fine"),
+    [
+        ('engine = "embedded"\nweights = "x"\nembeds = "last"', True),
+        ('engine = "embedded"\nweights = "x"\nembeds = "only"', False),
+        ('engine = "vllm"\nurls = ["http://a"]\nembeds = "only"', True),
+        ('engine = "vllm"\nurls = ["http://a"]\nembeds = "mean"', False),
+    ],
+)
+def test_who_embeds_says_how(tmp_path: Path, model: str, fine: bool) -> None:
+    path = tmp_path / "farthing.toml"
+    price = "price = { input = 1, output = 1 }"
+    path.write_text(f'[models.m]\n{model}\nfamily = "f"\n{price}\n')
+    if fine:
+        assert read(path).models["m"].embeds
+    else:
+        with pytest.raises(ConfigError, match="embeds"):
+            read(path)
