@@ -18,6 +18,13 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
+@cache
+def _kind(name: str) -> type[Policy]:
+    module = import_module(f"policies.{name}")
+    kind: type[Policy] = getattr(module, name.title().replace("_", ""))
+    return kind
+
+
 def load(name: str, options: Mapping[str, Any], param: str = "policy") -> Policy:
     """The policy of this name with these options.
 
@@ -26,10 +33,8 @@ def load(name: str, options: Mapping[str, Any], param: str = "policy") -> Policy
     # Names come from clients: only what the folder holds may be imported.
     if name not in names():
         raise BadRequest(f"no policy {name!r}; there are: {', '.join(names())}", param=param)
-    module = import_module(f"policies.{name}")
-    kind: type[Policy] = getattr(module, name.title().replace("_", ""))
     try:
-        return kind(**options)
+        return _kind(name)(**options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = ".".join(str(part) for part in first["loc"]) or "options"

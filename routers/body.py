@@ -75,7 +75,7 @@ def parse(body: bytes) -> dict[str, Any]:
         openings = text.count("[") + text.count("{")
         if openings > MAX_NODES and len(_OPENING.findall(_STRING.sub("", text))) > MAX_NODES:
             raise BadRequest(f"The body has more than {MAX_NODES} arrays and objects", param="body")
-        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        document = _decode(text)
         if _SURROGATE.search(text):
             # Half of a surrogate pair is no character: no tokenizer can take it.
             json.dumps(document, ensure_ascii=False).encode()
@@ -152,6 +152,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large")
     return value
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).decode
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -37,6 +37,9 @@ class BudgetField(BaseModel):
     fallback: Literal["cheapest", "strict"] | None = None
 
 
+_NO_BUDGET = BudgetField()
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the client allows, headers and body taken together."""
@@ -58,7 +61,7 @@ def terms(
 ) -> Terms:
     """Of header and body the smaller limit counts. Raises BadRequest naming the one at fault."""
     ours = _ours(headers)
-    body = budget or BudgetField()
+    body = budget or _NO_BUDGET
     amounts = [_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")]
     fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
     name, options, param = _policy(ours.get(POLICY), policy)

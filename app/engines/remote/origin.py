@@ -29,6 +29,7 @@ _KEEPALIVE_S = 4.0  # below vLLM's 5: a connection that the server is about to d
 _LAST_S = 0.2  # for a server to end a response whose last word it has said
 _MOST_ERROR = 64 * 1024  # bytes of an error's body that are read
 _CONTEXT_WORDS = ("context length", "context_length", "maximum model length", "max_model_len")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 log = logging.getLogger(__name__)
 
 
@@ -246,7 +247,7 @@ async def drained(response: aiohttp.ClientResponse) -> None:
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(body).encode()
 
 
 def _decoded(body: bytes, model: str) -> Any:
