@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
 
+from app.bench import processes
+from app.bench.processes import Served
 from app.errors import ConfigError
 
 # The gateway as it is, over an engine that answers at once.
@@ -32,7 +31,6 @@ fake = Fake({name: Script(["word "] * 8) for name in read(DEFAULT_CONFIG).models
 server.create_app = lambda settings, catalog: create_app(settings, catalog=catalog, engine=fake)
 server.serve(Settings(config=DEFAULT_CONFIG, port=0, log_level="error"))
 """
-_KEYS = "import sys; from app.cli import main; main(['keys', *sys.argv[1:]])"
 CONCURRENCY = (1, 32)
 OFF = "off"
 
@@ -53,10 +51,8 @@ QUICK = Length(requests=128, rounds=3)
 class Gateway:
     """A process that serves one variant."""
 
-    host: str
-    port: int
+    served: Served
     request: bytes
-    pid: int
 
 
 def run(*, postgres: str | None = None, quick: bool = False, json_file: Path | None = None) -> None:
@@ -103,28 +99,9 @@ def _variants(folder: Path, postgres: str | None) -> dict[str, dict[str, str]]:
 @contextmanager
 def _gateway(state: Path, settings: Mapping[str, str]) -> Iterator[Gateway]:
     more = {"key_secret": "the secret of a benchmark", "state_dir": str(state), **settings}
-    environment = ["env", *(f"FARTHING_{name.upper()}={value}" for name, value in more.items())]
-    token = "none"
-    if settings["ledger"] != OFF:
-        create = [*environment, sys.executable, "-c", _KEYS, "create", "bench"]
-        made = subprocess.run(create, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            raise ConfigError(made.stderr.strip())
-        token = made.stdout.strip()
-    process = subprocess.Popen(
-        [*environment, sys.executable, "-u", "-c", PROGRAM],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            raise ConfigError(f"a gateway did not start: {process.communicate()[1].strip()}")
-        url = urlsplit(line.split()[-1])
-        host, port = url.hostname or "", url.port or 0
-        yield Gateway(host, port, _request(host, token), process.pid)
-    finally:
-        process.kill()
-        process.communicate()
+    token = "none" if settings["ledger"] == OFF else processes.new_key(more)
+    with processes.serving(("-c", PROGRAM), more) as served:
+        yield Gateway(served, _request(served.host, token))
 
 
 def _request(host: str, token: str) -> bytes:
@@ -149,12 +126,14 @@ def _figures(gateway: Gateway, requests: int) -> dict[str, float]:
     """Latencies in ms at each concurrency, and the gateway's CPU time in ms a request."""
     figures: dict[str, float] = {}
     for at_once in CONCURRENCY:
-        before = _cpu_seconds(gateway.pid)
+        before = processes.cpu_seconds(gateway.served.pid)
         times = asyncio.run(_latencies(gateway, at_once, requests))
         cuts = statistics.quantiles(times, n=100, method="inclusive")
         figures[f"p50_ms_at_{at_once}"] = cuts[49] * 1000
         figures[f"p99_ms_at_{at_once}"] = cuts[98] * 1000
-        figures[f"cpu_ms_at_{at_once}"] = (_cpu_seconds(gateway.pid) - before) / requests * 1000
+        figures[f"cpu_ms_at_{at_once}"] = (
+            (processes.cpu_seconds(gateway.served.pid) - before) / requests * 1000
+        )
     return figures
 
 
@@ -164,7 +143,7 @@ async def _latencies(gateway: Gateway, at_once: int, requests: int) -> list[floa
     left = iter(range(requests))
 
     async def client() -> None:
-        reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
+        reader, writer = await asyncio.open_connection(gateway.served.host, gateway.served.port)
         for _ in left:
             began = time.perf_counter()
             writer.write(gateway.request)
@@ -180,16 +159,6 @@ async def _latencies(gateway: Gateway, at_once: int, requests: int) -> list[floa
 
     await asyncio.gather(*(client() for _ in range(at_once)))
     return times
-
-
-def _cpu_seconds(pid: int) -> float:
-    """What this process has used since it began, all threads; Linux only, elsewhere 0."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    ticks = int(fields[11]) + int(fields[12])
-    return ticks / 100  # Linux reports hundredths of a second
 
 
 def _added(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
