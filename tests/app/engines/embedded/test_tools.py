@@ -143,3 +143,21 @@ def test_tools_are_told_of_in_the_system_s_message() -> None:
     after, *rest = spelled([{"role": "system", "content": "Be brief."}, *PLAIN], TWO)
     assert after["content"] == f"Be brief.\n\n{told(TWO)}"
     assert [each["role"] for each in rest] == ["user", "assistant", "user"]
+
+
+def test_a_template_that_knows_tools_says_so_itself(tiny_folder: Path) -> None:
+    knows = load_tokenizer(tiny_folder)
+    knows._fast.chat_template = (
+        "{% if tools %}TOOLS {{ tools | length }} as <tool_call>{% endif %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
+    )
+    called = {"function": {"name": "f", "arguments": '{"n": 3}'}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "content": "4"},
+    ]
+    said = 'user:x;assistant:{"n": 3};tool:4;'
+    assert knows.render(messages, TWO) == f"TOOLS 2 as <tool_call>{said}"
+    assert knows.render(messages) == said
