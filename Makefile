@@ -46,7 +46,8 @@ test: install ## run the tests
 
 test-clients: install install-clients ## run other people's clients against a real gateway
 	FARTHING_TEST_COMMAND="$(abspath $(BIN))/farthing" \
-		$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients tests/clients $(ARGS)
+		$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients tests/clients \
+		-W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS) # LangChain closes no connection
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
