@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -191,3 +192,23 @@ def test_nothing_overshoots_and_nothing_leaks(
         assert answer.estimate <= budget
 
     asyncio.run(run())
+
+
+async def test_a_prompt_is_counted_once_and_another_one_anew(monkeypatch):
+    fake = engine()
+    counted = []
+
+    async def count(asked):
+        counted.append(asked)
+        return 5
+
+    monkeypatch.setattr(fake, "count", count)
+    async with meter(fake, usd(1000)) as paid:
+        asked = call("small", max_tokens=3)
+        await paid.count(asked)
+        await read(paid.generate(replace(asked, max_tokens=2)))
+        assert len(counted) == 1
+        await paid.count(asked.after((1,)))
+        await paid.count(asked.to("large"))
+        await paid.count(replace(asked, messages=({"role": "user", "content": "else"},)))
+        assert len(counted) == 4

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from app.accounts.keys import new_id
 from tests.routers.conftest import bearer
 from tests.routers.test_bad_input import refused
 
@@ -184,7 +183,8 @@ async def test_an_administrator_who_is_none_any_more_is_403_at_once(admin, house
 
 
 @pytest.mark.parametrize(
-    "id", ["0123456789ab", "anonymous", "x" * 1000, "%00", "'%20OR%201=1;--", "%F0%9F%94%91", "%ff", "*"]
+    "id",
+    ["0123456789ab", "anonymous", "x" * 1000, "%00", "'%20OR%201=1;--", "%F0%9F%94%91", "%ff", "*"],
 )
 async def test_a_key_that_is_not_there_is_404(admin, id):
     for method, url in ROUTES:

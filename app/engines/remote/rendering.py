@@ -16,11 +16,13 @@ _KEPT_TOKENS = 2_000_000  # of them all: some 70 MB
 _TEMPLATE = ("tools", "chat_template", "chat_template_kwargs", "documents", "mm_processor_kwargs")
 _WRITING = ("stream_options", "use_beam_search", "n")  # no part of a prompt, and may be refused
 _LAST = ("add_generation_prompt", "continue_final_message")
-_FOREIGN = (
-    *("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id"),
-    # SGLang's: code to run, others' requests and sessions, machines to fetch a cache from
-    *("custom_logit_processor", "rid", "session_params", "input_embeds"),
-    *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+_FOREIGN = frozenset(
+    (
+        *("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "request_id"),
+        # SGLang's: code to run, others' requests and sessions, machines to fetch a cache from
+        *("custom_logit_processor", "rid", "session_params", "input_embeds"),
+        *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+    )
 )
 
 
@@ -163,9 +165,9 @@ def check_foreign(call: Call) -> None:
     # vLLM reads some of them out of its extra arguments too.
     inner = (call.body.get("vllm_xargs"), call.extra.get("vllm_xargs"))
     places = [call.body, call.extra, *(given for given in inner if isinstance(given, Mapping))]
-    for field in _FOREIGN:
-        if any(place.get(field) is not None for place in places):
-            raise BadRequest(f"{field}: is not for clients to set", param=field)
+    named = (f for place in places for f in _FOREIGN & place.keys() if place[f] is not None)
+    for field in sorted(named):
+        raise BadRequest(f"{field}: is not for clients to set", param=field)
 
 
 def _ids(answer: Any, field: str, model: str) -> list[int]:
