@@ -121,11 +121,14 @@ class Scheduler:
         self._at_risk = []
         moved = self._reap() | self._admit()
         batch = self._writing()
-        predicts = bool(self._reading) and self._reading[0].predicts
-        if predicts:
-            self._predict(self._reading[0])
-        elif self._reading:
-            batch.append(next_reader(self._reading, self._running, self.memory))
+        predicts = False
+        if self._reading:
+            reader = next_reader(self._reading, self._running, self.memory)
+            predicts = reader.predicts
+            if predicts:
+                self._predict(reader)
+            else:
+                batch.append(reader)
         if batch:
             piece = 0 if not batch[-1].reading else len(batch[-1].upcoming(self._prefill_chunk))
             began = time.monotonic()
@@ -230,7 +233,7 @@ class Scheduler:
             new = sequence.upcoming(self._prefill_chunk)
             self._model.predict(torch.tensor(new), Span(cache, len(new)), predictor)
         sequence.predicted(cache.length - before)
-        self._reading.rotate(-1)  # others that read have their turn
+        self._reading.append(sequence)  # others that read have their turn
         self._at_risk = []
 
     def _compute(self, batch: Sequence[RunningSequence]) -> None:

@@ -80,6 +80,15 @@ def test_eight_at_once_beside_others(model: Rig, folder: Path) -> None:
     assert answers(model.scheduler(prefill_chunk=32), mixed) == plain
 
 
+def test_beside_choices_that_wait_for_each_other(model: Rig, folder: Path) -> None:
+    scheduler = model.scheduler(prefill_chunk=32)
+    one, two, three = (model.sequence(80 * [7], id="a") for _ in range(3))
+    sequence = asking(model, predictor(model, folder))
+    answers(scheduler, [one, two, sequence, three])
+    assert used(sequence).predicted == 149
+    assert [used(each).cached for each in (one, two, three)] == [0, 79, 79]
+
+
 def test_only_the_first_layers_run(model: Rig, folder: Path) -> None:
     """Predicted pieces are no passes of the whole model, whose last token is one."""
     answers(model.scheduler(prefill_chunk=32), [asking(model, predictor(model, folder), limit=1)])
