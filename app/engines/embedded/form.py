@@ -137,14 +137,14 @@ def _structured_outputs(value: Any, field: str) -> _Rule | None:
 
 
 def _schema(value: Any, field: str) -> _Rule:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, Mapping):
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+        rule = _Rule(field, _json(schema)) if isinstance(schema, Mapping) else None
+    except (ValueError, RecursionError):  # nobody else bounds how deep a string's JSON is
+        rule = None
+    if rule is None:
         raise BadRequest(f"{field}: must be a JSON schema, an object", param=field)
-    return _Rule(field, _json(value))
+    return rule
 
 
 def _regex(value: Any, field: str) -> _Rule:

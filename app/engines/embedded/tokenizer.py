@@ -26,6 +26,8 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "</s>")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TOOLS = re.compile(r"\btools\b")  # among a template's variables
+# Of a template; the last one where a call's arguments are nested deeper than it can write.
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError)
 
 
 def _split(numbers: str) -> pre_tokenizers.PreTokenizer:
@@ -108,16 +110,16 @@ class Tokenizer:
         plain = [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
         template = str(self._fast.chat_template)
         knows = OPEN in template and _TOOLS.search(template) is not None
-        if not knows:
-            plain = spelled(plain, tools)
         try:
+            if not knows:
+                plain = spelled(plain, tools)
             text = self._fast.apply_chat_template(
                 plain,
                 tools=list(tools) if tools and knows else None,
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except _REFUSALS as error:
             refused = f"the model's chat template refuses these messages: {error}"
             raise BadRequest(refused, param="messages") from error
         return str(text)

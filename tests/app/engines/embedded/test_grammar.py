@@ -203,6 +203,7 @@ BROKEN = {"$ref": "#/a"}
     ("extra", "param", "says"),
     [
         ({"guided_json": {"type": "wood"}}, "guided_json", "wood"),
+        ({"guided_json": '{"a":' * 600 + "{}" + "}" * 600}, "guided_json", "a JSON schema"),
         ({"guided_regex": "(a"}, "guided_regex", "unclosed"),
         ({"guided_grammar": "start: nothing"}, "guided_grammar", "nothing"),
         ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "not"),

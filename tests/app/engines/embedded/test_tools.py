@@ -145,13 +145,16 @@ def test_tools_are_told_of_in_the_system_s_message() -> None:
     assert [each["role"] for each in rest] == ["user", "assistant", "user"]
 
 
+KNOWS = (
+    "{% if tools %}TOOLS {{ tools | length }} as <tool_call>{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
+)
+
+
 def test_a_template_that_knows_tools_says_so_itself(tiny_folder: Path) -> None:
     knows = load_tokenizer(tiny_folder)
-    knows._fast.chat_template = (
-        "{% if tools %}TOOLS {{ tools | length }} as <tool_call>{% endif %}"
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}"
-        "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
-    )
+    knows._fast.chat_template = KNOWS
     called = {"function": {"name": "f", "arguments": '{"n": 3}'}}
     messages = [
         {"role": "user", "content": "x"},
@@ -161,3 +164,17 @@ def test_a_template_that_knows_tools_says_so_itself(tiny_folder: Path) -> None:
     said = 'user:x;assistant:{"n": 3};tool:4;'
     assert knows.render(messages, TWO) == f"TOOLS 2 as <tool_call>{said}"
     assert knows.render(messages) == said
+
+
+def test_arguments_that_are_nested_too_deeply_are_refused(tiny_folder: Path) -> None:
+    """Their JSON is a string, in which nobody else counts. Read it can be, but not written."""
+    knows = load_tokenizer(tiny_folder)
+    knows._fast.chat_template = KNOWS
+    called = {"function": {"name": "f", "arguments": '{"a":' * 700 + "1" + "}" * 700}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+    ]
+    with pytest.raises(BadRequest) as caught:
+        knows.render(messages)
+    assert caught.value.param == "messages"
