@@ -36,13 +36,14 @@ def room(call: Call, prompt: int, context: int) -> int:
 
     Raises ContextOverflow where the context (tokens, prompt and answer) does not hold both.
     """
+    field = "input" if call.embeds else "messages" if call.prompt is None else "prompt"
     if prompt == 0:
-        raise BadRequest("prompt must not be empty", param="prompt")
+        raise BadRequest(f"{field} must not be empty", param=field)
     if prompt >= context:
         raise ContextOverflow(
             f"the prompt has {prompt} tokens; this model's context is {context}, "
             "prompt and answer together",
-            param="messages" if call.prompt is None else "prompt",
+            param=field,
         )
     if call.max_tokens is None:
         return context - prompt

@@ -82,13 +82,14 @@ async def test_it_depends_on_no_prefix_that_was_kept_and_on_nobody_beside_it(
 async def test_what_cannot_be_is_refused(start: Start) -> None:
     engine = await start(CARDS)
     assert engine.capabilities("mean").embeds and not engine.capabilities("tiny").embeds
-    for call, error in (
-        (asked("tiny", TEXT), EngineUnsupported),
-        (asked("mean", (1,) * CONTEXT), ContextOverflow),
-        (asked("mean", TEXT, (10**6,)), BadRequest),
+    for call, error, param in (
+        (asked("tiny", TEXT), EngineUnsupported, "model"),
+        (asked("mean", (1,) * CONTEXT), ContextOverflow, "input"),
+        (asked("mean", TEXT, (10**6,)), BadRequest, "input"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             await collect(engine.generate(call))
+        assert caught.value.param == param
     await idle(engine)
 
 
