@@ -17,6 +17,7 @@ from app.errors import EngineError
 
 MOST = 5.0  # seconds, of which starting takes 0.1
 _MEMORY = 2**30  # bytes
+_CPU = 10  # seconds: it ends also where this process did, and nobody is left to end it
 # It looks for llguidance where this process found it, says that it has begun, then what it found.
 _SCRIPT = f"""
 import json, sys
@@ -25,6 +26,7 @@ from llguidance import LLMatcher
 if sys.platform != "win32":
     import resource
     resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
+    resource.setrlimit(resource.RLIMIT_CPU, ({_CPU}, {_CPU}))
 print(flush=True)
 failed, said = LLMatcher.validate_grammar_with_warnings(whole)
 tried = ((n, LLMatcher.validate_grammar_with_warnings(part)) for n, part in enumerate(parts))
