@@ -135,18 +135,25 @@ class Grammars:
         return constraint
 
     async def _compiled(self, asked: Form) -> LLMatcher:
-        async with self._turn:
-            matcher = self._kept.get(asked.grammar)
-            if matcher is None:
-                found = await trial.fault(asked.grammar, [part for _, part in asked.parts])
-                if found is not None:
-                    raise _refusal(asked, found)
-                matcher = await asyncio.to_thread(self._compile, asked)
-                self._kept[asked.grammar] = matcher
-                if len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(asked.grammar)
-            return matcher
+        # Who asks for what is known waits for nobody's trial.
+        if asked.grammar not in self._kept:
+            async with self._turn:
+                if asked.grammar not in self._kept:
+                    self._keep(asked.grammar, await self._tried(asked))
+        self._kept.move_to_end(asked.grammar)
+        return self._kept[asked.grammar]
+
+    def _keep(self, grammar: str, matcher: LLMatcher) -> None:
+        self._kept[grammar] = matcher
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+    async def _tried(self, asked: Form) -> LLMatcher:
+        """Raises BadRequest naming the field at fault."""
+        found = await trial.fault(asked.grammar, [part for _, part in asked.parts])
+        if found is not None:
+            raise _refusal(asked, found)
+        return await asyncio.to_thread(self._compile, asked)
 
     def _compile(self, asked: Form) -> LLMatcher:
         """Raises BadRequest naming the field at fault."""

@@ -274,5 +274,25 @@ async def test_a_grammar_is_compiled_once_and_not_for_ever(
     assert len(compiled) == 4
 
 
+async def test_a_grammar_that_is_known_waits_for_no_trial(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, begun, over = asking(guided_regex="known"), asyncio.Event(), asyncio.Event()
+    assert await grammars.constraint(known)
+
+    async def slow(whole: str, parts: Sequence[str]) -> Fault | None:
+        begun.set()
+        await over.wait()
+        return None
+
+    monkeypatch.setattr(trial, "fault", slow)
+    other = asyncio.create_task(grammars.constraint(asking(guided_regex="other")))
+    await begun.wait()
+    async with asyncio.timeout(30):
+        assert await grammars.constraint(known)
+    over.set()
+    assert await other
+
+
 async def test_who_asks_for_nothing_is_free(grammars: Grammars) -> None:
     assert await grammars.constraint(asking(tools=[], response_format={"type": "text"})) is None
