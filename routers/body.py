@@ -21,7 +21,8 @@ MAX_NODES = 200_000  # arrays and objects: each takes some thirty times its byte
 _LARGE = 512 * 1024  # bytes, of a body that would hold others up for too long
 _PACE = 16 * 1024  # bytes a second, of a body that takes longer than it may
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+# One without an end goes to the end: to look for others inside of it would take for ever.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.S)
 _OPENING = re.compile(r"[\[{]")
 _EXPECTS = "Input should be "
 _SAID = {  # where pydantic's words are about Python

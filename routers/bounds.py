@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from app.errors import BadRequest, HeadersTooLarge
 
 _IMAGES = ("image_url", "input_image", "image")  # types of parts: chat, responses, Anthropic's
 _TURNS = ("messages", "input")
+# In a document: the place that it is in, and its name there. A path for each of very many places
+# would take far more memory than the body.
+_Place: TypeAlias = tuple["_Place", str | int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,9 @@ class Bounds:
             if isinstance(tools, list):
                 _at_most(self.tools, len(tools), "items", name)
         if size > self.string:
-            for path, text in _strings(document):
-                _at_most(self.string, len(text), "characters", path)
+            for where, text in _strings(document):
+                if len(text) > self.string:
+                    _at_most(self.string, len(text), "characters", _path(where))
 
 
 def _at_most(limit: int, count: int, what: str, param: str) -> None:
@@ -71,15 +75,23 @@ def _images(turn: Any) -> int:
     )
 
 
-def _strings(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _strings(document: Mapping[str, Any]) -> Iterator[tuple[_Place, str]]:
     """Every string of a document, and where it is: names of members too."""
-    waiting: list[tuple[str, Any]] = [("", document)]
+    waiting: list[tuple[_Place, Any]] = [(None, document)]
     while waiting:
-        path, node = waiting.pop()
-        if isinstance(node, str):
-            yield path, node
-        elif isinstance(node, dict):
-            yield from ((path or "body", name) for name in node)
-            waiting += [(f"{path}.{name[:256]}".lstrip("."), child) for name, child in node.items()]
-        elif isinstance(node, list):
-            waiting += [(f"{path}.{index}", child) for index, child in enumerate(node)]
+        place, node = waiting.pop()
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(name, str):
+                yield place, name
+            if isinstance(child, str):
+                yield (place, name), child
+            elif isinstance(child, dict | list):
+                waiting.append(((place, name), child))
+
+
+def _path(place: _Place) -> str:
+    names = []
+    while place is not None:
+        place, name = place
+        names.append(str(name)[:256])
+    return ".".join(reversed(names)) or "body"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import tracemalloc
 
 import pytest
 
@@ -10,6 +11,7 @@ from app.errors import BadRequest
 from app.factory import create_app
 from routers import body
 from routers.body import MAX_NODES
+from routers.bounds import Bounds
 from tests.routers.reading import QUESTION, asking
 
 CHAT = "/v1/chat/completions"
@@ -117,6 +119,24 @@ def test_a_body_of_very_many_arrays_is_refused_before_it_is_parsed():
 def test_brackets_in_strings_are_text():
     document = {"a": '[{"' * MAX_NODES}
     assert body.parse(json.dumps(document).encode()) == document
+
+
+def test_to_look_for_long_strings_takes_no_memory_for_where_they_are_not():
+    document = {"a": [1] * 10_000}
+    for _ in range(50):
+        document = {"x" * 256: document}
+    tracemalloc.start()
+    try:
+        Bounds(string=1000).check(document, 10**6)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_string_without_an_end_is_looked_through_once():
+    """Else each quote in it would begin another, and the time would be the square of its size."""
+    with pytest.raises(BadRequest, match="is not valid JSON: Unterminated string"):
+        body.parse(b'{"a":"' + b'\\"' * 100 + b"[" * (MAX_NODES + 1))
 
 
 def test_every_bound_has_its_setting(settings, catalog, fake):
