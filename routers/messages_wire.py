@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import BadRequest
-from routers.body import string
+from routers.body import Closed, string
 from routers.terms import BudgetField
 from routers.wire import Count, StopString
 
@@ -21,9 +21,7 @@ _IGNORED = ("service_tier", "cache_control", "inference_geo", "speed", "diagnost
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class OutputConfig(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
+class OutputConfig(Closed):
     effort: str | None = None
     format: dict[str, Any] | None = None
 
@@ -41,7 +39,7 @@ class Prompt(BaseModel):
 
     model: str = Field(min_length=1, max_length=256)
     messages: Annotated[list[Block], Field(fail_fast=True, min_length=1)]
-    system: str | list[Block] | None = None
+    system: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.errors import BadRequest
-from routers.body import string
+from routers.body import Closed, few, string
 from routers.terms import BudgetField
 from routers.wire import Count
 
@@ -19,9 +19,7 @@ _NOT_SERVED = ("conversation", "prompt", "context_management", "moderation", "me
 Item = dict[str, Any]
 
 
-class TextConfig(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
+class TextConfig(Closed):
     format: dict[str, Any] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
@@ -51,7 +49,7 @@ class ResponsesRequest(BaseModel):
     reasoning: Reasoning | None = None
     include: Annotated[list[str], Field(fail_fast=True, max_length=16)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(few), Field(max_length=16)] | None = None
     truncation: Literal["disabled", "auto"] | None = None
     background: bool | None = None
     store: bool | None = None

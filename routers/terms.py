@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 
 import http_sf
 from fastapi.datastructures import Headers
-from pydantic import BaseModel, ConfigDict
 
 from app.errors import BadRequest
+from routers.body import FEW, Closed
 
 _NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,9}))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
@@ -26,10 +26,8 @@ POLICY, DEBUG = "X-Policy", "X-Debug"
 _OURS = {name.lower(): name for name in (USD, LATENCY, TTFT, FALLBACK, POLICY, DEBUG)}
 
 
-class BudgetField(BaseModel):
+class BudgetField(Closed):
     """The body's `budget`; amounts may be strings, so that they stay decimal."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     usd: int | float | str | None = None
     latency_ms: int | float | None = None
@@ -65,6 +63,8 @@ def terms(
     amounts = [_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")]
     fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
     name, options, param = _policy(ours.get(POLICY), policy)
+    if len(options) > FEW:
+        raise BadRequest(f"{param}: has more than {FEW} options", param=param)
     return Terms(
         usd=min((a for a in amounts if a is not None), default=None),
         latency=_wait(ours.get(LATENCY), LATENCY, body.latency_ms, "budget.latency_ms"),

@@ -66,6 +66,28 @@ async def test_what_is_within_all_of_them_is_answered(client):
     assert answer.status_code == 200, answer.text
 
 
+MANY = {f"a{i}": 1 for i in range(65)}
+CROWDED = [
+    (CHAT, {"budget": MANY}, "budget"),
+    (CHAT, {"policy": {"name": "direct", **MANY}}, "policy"),
+    (CHAT, {"policy": "direct;" + ";".join(MANY)}, "policy"),
+    ("/v1/responses", {"text": MANY}, "text"),
+    ("/v1/responses", {"metadata": MANY}, "metadata"),
+    ("/v1/messages", {"output_config": MANY}, None),
+]
+
+
+@pytest.mark.parametrize(("url", "fields", "param"), CROWDED)
+async def test_of_very_many_wrong_members_none_is_looked_for(client, url, fields, param):
+    body = asking(input="why", max_tokens=5, **fields)
+    if url == "/v1/responses":
+        del body["messages"]
+    answer = await client.post(url, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert "has more than 64" in error["message"] and error.get("param") == param
+
+
 @pytest.mark.parametrize("headers", [{f"X-{i}": "a" for i in range(30)}, {"X-A": "a" * 3000}])
 async def test_headers_beyond_their_bounds_are_431(client, headers):
     answer = await client.get("/health", headers=headers)
