@@ -49,16 +49,14 @@ class Connection(HttpToolsProtocol):
     patience = Patience()
     _slow: asyncio.TimerHandle | None = None  # what will end a head, or a body nobody reads
     _stalled: asyncio.TimerHandle | None = None
-    _heads = 0  # that have come whole
+    _come = 0  # heads, and pieces of bodies
     _in_head = True
-    _head_bytes = 0
+    _held = 0  # bytes since: of a head, or of what may follow the last piece of a body
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # as uvicorn narrows it
         self.timeout_keep_alive = self.patience.idle  # type: ignore[assignment]  # it may be a part
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.patience.idle, self.timeout_keep_alive_handler
-        )
+        self._idle()
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # So little that a slow reader is felt at once, and is seen to read.
             line: socket.socket = transport.get_extra_info("socket")
@@ -71,29 +69,37 @@ class Connection(HttpToolsProtocol):
         self._unstall()
 
     def data_received(self, data: bytes) -> None:
-        before = (self._in_head, self._heads)
+        before = (self._in_head, self._come)
         super().data_received(data)
-        if before == (True, self._heads) and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > self.patience.head_bytes:
-                limit = self.patience.head_bytes
-                message = f"The request's headers are larger than {limit} bytes"
-                self._refuse(HeadersTooLarge(message, param="headers"))
-            elif self._slow is None:
-                late = TooSlow("The request's headers took too long to arrive")
-                self._slow = self.loop.call_later(self.patience.head, self._refuse, late)
+        if before[1] != self._come or self.transport.is_closing():
+            return
+        self._held += len(data)
+        if self._held > self.patience.head_bytes:
+            limit = self.patience.head_bytes
+            message = f"The request's headers are larger than {limit} bytes"
+            self._refuse(HeadersTooLarge(message, param="headers"))
+        elif before[0] and self._slow is None:
+            self._slow = self.loop.call_later(self.patience.head, self._late)
 
     def on_headers_complete(self) -> None:
-        self._heads += 1
-        self._in_head, self._head_bytes = False, 0
+        self._come += 1
+        self._in_head, self._held = False, 0
         self._relax()
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
         self.scope["extensions"] = {EXTENSION: {}}
 
+    def on_body(self, body: bytes) -> None:
+        self._come += 1
+        self._held = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head, self._held = True, 0
         self._relax()
         super().on_message_complete()
+        if self.cycle.response_complete:
+            self._idle()  # the end of a body that was refused has come after its answer
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -137,6 +143,17 @@ class Connection(HttpToolsProtocol):
         if cycle.scope["http_version"] == "1.0":
             app = partial(_unframed, app, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _idle(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.patience.idle, self.timeout_keep_alive_handler
+        )
+
+    def _late(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._refuse(TooSlow("The request's headers took too long to arrive"))
+        else:  # amid an answer it may be no head at all, but an end of line too much
+            self._slow = self.loop.call_later(self.patience.head, self._late)
 
     def _look(self) -> None:
         """Close this connection if what was sent last came back as refused."""

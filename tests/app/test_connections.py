@@ -19,6 +19,9 @@ CHAT = "/v1/chat/completions"
 SLOW = Script(["word"] * 100_000, delay=0.01)
 
 
+REFUSED = b"POST /v1/nope HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+
+
 @pytest.fixture
 def patience():
     return {}
@@ -67,6 +70,43 @@ def test_who_asks_nothing_is_closed(line, said):
     assert rest(line).count(b"HTTP/1.1 200") == bool(said)
 
 
+@pytest.mark.parametrize("patience", [{"idle_timeout_s": 0.2}])
+def test_so_is_who_asks_nothing_after_the_rest_of_a_refused_body(line):
+    line.sendall(REFUSED[:-1])
+    assert b"404 Not Found" in line.recv(65536)
+    line.sendall(b"x" * 999_001)
+    line.settimeout(5)
+    with contextlib.suppress(ConnectionResetError):
+        rest(line)
+
+
+@pytest.mark.parametrize("patience", [{"idle_timeout_s": 0.3}])
+def test_but_not_who_asks_along_with_the_rest_of_a_refused_body(line, fake):
+    fake.scripts = {"large": Script(LARGE.split(), delay=0.1)}
+    line.sendall(REFUSED)
+    assert b"404 Not Found" in line.recv(65536)
+    line.sendall(b"x" * 999_000 + request(asking("large", stream=True)))
+    assert b"data: [DONE]" in rest(line)
+
+
+@pytest.mark.parametrize("patience", [{"request_timeout_s": 0.2, "idle_timeout_s": 0.2}])
+def test_an_end_of_line_too_much_does_not_end_the_answer(line, fake):
+    fake.scripts = {"large": Script(LARGE.split(), delay=0.1)}
+    line.sendall(request(asking("large", stream=True)))
+    assert line.recv(65536).startswith(b"HTTP/1.1 200")
+    line.sendall(b"\r\n")
+    assert b"data: [DONE]" in rest(line)
+
+
+@pytest.mark.parametrize("patience", [{"max_header_bytes": 4096}])
+def test_what_follows_a_body_is_bounded_like_a_head(line):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    line.sendall(head.encode() + b"2\r\n{}\r\n0\r\nX-A: ")
+    with pytest.raises(ConnectionError):
+        for _ in range(1000):
+            line.sendall(b"a" * 100_000)
+
+
 @pytest.mark.parametrize("patience", [{"request_timeout_s": 0.4, "idle_timeout_s": 60}])
 @pytest.mark.parametrize("sent", [b"GET /health HTTP/1.1\r\nX-A: ", b"\r\n"])
 def test_a_head_that_never_ends_is_408_though_bytes_keep_coming(line, sent):
@@ -99,9 +139,6 @@ def test_a_head_without_an_end_is_431_long_before_it_is_all_in_memory(line):
 def test_what_is_no_http_is_400_in_json(line):
     line.sendall(b"nonsense\r\n\r\n")
     refused(rest(line), 400, None)
-
-
-REFUSED = b"POST /v1/nope HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
 
 
 def test_the_rest_of_a_refused_body_does_not_hold_the_connection(line, monkeypatch):
