@@ -32,6 +32,7 @@ from routers.wordings import openai
 
 router = APIRouter(tags=["generation"])
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
+_UP_TO_100 = re.compile(r"[1-9][0-9]?|100")
 # An output item's id names its response, and its place there.
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
 # A chat's fields, as the client of a response knows them.
@@ -96,7 +97,7 @@ async def create(request: Request) -> Response:
     asks.refuse()
     shelf = _shelf(request, account)
     before = await _before(shelf, asks, bounds)
-    items = await _resolved(shelf, asks.items)
+    items = await _resolved(shelf, asks.items, bounds.body_bytes)
     conversation = Conversation(asks.instructions)
     conversation.add(before)
     conversation.add(items)
@@ -159,7 +160,7 @@ def _page(items: list[Item], query: QueryParams) -> dict[str, Any]:
     order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
     if order not in ("asc", "desc"):
         raise BadRequest("order: must be asc or desc", param="order")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:4]) <= 100):
+    if not _UP_TO_100.fullmatch(limit):
         raise BadRequest("limit: must be a number from 1 to 100", param="limit")
     listed = items if order == "asc" else items[::-1]
     if after is not None:
@@ -212,28 +213,39 @@ async def _before(shelf: Shelf | None, asks: ResponsesRequest, bounds: Bounds) -
     return items
 
 
-async def _resolved(shelf: Shelf | None, items: list[Item]) -> list[Item]:
-    """References replaced by the items that they name."""
-    return [
-        await _named(shelf, item, f"input.{index}.id")
-        if item.get("type") == "item_reference" or set(item) == {"id"}
-        else item
-        for index, item in enumerate(items)
-    ]
+async def _resolved(shelf: Shelf | None, items: list[Item], limit: int) -> list[Item]:
+    """References replaced by the items that they name, of no more than `limit` bytes in all."""
+    outputs: dict[str, list[Item]] = {}  # of responses: many references may be to one
+    resolved, size = list(items), 0
+    for index, item in enumerate(items):
+        if item.get("type") != "item_reference" and set(item) != {"id"}:
+            continue
+        param = f"input.{index}.id"
+        resolved[index] = await _named(shelf, item, outputs, param)
+        size += len(json.dumps(resolved[index]))
+        if size > limit:
+            raise BodyTooLarge(
+                f"{param}: the items named so far are larger than {limit} bytes", param=param
+            )
+    return resolved
 
 
-async def _named(shelf: Shelf | None, reference: Item, param: str) -> Item:
+async def _named(
+    shelf: Shelf | None, reference: Item, outputs: dict[str, list[Item]], param: str
+) -> Item:
+    """`outputs`: of the responses that were looked up before; this one's is put there."""
     if shelf is None:
         raise _nothing_kept(param)
     id = reference.get("id")
     match = _ITEM_ID.fullmatch(id) if isinstance(id, str) else None
     if match is None:
         raise BadRequest(f"{param}: must be the id of an item of a response", param=param)
-    stored = await shelf.found(PREFIX + match[1], param)
-    for item in stored.content["response"]["output"]:
+    response = PREFIX + match[1]
+    if response not in outputs:
+        outputs[response] = (await shelf.found(response, param)).content["response"]["output"]
+    for item in outputs[response]:
         if item["id"] == id:
-            found: Item = item
-            return found
+            return item
     raise UnknownResponse(f"{param}: there is no such item", param=param)
 
 

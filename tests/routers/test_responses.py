@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from openai.types.responses import Response
 
+from app.engines.fake import Script
 from app.errors import LedgerUnavailable
 from tests.conftest import LARGE
 from tests.routers.conftest import bearer
@@ -157,7 +158,15 @@ async def test_what_is_kept_can_be_read_listed_and_deleted(house):
 
 
 @pytest.mark.parametrize(
-    "query", [{"order": "up"}, {"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"after": "x"}]
+    "query",
+    [
+        {"order": "up"},
+        {"limit": "0"},
+        {"limit": "101"},
+        {"limit": "0001" + "9" * 5000},
+        {"limit": "x"},
+        {"after": "x"},
+    ],
 )
 async def test_a_page_that_cannot_be_is_refused(house, query):
     made_one = await made(house)
@@ -261,6 +270,27 @@ async def test_items_may_be_named_by_their_ids(house, fake):
     for id, status in ((first["output"][0]["id"][:-2] + "07", 404), ("msg_1", 400), (3, 400)):
         answer = await ask(house, input=[{"type": "item_reference", "id": id}])
         assert (answer.status_code, param(answer)) == (status, "input.0.id")
+
+
+async def test_names_of_items_may_not_stand_for_more_than_a_body(serve, fake):
+    house = await serve(max_body_bytes=4000)
+    fake.scripts = {"large": Script(["x" * 150])}
+    first = await made(house)
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    await made(house, input=[reference] * 5)
+    answer = await ask(house, input=[reference] * 30)
+    assert answer.status_code == 413 and param(answer).startswith("input.")
+
+
+async def test_many_names_of_one_response_s_items_are_one_look_at_it(house, monkeypatch):
+    looks, first = [], await made(house)
+    find = house.accounts.responses.find
+    monkeypatch.setattr(
+        house.accounts.responses, "find", lambda *asked: looks.append(asked) or find(*asked)
+    )
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    await made(house, input=[reference] * 5)
+    assert len(looks) == 1
 
 
 async def test_a_conversation_may_not_outgrow_a_body(serve):
