@@ -116,3 +116,22 @@ def test_a_draft_model_guesses_only_what_the_form_allows(pair: Duo, grammars: Gr
     run(scheduler, sequence)
     assert text(pair, sequence) == "abcdefghijkl"
     assert usage(sequence).passes < len("abcdefghijkl") / 2
+
+
+def test_looked_up_guesses_that_the_form_refuses_are_not_made(
+    pair: Duo, grammars: Grammars
+) -> None:
+    """It leaves one choice, and what stands in the prompt is another: none is wrong all the same."""
+    only = "abcabdabcabe"
+    call = Call("tiny", prompt="x", extra={"guided_choice": [only]})
+    scheduler = pair.scheduler()
+    sequence = pair.sequence(
+        pair.target.tokenizer.continued("abcabcabcabc"),
+        replace(DRAFTERS["look-up"], adaptive=False),
+        limit=LIMIT,
+        sampling=Sampling(temperature=0),
+        constraint=asyncio.run(grammars.constraint(call)),
+    )
+    run(scheduler, sequence)
+    assert text(pair, sequence) == only
+    assert usage(sequence).accepted > 0 and usage(sequence).wasted == 0
