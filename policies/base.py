@@ -79,7 +79,7 @@ class Policy(BaseModel, ABC):
 class Whole(Policy):
     """One model writes all of the answer, in its server's own words where it has some: the best
     one of which the budget pays for as long an answer as may come, else that of which it pays for
-    most. When one fails before its first chunk, the next one answers. A Decision says which did.
+    most. When one fails before its first word, the next one answers. A Decision says which did.
     """
 
     by_token: ClassVar[bool] = False
@@ -103,8 +103,11 @@ class Whole(Policy):
             asked = call.to(model).decoded(Decoding(native=native))
             decided: Decision | None = Decision(kind="whole", model=model, token=0)
             try:
-                async with aclosing(engine.generate(asked)) as stream:
-                    async for chunk in stream:
+                async with (
+                    aclosing(engine.generate(asked)) as stream,
+                    aclosing(_spoken(stream)) as chunks,
+                ):
+                    async for chunk in chunks:
                         yield replace(chunk, decision=decided)
                         decided = None
                 return
@@ -130,3 +133,14 @@ class Whole(Policy):
             return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
         except EngineError:
             return 0
+
+
+async def _spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+    """The chunks, none of them before there is something to show: that a server has set to work
+    does not mean that it will answer."""
+    begun, early = False, list[Chunk]()
+    async for chunk in stream:
+        early.append(chunk)
+        begun = begun or bool(chunk.raw or chunk.text or chunk.tokens or chunk.finish)
+        while begun and early:
+            yield early.pop(0)

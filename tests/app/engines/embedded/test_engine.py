@@ -51,6 +51,21 @@ async def test_it_is_an_engine(start: Start) -> None:
     assert all(len(chunk.tokens) <= 1 for chunk in chunks)
 
 
+async def test_a_form_that_takes_too_much_work_in_mid_answer_ends_it_alone(start: Start) -> None:
+    engine = await start()
+    worse = {"guided_grammar": 'start: (("a"|"b"|"ab")*){50}'}
+    stream = engine.generate(replace(CALL, max_tokens=400, extra=worse))
+    chunks, other = list[Chunk](), asyncio.create_task(collect(engine.generate(CALL)))
+    with pytest.raises(BadRequest, match="the form of the answer"):
+        async with aclosing(stream):
+            async for chunk in stream:
+                chunks.append(chunk)
+    assert 0 < total(chunks).completion == len(ids(chunks)) < 400
+    assert set(text(chunks)) <= {"a", "b"}
+    assert (await other)[-1].finish == "length"
+    await idle(engine)
+
+
 async def test_capabilities_and_load(start: Start) -> None:
     engine = await start()
     able = engine.capabilities("tiny-int8")
