@@ -121,7 +121,7 @@ def test_a_draft_model_guesses_only_what_the_form_allows(pair: Duo, grammars: Gr
 def test_looked_up_guesses_that_the_form_refuses_are_not_made(
     pair: Duo, grammars: Grammars
 ) -> None:
-    """It leaves one choice, and what stands in the prompt is another: none is wrong all the same."""
+    """It leaves one choice, and the prompt says another: no guess is wrong all the same."""
     only = "abcabdabcabe"
     call = Call("tiny", prompt="x", extra={"guided_choice": [only]})
     scheduler = pair.scheduler()
