@@ -107,7 +107,7 @@ class Tokenizer:
             raise BadRequest(
                 "this model has no chat template; ask for a completion", param="messages"
             )
-        plain = [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        plain = [_plain(message, f"messages.{i}") for i, message in enumerate(messages)]
         template = str(self._fast.chat_template)
         knows = OPEN in template and _TOOLS.search(template) is not None
         try:

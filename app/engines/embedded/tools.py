@@ -108,7 +108,7 @@ def calls(message: Message, where: str) -> list[dict[str, Any]]:
         raise BadRequest("tool_calls must be a list", param=f"{where}.tool_calls")
     found = []
     for i, each in enumerate(made):
-        at = f"{where}.tool_calls[{i}].function"
+        at = f"{where}.tool_calls.{i}.function"
         function = each.get("function") if isinstance(each, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str):
