@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from app.factory import create_app
-from app.settings import DEFAULT_CONFIG, Settings
-from tests.running import running
+from tests.real.real import LARGE, QUESTION, Real
 
 pytestmark = pytest.mark.model
-LARGE = "smollm2-135m"
-FLEET = ("[models.smollm2-135m]", "[models.smollm2-tiny]", "[presets.economy]")
-QUESTION = [{"role": "user", "content": "Why is the sky blue? Answer in a sentence."}]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway on a part of the default fleet."""
-    tables = DEFAULT_CONFIG.read_text().split("\n[")
-    config: Path = tmp_path_factory.mktemp("fleet") / "farthing.toml"
-    config.write_text("\n".join(f"[{t}" for t in tables if f"[{t}".startswith(FLEET)))
-    settings = Settings(config=config, shutdown_grace_s=1)
-    with running(create_app(settings), settings) as server:
-        base = f"http://127.0.0.1:{server.port}"
-        until = time.monotonic() + 300
-        while httpx.get(f"{base}/health/ready").status_code != 200:
-            assert time.monotonic() < until, "the models did not load"
-            time.sleep(0.2)  # who asks more often is in their way
-        yield base
-
-
-@pytest.fixture(scope="module")
-def sdk(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-        yield client
+@pytest.fixture
+def sdk(real: Real) -> openai.OpenAI:
+    return real.sdk
 
 
 def chat(sdk: openai.OpenAI, **fields: Any) -> Any:
@@ -124,10 +98,11 @@ def test_texts_that_say_the_same_lie_close(sdk: openai.OpenAI) -> None:
     assert plain.data[0].embedding == pytest.approx(one.embedding, abs=1e-6)
 
 
-def test_a_chat_is_told_token_by_token(url: str, sdk: openai.OpenAI) -> None:
-    told = httpx.post(f"{url}/tokenize", json={"model": "economy", "messages": QUESTION}).json()
+def test_a_chat_is_told_token_by_token(real: Real, sdk: openai.OpenAI) -> None:
+    asked = {"model": "economy", "messages": QUESTION}
+    told = real.http.post("/tokenize", json=asked).json()
     assert told["count"] == chat(sdk).usage.prompt_tokens == len(told["tokens"])
     body = {"model": LARGE, "tokens": told["tokens"]}
-    text = httpx.post(f"{url}/detokenize", json=body).json()["prompt"]
+    text = real.http.post("/detokenize", json=body).json()["prompt"]
     assert QUESTION[0]["content"] in text and text.startswith("<|im_start|>")
     assert sdk.models.retrieve("economy").id == "economy"
