@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import hypothesis
 import pytest
 from fastapi import FastAPI
 
@@ -20,6 +21,12 @@ from app.engines.fake import Fake, Script
 from app.factory import create_app
 from app.settings import DEFAULT_CONFIG, Settings
 from tests import servers
+
+# No test is about time: where others use the machine too, any may take long.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 T = TypeVar("T")
 

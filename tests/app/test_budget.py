@@ -134,7 +134,7 @@ bits = st.lists(st.floats(0, 6), max_size=40)
 guesses = st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     small=prices(),
     large=prices(),

@@ -234,7 +234,7 @@ prompts = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 bits = st.lists(st.floats(0, 6), max_size=50)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     model=st.sampled_from(["large", "economy", "speculative/large"]),
     lengths=prompts,

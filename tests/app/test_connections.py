@@ -257,7 +257,7 @@ def test_a_client_that_reads_nothing_is_given_up(line, server, fake):
     assert fake.produced["large"] < 50_000
 
 
-@pytest.mark.parametrize("patience", [{"stall_timeout_s": 0.5}])
+@pytest.mark.parametrize("patience", [{"stall_timeout_s": 1.0}])
 def test_a_client_that_reads_slowly_is_not(line, server, fake):
     words = 3_000
     fake.scripts = {"large": Script(["word" * 1000] * words)}

@@ -171,7 +171,7 @@ lies = st.lists(st.builds(Usage, *[numbers] * 6) | st.builds(Usage, *[likely] * 
 guesses = st.none() | st.builds(Speculation, longest=st.integers(1, 9))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lies=lies,
     limit=st.none() | st.integers(0, usd(200)),
@@ -317,7 +317,7 @@ def honest(draw: st.DrawFn) -> tuple[int, list[Usage]]:
     return longest, tokens
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(told=honest(), room=st.none() | st.integers(0, 3))
 def test_what_is_true_is_billed_as_it_is_told(
     told: tuple[int, list[Usage]], room: int | None

@@ -57,7 +57,7 @@ def prices(draw):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     prices=prices(),
     entropies=st.tuples(bits, bits),

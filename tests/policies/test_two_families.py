@@ -113,7 +113,7 @@ async def test_they_hand_over_as_text() -> None:
     assert switches[0].entropy == 9.0 and switches[0].threshold == 2.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     small=st.integers(1, 9),
     large=st.integers(1, 9),

@@ -214,9 +214,7 @@ async def test_a_full_queue_says_when_to_come_back(client, fake, monkeypatch):
     assert "x-should-retry" not in answer.headers
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(
         ["X-Budget-Usd", "X-Budget-Latency-Ms", "X-Budget-Fallback", "X-Policy", "X-Debug"]
@@ -250,9 +248,7 @@ FIELDS = [
 ]
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     url=st.sampled_from([CHAT, TEXT]),
     fields=st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4),

@@ -1,6 +1,7 @@
 """Comments while an answer is silent, and what becomes of an error behind them."""
 
 import asyncio
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from app.engines.fake import Script
 from app.errors import BudgetExceeded
 from app.factory import create_app
+from routers import keep_alive
 from routers.keep_alive import COMMENT, KeepAlive
 from tests.conftest import LARGE
 from tests.routers.reading import QUESTION, asking, events, said
@@ -101,17 +103,20 @@ async def test_after_its_end_nothing_more_is_sent():
     assert alive._beating is None
 
 
-async def test_a_turn_puts_the_next_comment_off():
-    beats = 0
+async def test_a_turn_puts_the_next_comment_off(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(keep_alive, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    came = asyncio.Event()
 
     async def beat():
-        nonlocal beats
-        beats += 1
+        came.set()
 
-    async with KeepAlive(0.2, beat) as alive:
-        for _ in range(10):
-            await asyncio.sleep(0.03)
+    async with KeepAlive(0.02, beat) as alive:
+        for _ in range(5):
+            clock.now += 0.019
             await alive.turn()
-        assert beats == 0
-        await asyncio.sleep(0.3)
-        assert beats == 1
+            await asyncio.sleep(0.03)  # the timer looks, and waits for what is left
+        assert not came.is_set()
+        clock.now += 0.021
+        async with asyncio.timeout(10):
+            await came.wait()

@@ -104,11 +104,11 @@ async def test_one_that_has_ended_just_before_it_was_looked_after_is_kept(proces
 
 
 async def test_one_whose_answer_broke_off_is_forgotten(processes, monkeypatch):
-    monkeypatch.setattr(module, "_LEASE_MS", 300)
+    monkeypatch.setattr(module, "_LEASE_MS", 600)
     monkeypatch.setattr(module, "_RENEWED_S", 0.0)
     here, running = processes[0], Running()
     await here.begin("r", OURS, {}, running)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.8)
     assert not (await here.find("r", OURS)).ended  # renewed while it runs
     running.ended = True
 

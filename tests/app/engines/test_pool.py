@@ -292,7 +292,7 @@ def test_two_answers_that_swap_models_do_not_wait_for_each_other() -> None:
     run(test)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_no_place_is_lost(seed: int) -> None:
     """Servers fail and go down, clients leave, queues fill: in the end all is free again."""

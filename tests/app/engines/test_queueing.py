@@ -196,7 +196,7 @@ def test_everybody_is_told_when_there_will_be_no_place() -> None:
     run(test)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(1, 3),
     st.lists(
@@ -244,7 +244,7 @@ def test_whatever_happens_no_place_is_lost(many: int, plan: list[Any], seed: int
     run(test)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(1, 3))
 def test_between_two_turns_of_an_account_all_that_wait_had_theirs(
     names: list[str], many: int

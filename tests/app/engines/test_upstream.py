@@ -235,7 +235,7 @@ roles = st.sampled_from(["user", "assistant", "system"])
 
 
 @pytest.mark.model
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(roles, words), min_size=1, max_size=6))
 def test_no_chat_is_longer_than_its_bound(
     tokenizer: Tokenizer, chats: list[tuple[str, str]]

@@ -115,7 +115,7 @@ async def _no_fault(whole: str, parts: Sequence[str]) -> None:
     pass
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(schema=SCHEMAS | SCHEMAS.map(referred), seed=st.integers())
 def test_whatever_is_drawn_is_valid(
     grammars: Grammars, tiny: Tokenizer, schema: dict[str, Any], seed: int

@@ -68,7 +68,7 @@ def visible(ids: Sequence[int], stop: Sequence[str]) -> tuple[str, str | None]:
     return "".join(map(oracle.push, ids)) + oracle.flush(), oracle.stopped_by
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(texts, st.integers(0, 24), stops, sizes, st.sampled_from([(), (END,)]))
 def test_two_calls_say_what_one_says(
     ids: tuple[int, ...], at: int, stop: tuple[str, ...], sizes: list[int], end: tuple[int, ...]
@@ -90,7 +90,7 @@ def test_two_calls_say_what_one_says(
     asyncio.run(run())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts, st.integers(0, 24), stops)
 def test_it_is_no_matter_who_of_a_family_continues(
     ids: tuple[int, ...], at: int, stop: tuple[str, ...]
@@ -113,7 +113,7 @@ def test_it_is_no_matter_who_of_a_family_continues(
     asyncio.run(run())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(junk, st.integers(0, 12), sizes)
 def test_what_is_no_text_is_said_alike_too(ids: tuple[int, ...], at: int, sizes: list[int]) -> None:
     """Once something follows it: it may be kept back until then."""
@@ -128,7 +128,7 @@ def test_what_is_no_text_is_said_alike_too(ids: tuple[int, ...], at: int, sizes:
     asyncio.run(run())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts, stops, sizes, st.sampled_from([(), (END,)]))
 def test_with_entropy_every_token_comes_in_a_chunk_of_its_own(
     ids: tuple[int, ...], stop: tuple[str, ...], sizes: list[int], end: tuple[int, ...]
