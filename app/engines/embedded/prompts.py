@@ -53,6 +53,7 @@ class Prompts:
             ids = await asyncio.to_thread(self._encode, call)
         else:
             ids = self._encode(call)
+            await asyncio.sleep(0)  # others have their turn between many prompts of one request
         if len(ids) > self._longest:
             return ids
         self._kept[id(source)] = (source, ids)

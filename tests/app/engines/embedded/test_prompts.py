@@ -54,6 +54,23 @@ async def test_what_another_family_said_is_read_after_the_prompt() -> None:
     assert letters.rendered == ["hello"]
 
 
+async def test_others_have_their_turn_between_the_prompts_of_one_request() -> None:
+    prompts, turns = Prompts(Letters(), longest=100), 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    for text in "abcdefgh":
+        await prompts.ids(Call("m", prompt=text * 2))
+    assert turns >= 8
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_equal_messages_of_another_request_are_rendered_anew() -> None:
     """Kept by identity: nothing of one request is ever compared with another's."""
     letters = Letters()
