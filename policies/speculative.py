@@ -209,13 +209,14 @@ class Speculative(Policy):
                     yield chunk
         if answer.over:
             return
-        rest = call.after(tuple(answer.written)).decoded(Decoding())
+        rest, began = call.after(tuple(answer.written)).decoded(Decoding()), False
         try:
             async with aclosing(self._plain(rest, engine, "steer")) as chunks:
                 async for chunk in chunks:
+                    began = began or bool(chunk.tokens)
                     yield chunk
         except (Unaffordable, *_REFUSED):
-            if not answer.written:
+            if began or not answer.written:
                 raise
             yield answer.cut
 
@@ -239,7 +240,8 @@ class Speculative(Policy):
         except Unaffordable:
             return  # guessing ahead; a plain token costs less
         except _REFUSED:
-            if not answer.written:
+            # Amid the tokens of a call it is the answer itself that cannot be gone on with.
+            if not answer.written or len(answer.written) > began:
                 raise
             return
         if end.finish == "length" and (number < sys.maxsize or end.reason == "budget"):

@@ -323,6 +323,31 @@ async def test_an_answer_ends_where_the_engine_refuses_to_go_on(error, guesses):
     assert only.max_tokens < 300
 
 
+class Faulty(Fake):
+    """Finds amid its call of this number that the answer cannot be gone on with."""
+
+    at = 1
+
+    async def generate(self, call):
+        written = 0
+        async for chunk in super().generate(call):
+            yield chunk
+            written += len(chunk.tokens)
+            if len(self.calls) == self.at and written > 2:
+                raise BadRequest("too much work", param="guided_grammar")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+async def test_what_is_wrong_with_the_answer_itself_is_no_end_of_the_budget(at):
+    fake = Faulty(engine(length=300, guesses=BAD).scripts)
+    fake.at = at
+    answer = ask(Gateway(fake, fleet(large=price(1, 20, 0.1, 4))), short())
+    with pytest.raises(BadRequest, match="too much work"):
+        await read(answer)
+    assert len(fake.calls) == at
+    assert fake.calls[-1].written or at == 1
+
+
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
 async def test_with_penalties_an_answer_is_written_by_one_call(penalty):
     sampling = Sampling(**{penalty: 0.5})

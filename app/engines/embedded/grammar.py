@@ -21,7 +21,7 @@ from app.types import Call
 Allowed: TypeAlias = npt.NDArray[np.bool_]  # [vocabulary]
 
 _KEPT = 64  # grammars
-_PLACE = re.compile(r"^at \d+\(\d+\): |\n *\d+ \| .*", re.DOTALL)
+_PLACE = re.compile(r"^at \d+\(\d+\): |\n *\d+ \| .*|<non-verbose/>", re.DOTALL)
 # A mask takes 0.1 ms as a rule, and what hostile grammars make of it must not hold up the others
 # that the model writes for: some 30 ms, and 20 MB, at worst.
 _LIMITS = LLParserLimits(
@@ -40,9 +40,13 @@ class Constraint:
     written, and is where that one was. Belongs to one thread.
     """
 
-    def __init__(self, matcher: LLMatcher, ends: frozenset[int], ignore_ends: bool = False) -> None:
+    def __init__(
+        self, matcher: LLMatcher, ends: frozenset[int], field: str, ignore_ends: bool = False
+    ) -> None:
         """`ends`: the ids that end an answer; the grammar says where they may stand.
-        `ignore_ends`: they do not end this one, and stand only where nothing else may."""
+        `field`: of the request, that asked for it; `ignore_ends`: they do not end this answer,
+        and stand only where nothing else may."""
+        self.field = field
         self._matcher = matcher
         self._ends = sorted(ends) if ignore_ends else []
         # What may follow these ids from here on: rows of one pass are asked for once each.
@@ -56,7 +60,7 @@ class Constraint:
     @property
     def fault(self) -> str | None:
         """Why it cannot go on: the grammar takes too much work, or was broken."""
-        return self._matcher.get_error() if self._matcher.is_error() else None
+        return _brief(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def advance(self, ids: Sequence[int]) -> bool:
         """These are the next ids. Returns whether the grammar takes them; else it is at fault."""
@@ -125,12 +129,13 @@ class Grammars:
         if asked is None:
             return None
         matcher = (await self._compiled(asked)).deep_copy()
-        constraint = Constraint(matcher, self._vocabulary.eos_ids, call.sampling.ignore_eos)
+        field = asked.parts[0][0]
+        constraint = Constraint(matcher, self._vocabulary.eos_ids, field, call.sampling.ignore_eos)
         before = self._vocabulary.continued(call.said) if call.said else []
         if not constraint.advance([*before, *call.written]):
             raise EngineUnsupported(
                 "what is written of the answer is not what this request asks for",
-                param=asked.parts[0][0],
+                param=field,
             )
         return constraint
 

@@ -223,9 +223,10 @@ class RunningSequence:
     def accept(self, drawn: Drawn, usage: Usage = _ONE) -> None:
         """Write this token: its chunk, with this usage, and after the last one the finish chunk,
         go out. Where the answer's form takes too much work it ends with `error` instead."""
-        fault = None if self.constraint is None else self.constraint.fault
-        if fault is not None:
-            self.error, self.finished = BadRequest(f"the form of the answer: {fault}"), True
+        held = self.constraint
+        if held is not None and held.fault is not None:
+            error = BadRequest(f"{held.field}: {held.fault}", param=held.field)
+            self.error, self.finished = error, True
             return
         model = self.call.model
         usage, self._untold = usage + self._untold, Usage()
