@@ -113,22 +113,23 @@ def test_a_call_that_must_come_comes(real: Real, model: str, choice: Any) -> Non
 
 
 def test_a_result_is_read_and_answered(real: Real) -> None:
+    model = "smollm2-135m-int8"
     forced = real.sdk.chat.completions.create(
-        **CALLING, model=LARGE, tool_choice={"type": "function", "function": {"name": "weather"}}
+        **CALLING, model=model, tool_choice={"type": "function", "function": {"name": "weather"}}
     )
     said = forced.choices[0].message
     result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "Sunny, 21 degrees"}
     messages = [*CALLING["messages"], said.model_dump(), result]
     asked = {**CALLING, "messages": messages, "tool_choice": "none", "max_tokens": 24}
-    answer = real.sdk.chat.completions.create(**asked, model=LARGE)
+    answer = real.sdk.chat.completions.create(**asked, model=model)
     assert answer.choices[0].message.content and not answer.choices[0].message.tool_calls
     assert answer.usage.prompt_tokens > 30
 
 
 def test_tools_are_counted(real: Real) -> None:
-    with_tools = real.sdk.chat.completions.create(**{**CALLING, "max_tokens": 1}, model=LARGE)
+    with_tools = real.sdk.chat.completions.create(**{**CALLING, "max_tokens": 1}, model=SMALL)
     plain = {**CALLING, "max_tokens": 1, "tools": openai.NOT_GIVEN}
-    without = real.sdk.chat.completions.create(**plain, model=LARGE)
+    without = real.sdk.chat.completions.create(**plain, model=SMALL)
     assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 100
 
 
