@@ -71,7 +71,9 @@ class Responses:
         self, id: str, owner: Owner, content: Mapping[str, Any], answer: Stoppable
     ) -> None:
         """One that its owner may name from now on, and cancel."""
-        await self._store.add(id, owner, Kept(False, _encode(content)), _LEASE_MS)
+        kept = Kept(False, _encode(content))
+        self._unswept += len(kept.content)
+        await self._store.add(id, owner, kept, _LEASE_MS)
         self._running[id] = answer
 
     async def keep(

@@ -118,14 +118,19 @@ async def test_one_whose_answer_broke_off_is_forgotten(processes, monkeypatch):
     await until(gone)
 
 
-async def test_what_is_too_much_is_swept(processes, monkeypatch):
+@pytest.mark.parametrize("ended", [True, False])
+async def test_what_is_too_much_is_swept(processes, monkeypatch, ended):
     monkeypatch.setattr(module, "_EARLY", 1000)
     here = processes[0]
-    await here.keep("old", OURS, {"text": "x" * 600_000})
-    await here.keep("new", OURS, {"text": "x" * 600_000})
+    for id in ("old", "new"):
+        content = {"text": "x" * 600_000}
+        if ended:
+            await here.keep(id, OURS, content)
+        else:
+            await here.begin(id, OURS, content, Running())
 
     async def swept():
         return await here.find("old", OURS) is None
 
     await until(swept)
-    assert (await here.find("new", OURS)).ended
+    assert (await here.find("new", OURS)).ended is ended
