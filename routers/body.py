@@ -55,9 +55,10 @@ async def read(request: Request, bounds: Bounds) -> dict[str, Any]:
 
     Raises BodyTooLarge, TooSlow, and BadRequest for anything but one JSON object.
     """
-    # A page in a browser may send anyone a body of another kind, and none of this one unasked.
+    # A page in a browser may send anyone a body of another kind, or bytes of none; and of this one
+    # nothing unasked.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("", "application/json"):
+    if kind != "application/json" and (kind or "origin" in request.headers):
         raise BadRequest("Content-Type: must be application/json", param="Content-Type")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > bounds.body_bytes:
@@ -131,6 +132,11 @@ def string(document: Mapping[str, Any], key: str, param: str) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{param}.{key}: must be a string", param=f"{param}.{key}")
     return value
+
+
+def objects(value: Any) -> list[Mapping[str, Any]]:
+    """Those in this array, if it is one."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _path(document: Any, error: ErrorDetails) -> list[str]:

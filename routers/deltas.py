@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from app.errors import EngineError
 from app.gateway import Answer
-from app.types import Call, Chunk, Token
+from app.types import Call, Chunk
 from routers import relayed
-from routers.scribe import scored
+from routers.body import objects
+from routers.scribe import scores
 from routers.tool_calls import ToolDelta, ToolReader
 
 Finish: TypeAlias = Literal["stop", "length", "content_filter"]
@@ -81,7 +82,7 @@ class Deltas:
 
     def _own(self, chunk: Chunk) -> list[Delta]:
         if self._logprobs:
-            self._scores += _scores(chunk.tokens)
+            self._scores += scores(chunk.tokens)
         if self._reader is None:
             pieces: list[str | ToolDelta] = [chunk.text] if chunk.text else []
         else:
@@ -91,8 +92,8 @@ class Deltas:
         return [self._told(piece) for piece in pieces]
 
     def _told(self, piece: str | ToolDelta) -> Delta:
-        scores, self._scores = tuple(self._scores), []
-        return Piece("text", piece, scores) if isinstance(piece, str) else piece
+        told, self._scores = tuple(self._scores), []
+        return Piece("text", piece, told) if isinstance(piece, str) else piece
 
     def _native(self, raw: bytes) -> Iterator[Delta]:
         if self._whole:
@@ -102,7 +103,7 @@ class Deltas:
         for document in found:
             used = document.get("usage")
             self._used = used if isinstance(used, Mapping) else self._used
-            for choice in _objects(document.get("choices")):
+            for choice in objects(document.get("choices")):
                 if choice.get("index", 0) == 0:
                     yield from self._choice(choice, member)
 
@@ -119,13 +120,13 @@ class Deltas:
         reasoning = _string(said.get("reasoning")) or _string(said.get("reasoning_content"))
         if reasoning:
             yield Piece("reasoning", reasoning)
-        scores = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        theirs = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         text = _string(said.get("content"))
         if text:
-            yield Piece("text", text, tuple(_objects(scores)))
+            yield Piece("text", text, tuple(objects(theirs)))
         if refusal := _string(said.get("refusal")):
             yield Piece("refusal", refusal)
-        for position, call in enumerate(_objects(said.get("tool_calls"))):
+        for position, call in enumerate(objects(said.get("tool_calls"))):
             number = call.get("index")
             yield self._call(number if isinstance(number, int) else position, call)
 
@@ -157,14 +158,6 @@ def _detail(usage: Mapping[str, Any], kind: str, name: str) -> int:
     details = usage.get(kind)
     told = details.get(name) if isinstance(details, Mapping) else None
     return told if isinstance(told, int) else 0
-
-
-def _scores(tokens: Iterable[Token]) -> list[dict[str, Any]]:
-    return [{**scored(token), "top_logprobs": [scored(o) for o in token.top]} for token in tokens]
-
-
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _string(value: Any) -> str:

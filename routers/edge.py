@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """The outermost middleware."""
+    """The middleware around all others, but for what pages in browsers are told."""
 
     def __init__(
         self, app: ASGIApp, telemetry: Telemetry, bounds: Bounds, prefix: str = ""

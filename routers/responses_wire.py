@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.errors import BadRequest
-from routers.body import Closed, few, string
+from routers.body import Closed, few, objects, string
 from routers.terms import BudgetField
 from routers.wire import Count
 
@@ -181,7 +181,7 @@ class Conversation:
         if item.get("encrypted_content"):
             where = f"{param}.encrypted_content"
             raise BadRequest(f"{where}: cannot be read here", param=where)
-        parts = _objects(item.get("content")) or _objects(item.get("summary"))
+        parts = objects(item.get("content")) or objects(item.get("summary"))
         text = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
         if text:
             self._messages.append({"role": "assistant", "content": None, "reasoning": text})
@@ -264,7 +264,3 @@ def _text(text: TextConfig) -> Item:
         where = "text.format.type"
         raise BadRequest(f"{where}: must be text, json_object or json_schema", param=where)
     return chat
-
-
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []

@@ -257,11 +257,7 @@ class ChatScribe(Scribe):
         return "".join(piece for piece in pieces if isinstance(piece, str)), [*calls.values()]
 
     def _logprobs(self, tokens: Iterable[Token], index: int) -> dict[str, Any]:
-        content = [
-            {**scored(token), "top_logprobs": [scored(other) for other in token.top]}
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": scores(tokens), "refusal": None}
 
 
 class TextScribe(Scribe):
@@ -329,7 +325,12 @@ def _entropy(tokens: Iterable[Token]) -> float | list[float] | None:
     return low if low == high else [low, high]
 
 
-def scored(token: Token | Candidate) -> dict[str, Any]:
+def scores(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """The log-probabilities of tokens, as OpenAI's chat has them."""
+    return [{**_scored(token), "top_logprobs": list(map(_scored, token.top))} for token in tokens]
+
+
+def _scored(token: Token | Candidate) -> dict[str, Any]:
     return {
         "token": _text(token.piece),
         "logprob": _number(token.logprob),

@@ -115,6 +115,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "plain": FLAG,
             "repaired": FLAG,
             "failover": OBJECT,
+            "whole": TEXT,
             "switches": items(OBJECT),
         },
         policy=TEXT,

@@ -161,6 +161,13 @@ async def test_a_body_of_another_type_is_refused_json_or_not(client, kind):
     refused(answer, 400, "Content-Type")
 
 
+async def test_a_page_may_not_leave_the_type_out(client):
+    """Bytes of no type a browser sends anyone unasked."""
+    body = json.dumps(asking()).encode()
+    answer = await client.post(CHAT, content=body, headers={"origin": "http://localhost"})
+    refused(answer, 400, "Content-Type")
+
+
 @pytest.mark.parametrize("kind", [None, "", "Application/JSON; charset=utf-8"])
 async def test_a_body_of_no_type_is_json(client, kind):
     headers = {} if kind is None else {"content-type": kind}
