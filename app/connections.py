@@ -103,18 +103,25 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._last_words()
         if self.cycle.response_complete and self.cycle.more_body and self._slow is None:
             # What is left of the body is read and dropped, so that the answer is not lost in a
             # reset; but not for ever.
-            self._slow = self.loop.call_later(_LINGER_S, self.transport.close)
+            self._slow = self.loop.call_later(_LINGER_S, self.timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stall(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._unstall()
+        if not self.transport.is_closing():
+            self._unstall()
         super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._last_words()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own type
         """Whether this connection stays open for what it has yet to be sent."""
@@ -167,6 +174,12 @@ class Connection(HttpToolsProtocol):
 
     def _stall(self, unsent: int) -> None:
         self._stalled = self.loop.call_later(self.patience.stall, self._is_stalled, unsent)
+
+    def _last_words(self) -> None:
+        """A connection that closes waits for what is unsent, but not for ever either."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and self._stalled is None:
+            self._stall(unsent)
 
     def _is_stalled(self, unsent: int) -> None:
         rest = self.transport.get_write_buffer_size()

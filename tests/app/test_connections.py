@@ -257,6 +257,18 @@ def test_a_client_that_reads_nothing_is_given_up(line, server, fake):
     assert fake.produced["large"] < 50_000
 
 
+@pytest.mark.parametrize("patience", [{"stall_timeout_s": 0.3, "idle_timeout_s": 0.1}])
+@pytest.mark.parametrize("ends", ["close", "keep-alive"])
+def test_so_is_one_whose_answer_has_ended(server, fake, ends):
+    fake.scripts = {"large": Script(["word" * 1000] * 20)}
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        line.connect(("127.0.0.1", server.port))
+        line.sendall(request(asking(), Connection=ends))
+        wait_for(lambda: server.server_state.connections)
+        wait_for(lambda: not server.server_state.connections)
+
+
 @pytest.mark.parametrize("patience", [{"stall_timeout_s": 1.0}])
 def test_a_client_that_reads_slowly_is_not(line, server, fake):
     words = 3_000
