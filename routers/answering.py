@@ -142,6 +142,7 @@ class Streamed(Response):
         self._pace = pace
         self._running = front.running
         self._silence = front.keep_alive_s
+        self._starting = False
         self._started = False
         self._opened = False
 
@@ -196,7 +197,11 @@ class Streamed(Response):
             }
         )
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._starting = True
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        finally:
+            self._starting = False
         self._started = True
 
     async def _open(self, send: Send, first: Chunk) -> None:
@@ -208,8 +213,8 @@ class Streamed(Response):
             await _send(send, opening)
 
     async def _comment(self, send: Send) -> None:
-        if not self._answer.admitted:
-            return  # it may yet be refused, with a status
+        if not self._answer.admitted or self._starting:
+            return  # it may yet be refused, with a status; or the client takes nothing now
         if not self._started:
             await self._start(send)
         await _send(send, COMMENT)

@@ -1,6 +1,7 @@
 """Comments while an answer is silent, and what becomes of an error behind them."""
 
 import asyncio
+import json
 from types import SimpleNamespace
 
 import openai
@@ -73,6 +74,28 @@ def test_the_sdk_skips_them(settings, catalog, fake):
         stream = sdk.chat.completions.create(model="large", messages=QUESTION, stream=True)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == "the sky is "
+
+
+async def test_a_stream_whose_start_the_client_does_not_take_starts_once(gateway_app):
+    line, taken = asyncio.Lock(), []  # the server sends one after the other
+    asked = [{"type": "http.request", "body": json.dumps(asking(stream=True)).encode()}]
+
+    async def receive():
+        if not asked:
+            await asyncio.Event().wait()
+        return asked.pop()
+
+    async def send(message):
+        async with line:
+            await asyncio.sleep(0 if taken else 0.2)
+            taken.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "client": None}
+    await gateway_app(scope, receive, send)
+    types = [message["type"].removeprefix("http.response.") for message in taken]
+    assert types[0] == "start" and set(types[1:]) == {"body"}
+    text = b"".join(message["body"] for message in taken[1:]).decode()
+    assert said(events(text.replace(COMMENT, ""))) == f"{LARGE} "
 
 
 async def test_whoever_sends_waits_for_a_comment_under_way():
