@@ -198,7 +198,8 @@ _FIELDS: Mapping[str, Callable[[Any, str], _Rule | None]] = {
 
 def _json(schema: Mapping[str, Any]) -> str:
     told = {key: value for key, value in schema.items() if key != "x-guidance"}
-    if not _composed(told):
+    # What is longer will be refused: to walk through a whole body takes a second.
+    if len(json.dumps(told)) <= _LONGEST and not _composed(told):
         told = _closed(told)
     return f"%json {json.dumps({**told, 'x-guidance': _SPELLING})}"
 

@@ -224,6 +224,9 @@ BROKEN = {"$ref": "#/a"}
             "tools.1.function.parameters",
             "contains",
         ),
+        ({"guided_json": {"enum": ["x" * 2**18]}}, "guided_json", "characters"),
+        ({"guided_grammar": "start: " + '"a" ' * 2**11}, "guided_grammar", "characters"),
+        ({"tools": [tool({"properties": {"a": {"enum": ["x" * 2**18]}}})]}, "tools", "characters"),
         # Small to write, and without end to compile.
         (
             {"guided_json": {"allOf": [{"pattern": f"x{i}y"} for i in range(40)]}},
