@@ -193,7 +193,7 @@ class Scan:
             return data
         prompt, completion = _PROMPT.search(found[1]), _COMPLETION.search(found[1])
         if prompt is not None and completion is not None:
-            self._prompt = int(prompt[1])
+            self._prompt = max(self._prompt, int(prompt[1]))
             if _EMPTY.search(data):
                 cached = _CACHED.search(found[1])
                 self._total = Usage(
@@ -206,7 +206,8 @@ class Scan:
                     self._prompt = UNTOLD  # of one prompt; all have been set to
                 self._late = found[1] if self._ended else None
                 index = _INDEX.search(data)
-                self._written[b"" if index is None else index[1]] = int(completion[1])
+                choice = b"" if index is None else index[1]
+                self._written[choice] = max(self._written.get(choice, 0), int(completion[1]))
         return data if self._keeps_usage else data[: found.start()] + data[found.end() :]
 
     def _renamed(self, data: bytes) -> bytes:
@@ -221,10 +222,12 @@ class Scan:
     def _news(self) -> Usage:
         """What was used since it was last told."""
         total, told = self._total, self._told
+        # What was counted stays so: it may have been told, or not, as the network cut the answer.
+        written = max(sum(self._written.values()), self._unsaid)
         if total is None:
-            now = (self._prompt, 0, sum(self._written.values()) or self._unsaid)
+            now = (self._prompt, 0, written)
         else:
-            now = (total.prompt, total.cached, total.completion)
+            now = (total.prompt, total.cached, max(total.completion, written))
         if now == told:
             return NO_USAGE
         prompt, cached, completion = map(max, now, told)

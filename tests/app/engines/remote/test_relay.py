@@ -297,3 +297,17 @@ async def test_whoever_pays_learns_that_a_server_is_at_work_before_it_says_anyth
     assert await anext(chunks) == Chunk(model="m")
     await chunks.aclose()
     assert not origin.open
+
+
+@pytest.mark.parametrize("first", [usage(5, 2), None])
+def test_what_was_counted_stays_counted_however_the_answer_is_cut(first: object) -> None:
+    """A server that takes tokens back is billed alike for every way the network cuts it."""
+    events = [
+        delta("a", usage=first),
+        delta("b", usage=first),
+        delta(None, "stop"),
+        last(5, 1),
+        DONE,
+    ]
+    for pieces in ([b"".join(events)], events):
+        assert total(scanned(pieces)) == Usage(prompt=5, completion=2)
