@@ -46,7 +46,7 @@ test: install ## run the tests
 
 test-clients: install install-clients ## run other people's clients against a real gateway
 	FARTHING_TEST_COMMAND="$(abspath $(BIN))/farthing" \
-		$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients tests/clients \
+		$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients tests/clients -m "" \
 		-W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS) # LangChain closes no connection
 
 test-slow: install ## run the tests that take minutes

@@ -12,8 +12,13 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests, Embeddi
 
 from tests.clients.conftest import MODEL, Gateway
 
-# One of the tests gives a schema of pydantic's first version, which LangChain says of itself.
-pytestmark = pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
+pytestmark = [
+    pytest.mark.slow,
+    # One of the tests gives a schema of pydantic's first version, which LangChain says of itself.
+    pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema"),
+    # It writes out a parsed message of the SDK, whose type does not say what is parsed.
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +28,11 @@ def environment(gateway: Gateway, key: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class TestChatOpenAI(ChatModelIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def length(self, request: pytest.FixtureRequest) -> None:
+        """What has a form must come to its end; of all else a little is enough."""
+        self.max_tokens = 200 if "structured" in request.node.name else 48
+
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatOpenAI
@@ -31,7 +41,14 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def chat_model_params(self) -> dict[str, Any]:
         # Left to itself so small a model goes on calling tools: one is enough.
         once = {"parallel_tool_calls": False}
-        return {"model": MODEL, "max_tokens": 160, "stream_usage": True, "model_kwargs": once}
+        return {
+            "model": MODEL,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "frequency_penalty": 1,  # or it would say one thing for ever
+            "stream_usage": True,
+            "model_kwargs": once,
+        }
 
     @property
     def supports_model_override(self) -> bool:
@@ -45,14 +62,10 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def has_tool_choice(self) -> bool:
         return True
 
-    @pytest.mark.xfail(reason="a 135M model that need not call a tool does not")
+    @pytest.mark.xfail(reason="a 135M model that need not call a tool seldom does", strict=False)
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
-
-    @pytest.mark.xfail(reason="a 135M model does not copy a Chinese name: its argument has no end")
-    def test_unicode_tool_call_integration(self, model: BaseChatModel, **more: Any) -> None:
-        super().test_unicode_tool_call_integration(model, **more)
 
 
 class TestOpenAIEmbeddings(EmbeddingsIntegrationTests):
