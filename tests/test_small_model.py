@@ -70,6 +70,7 @@ def test_its_acceptance_head_is_its_own() -> None:
     assert HEAD in (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.slow  # the weights are known by their digest
 @pytest.mark.model
 def test_its_acceptance_head_knows_which_guesses_are_kept(smollm2_gguf: Path) -> None:
     """On drafts behind what the target writes to prompts that nobody learned."""
@@ -99,6 +100,7 @@ def test_its_acceptance_head_knows_which_guesses_are_kept(smollm2_gguf: Path) ->
     assert scores["calibration_error"]["head"] < 0.15, scores
 
 
+@pytest.mark.slow  # the weights are known by their digest
 @pytest.mark.model
 def test_it_guesses_what_its_target_writes(tmp_path: Path) -> None:
     """Far more often than its layers did before they were distilled, which was in 1 of 50."""

@@ -90,7 +90,12 @@ def differences(reference: Any, sequence: RunningSequence) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("together", "prefixes"), [(1, False), (1, True), (8, False)], ids=["alone", "prefixes", "8"]
+    ("together", "prefixes"),
+    [
+        pytest.param(1, False, id="alone", marks=pytest.mark.slow),  # the others say it too
+        pytest.param(1, True, id="prefixes"),
+        pytest.param(8, False, id="8"),
+    ],
 )
 def test_greedy_fp32_is_that_of_transformers(
     ours: Ours, reference: Any, together: int, prefixes: bool, record_property: Any
