@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Protocol
@@ -107,19 +108,31 @@ class Pace:
         self._last[chunk.index] = now
 
 
-async def _whole(answer: Answer, writer: Writer, pace: Pace) -> Response:
+async def finished(answer: Answer, note: Callable[[Chunk], None] | None = None) -> Chunk:
+    """The last chunk of an answer that goes out whole; `note` is told of each.
+
+    Raises EngineError where it broke off, DeadlineExceeded where it was cut.
+    """
     finish: Chunk | None = None
     async with aclosing(answer):
         async for chunk in answer:
-            pace.note(chunk)
-            writer.gather(chunk)
+            if note is not None:
+                note(chunk)
             if chunk.finish is not None:
                 finish = chunk
     if finish is None:
         raise EngineError("The answer broke off")
     if finish.reason == "deadline":
         raise DeadlineExceeded("The deadline passed before the answer was whole")
-    content = await writer.whole(finish)
+    return finish
+
+
+async def _whole(answer: Answer, writer: Writer, pace: Pace) -> Response:
+    def note(chunk: Chunk) -> None:
+        pace.note(chunk)
+        writer.gather(chunk)
+
+    content = await writer.whole(await finished(answer, note))
     return json_response(content, headers={**start_headers(answer), **end_headers(answer)})
 
 

@@ -30,6 +30,11 @@ class Piece:
 Delta: TypeAlias = Piece | ToolDelta
 
 
+def place(delta: Delta) -> tuple[str, int]:
+    """What it is a part of: a kind of words and -1, or `call` and which."""
+    return ("call", delta.index) if isinstance(delta, ToolDelta) else (delta.kind, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How an answer ended."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.errors import EngineError
 from app.gateway import Answer
 from app.types import Chunk
 from routers import body, relayed
-from routers.answering import begin
+from routers.answering import begin, finished
 from routers.costs import cost, end_headers, start_headers, summary
 from routers.deps import account_of, front_of, visit_of
 from routers.edge import json_response
@@ -41,13 +39,7 @@ async def embeddings(request: Request) -> Response:
 
 
 async def _whole(answer: Answer, encoding: str, debug: bool) -> Response:
-    finish: Chunk | None = None
-    async with aclosing(answer):
-        async for chunk in answer:
-            finish = chunk if chunk.finish is not None else finish
-    if finish is None:
-        raise EngineError("The answer broke off")
-    content = _content(answer, finish, encoding)
+    content = _content(answer, await finished(answer), encoding)
     content["usage"] |= cost(answer)
     content["farthing"] = summary(answer, debug)
     return json_response(content, headers={**start_headers(answer), **end_headers(answer)})

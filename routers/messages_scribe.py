@@ -10,13 +10,13 @@ from app.errors import FarthingError
 from app.gateway import Answer
 from app.types import Chunk
 from routers.costs import cost, summary
-from routers.deltas import Delta, Deltas, End, Piece, used
+from routers.deltas import Delta, Deltas, End, Piece, place, used
 from routers.scribe import event
 from routers.tool_calls import ToolDelta
 from routers.wire import Asked
 from routers.wordings import anthropic
 
-_KINDS = {"text": "text", "refusal": "text", "reasoning": "thinking"}
+_KINDS = {"text": "text", "refusal": "text", "reasoning": "thinking", "call": "tool_use"}
 _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
 
 
@@ -74,8 +74,8 @@ class MessageScribe:
     def _take(self, deltas: Iterable[Delta]) -> list[str]:
         events: list[str] = []
         for delta in deltas:
-            call = delta.index if isinstance(delta, ToolDelta) else -1
-            kind = "tool_use" if isinstance(delta, ToolDelta) else _KINDS[delta.kind]
+            told, call = place(delta)
+            kind = _KINDS[told]
             last = self._content[-1]["type"] if self._content else None
             if (last, self._call) != (kind, call):
                 events += [*self._close(), self._begin(kind, call, delta)]

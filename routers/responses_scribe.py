@@ -11,7 +11,7 @@ from app.errors import BadRequest, FarthingError, Overloaded
 from app.gateway import Answer
 from app.types import Chunk
 from routers.costs import cost, summary
-from routers.deltas import Delta, Deltas, End, Piece, used
+from routers.deltas import Delta, Deltas, End, Piece, place, used
 from routers.scribe import event
 from routers.tool_calls import ToolDelta
 from routers.wire import Asked
@@ -132,15 +132,13 @@ class ResponseScribe:
     def _take(self, deltas: Iterable[Delta]) -> list[str]:
         events: list[str] = []
         for delta in deltas:
-            call = delta.index if isinstance(delta, ToolDelta) else -1
-            kind = "call" if isinstance(delta, ToolDelta) else delta.kind
-            if self._open is None or (self._open.kind, self._open.call) != (kind, call):
+            if self._open is None or (self._open.kind, self._open.call) != place(delta):
                 events += [*self._close("completed"), *self._begin(delta)]
             events += self._more(delta)
         return events
 
     def _begin(self, delta: Delta) -> list[str]:
-        kind = "call" if isinstance(delta, ToolDelta) else delta.kind
+        kind, call = place(delta)
         index = len(self._output)
         id = f"{_ITEM[kind]}_{self.id.removeprefix(PREFIX)}{index:02x}"
         item: dict[str, Any] = {"id": id, "status": "in_progress"}
@@ -151,7 +149,7 @@ class ResponseScribe:
             item |= {"type": "reasoning", "summary": [], "content": []}
         else:
             item |= {"type": "message", "role": "assistant", "content": []}
-        self._open = _Open(kind, delta.index if isinstance(delta, ToolDelta) else -1, item)
+        self._open = _Open(kind, call, item)
         events = [self._event("response.output_item.added", output_index=index, item=item)]
         self._output.append(item)
         if kind in _PART:

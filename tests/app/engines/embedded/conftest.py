@@ -12,6 +12,8 @@ import torch
 
 from app.catalog import ModelCard
 from app.engines.embedded.engine import EmbeddedEngine
+from app.engines.embedded.grammar import Grammars
+from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
 from tests.app.engines.embedded.rig import Rig, rig
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.engines.embedded.tiny_engine import CARDS, OUTBOX, Start, idle
@@ -29,6 +31,16 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: Path) -> Tokenizer:
+    return load_tokenizer(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def grammars(tiny: Tokenizer) -> Grammars:
+    return Grammars(tiny)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -17,23 +16,13 @@ from hypothesis import strategies as st
 
 from app.engines.embedded import grammar, trial
 from app.engines.embedded.grammar import Constraint, Grammars
-from app.engines.embedded.tokenizer import Tokenizer, load_tokenizer
+from app.engines.embedded.tokenizer import Tokenizer
 from app.engines.embedded.trial import Fault, fault
 from app.errors import BadRequest, EngineUnsupported
 from app.types import Call, Sampling
 
 SIZE = 300  # more than the vocabulary has, as of padded models
 FREE = ({"role": "user", "content": "hello"},)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_folder: Path) -> Tokenizer:
-    return load_tokenizer(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def grammars(tiny: Tokenizer) -> Grammars:
-    return Grammars(tiny)
 
 
 def asking(**extra: Any) -> Call:

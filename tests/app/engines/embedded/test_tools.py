@@ -33,16 +33,6 @@ def written(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_folder: Path) -> Tokenizer:
-    return load_tokenizer(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def grammars(tiny: Tokenizer) -> Grammars:
-    return Grammars(tiny)
-
-
 F, G = written("f", '{"n": 3}'), written("g", "{}")
 NAMED = {"type": "function", "function": {"name": "g"}}
 JSON = {"type": "json_object"}
