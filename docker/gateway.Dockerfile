@@ -17,7 +17,7 @@ COPY routers routers
 COPY policies policies
 # The extra index has torch without CUDA, a tenth of the size.
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-        -c constraints.txt '.[embedded]' \
+        -c constraints.txt '.[embedded,otel]' \
     && useradd --create-home --uid 10001 farthing
 
 USER farthing
