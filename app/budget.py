@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
-from app.catalog import Price
+from app.catalog import GpuSeconds, Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
 from app.exposure import Run
 from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Tokens, Usage
@@ -136,6 +136,7 @@ class Line:
     usage: Usage  # billed: catch-up and discarded tokens included
     cost: int  # 1e-12 USD
     visible: int = 0  # tokens of the answer that it wrote
+    gpu_us: int | None = None  # accelerator-microseconds, idealized, rounded up; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +151,17 @@ class Bill:
     prices: str  # version of the price table
     overhead: float  # seconds of our own time
 
+    @property
+    def gpu_us(self) -> int | None:
+        """Accelerator-microseconds, the sum of the lines; None where one of them does not know."""
+        known = [line.gpu_us for line in self.lines if line.gpu_us is not None]
+        return sum(known) if len(known) == len(self.lines) else None
 
-def version(prices: Mapping[str, Price]) -> str:
-    """A short name for this price table, so that a settled cost can be explained later."""
-    table = sorted((name, price.model_dump_json()) for name, price in prices.items())
+
+def version(prices: Mapping[str, Price], gpu: Mapping[str, GpuSeconds]) -> str:
+    """A short name for these tables, so that what was settled can be explained later."""
+    tariffs = [*prices.items(), *gpu.items()]
+    table = sorted((name, tariff.model_dump_json()) for name, tariff in tariffs)
     return hashlib.sha256(repr(table).encode()).hexdigest()[:12]
 
 
@@ -171,6 +179,7 @@ class Meter:
     limit: int | None = None  # 1e-12 USD; None: unlimited
     scarce: bool = True  # whether the limit may fall short of what an answer costs
     native: bool = True  # whether policies may learn that an engine answers in its own words
+    gpu: Mapping[str, GpuSeconds] = field(default_factory=dict)  # of the models that say them
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
@@ -257,8 +266,12 @@ class Meter:
 
     def lines(self) -> list[Line]:
         """What each model was paid for so far."""
-        usages = self._usages()
-        return [Line(model, used, self._price(model).of(used)) for model, used in usages.items()]
+        return [self._line(model, used) for model, used in self._usages().items()]
+
+    def _line(self, model: str, used: Usage) -> Line:
+        gpu = self.gpu.get(model)
+        taken = None if gpu is None else gpu.microseconds(used)
+        return Line(model, used, self._price(model).of(used), gpu_us=taken)
 
     def _usages(self) -> dict[str, Usage]:
         usages = dict(self.settled)

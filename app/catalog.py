@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -34,42 +35,58 @@ T = TypeVar("T", bound=BaseModel)
 
 def usd(pico: int) -> str:
     """1e-12 USD as plain decimal USD, exactly."""
-    whole, fraction = divmod(abs(pico), PICO)
-    text = f"{whole}.{fraction:012d}".rstrip("0").rstrip(".")
-    return f"-{text}" if pico < 0 else text
+    return _decimal(pico, 12)
 
 
-def _per_token(value: object) -> int:
-    """USD per million tokens, as 1e-12 USD per token: exact, or refused."""
+def seconds(us: int) -> str:
+    """Microseconds as plain decimal seconds, exactly."""
+    return _decimal(us, 6)
+
+
+def _decimal(amount: int, digits: int) -> str:
+    whole, fraction = divmod(abs(amount), 10**digits)
+    text = f"{whole}.{fraction:0{digits}d}".rstrip("0").rstrip(".")
+    return f"-{text}" if amount < 0 else text
+
+
+def _millionths(value: object, most: int, unit: str) -> int:
+    """This number as integers of 1e-6: exact, or refused."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise ValueError("must be a number of USD per million tokens")
-    usd = Decimal(str(value))
+        raise ValueError(f"must be a number of {unit}")
+    number = Decimal(str(value))
     # Bounded first: the integer of 1e999999999 would take for ever.
-    if not usd.is_finite() or not 0 <= usd <= 10**6 or usd * 10**6 != int(usd * 10**6):
-        raise ValueError("must be 0 to 1,000,000 USD per million tokens, in steps of 0.000001")
-    return int(usd * (PICO // 10**6))
+    fits = number.is_finite() and 0 <= number <= most
+    if not fits or number * 10**6 != int(number * 10**6):
+        raise ValueError(f"must be 0 to {most:,} {unit}, in steps of 0.000001")
+    return int(number * 10**6)
 
 
-PerToken = Annotated[int, BeforeValidator(_per_token)]
-
-
-class Price(BaseModel):
-    """What a token costs, in 1e-12 USD; the file says USD per million tokens."""
+class Tariff(BaseModel):
+    """What a token takes, in 1e-12 of a unit; the file says units per million tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: PerToken
-    output: PerToken
-    cached_input: PerToken | None = None  # None: as `input`
-    drafted: PerToken | None = None  # guessed ahead and verified, whoever guesses; None: as `input`
-    predicted: PerToken | None = None  # of a prompt whose KV was predicted; None: as `input`
+    unit: ClassVar[str]
+    most: ClassVar[int]  # units per million tokens
+
+    input: int
+    output: int
+    cached_input: int | None = None  # None: as `input`
+    drafted: int | None = None  # guessed ahead and verified, whoever guesses; None: as `input`
+    predicted: int | None = None  # of a prompt whose KV was predicted; None: as `input`
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _exact(cls, value: object) -> int | None:
+        unit = f"{cls.unit} per million tokens"
+        return None if value is None else _millionths(value, cls.most, unit)
 
     @field_validator("cached_input", "predicted")
     @classmethod
-    def _not_dearer(cls, value: int | None, info: Any) -> int | None:
-        # Reservations price the prompt as uncached; that is a bound only if this holds.
+    def _not_dearer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        # Reservations take the prompt as uncached; that is a bound only if this holds.
         if value is not None and value > info.data.get("input", value):
-            raise ValueError("must not be above the price of uncached input")
+            raise ValueError("must not be above that of uncached input")
         return value
 
     @property
@@ -78,7 +95,7 @@ class Price(BaseModel):
         return self.input if self.drafted is None else self.drafted
 
     def of(self, usage: Usage) -> int:
-        """The cost of this usage in 1e-12 USD, exactly.
+        """What this usage takes, in 1e-12 units, exactly.
 
         A guess that stays was read and not written: it costs what a drafted token costs.
         """
@@ -93,7 +110,7 @@ class Price(BaseModel):
         )
 
     def written(self, longest: int = 0) -> int:
-        """The most that a token of an answer costs where `longest` are guessed for one pass.
+        """The most that a token of an answer takes where `longest` are guessed for one pass.
 
         Each pass writes one token at least.
         """
@@ -106,6 +123,43 @@ class Price(BaseModel):
             return 0
         each = self.written(longest)
         return rest // each if each else sys.maxsize
+
+    @property
+    def full(self) -> dict[str, int]:
+        """What a token of each kind takes, in 1e-12 units: defaults filled in."""
+        other = {kind: getattr(self, kind) for kind in ("cached_input", "drafted", "predicted")}
+        filled = {kind: self.input if one is None else one for kind, one in other.items()}
+        return {"input": self.input, "output": self.output, **filled}
+
+
+class Price(Tariff):
+    """What a token costs, in 1e-12 USD; the file says USD per million tokens."""
+
+    unit = "USD"
+    most = 10**6
+
+
+class GpuSeconds(Tariff):
+    """What a token takes of accelerators that do nothing else, in 1e-12 s of one of them.
+
+    The file says accelerator-seconds per million tokens: idealized, never wall time.
+    """
+
+    unit = "accelerator-seconds"
+    most = 10**8
+
+    def microseconds(self, usage: Usage) -> int:
+        """What this usage takes, rounded up."""
+        return -(-self.of(usage) // 10**6)
+
+    def price(self, hour: int) -> Price:
+        """Of a token, where an hour of one accelerator costs so many 1e-6 USD; rounded up."""
+        pico = {kind: -(-taken * hour // (3600 * 10**6)) for kind, taken in self.full.items()}
+        if max(pico.values()) > Price.most * 10**6:
+            raise ValueError(
+                f"usd_per_hour makes it more than {Price.most:,} USD per million tokens"
+            )
+        return Price.model_validate({kind: Decimal(one).scaleb(-6) for kind, one in pico.items()})
 
 
 def _url(value: str) -> str:
@@ -122,6 +176,7 @@ def _url(value: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_url)]
+PerHour = Annotated[int, BeforeValidator(lambda usd: _millionths(usd, 10**6, "USD per hour"))]
 Kind = Literal["openai", "llamacpp", "sglang", "ollama"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "w8a8", "w4a16", "unknown"]
 
@@ -134,7 +189,11 @@ class ModelCard(BaseModel):
     name: str = Field(pattern=_NAME)
     engine: Literal["embedded", "vllm", "openai"]
     family: str  # models of one family share a tokenizer
-    price: Price
+    gpu_seconds: GpuSeconds | None = (
+        None  # of all its accelerators; None: not known, or it has none
+    )
+    usd_per_hour: PerHour | None = None  # of one accelerator, 1e-6 USD: with gpu_seconds the price
+    price: Price = Field(None, validate_default=True)
     aliases: tuple[str, ...] = ()
     context: NonNegativeInt | None = None  # embedded: lower than the weights' own, to save memory
     precision: Precision = "fp32"
@@ -186,6 +245,28 @@ class ModelCard(BaseModel):
             )
         return self
 
+    @field_validator("usd_per_hour")
+    @classmethod
+    def _knows_its_seconds(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("gpu_seconds") is None:
+            raise ValueError("needs gpu_seconds beside it: what a million tokens take")
+        return value
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _by_token_or_by_hour(cls, value: object, info: ValidationInfo) -> object:
+        taken, hour = info.data.get("gpu_seconds"), info.data.get("usd_per_hour")
+        if value is None and taken is not None and hour is not None:
+            return taken.price(hour)
+        if value is None:
+            raise ValueError(
+                "is needed: { input = ..., output = ... }, USD per million tokens; or"
+                " usd_per_hour with gpu_seconds instead"
+            )
+        if hour is not None:
+            raise ValueError("stands beside usd_per_hour, which makes one: take out one of the two")
+        return value
+
     @field_validator("weights")
     @classmethod
     def _package_is_pinned(cls, value: str) -> str:
@@ -236,6 +317,11 @@ class Catalog:
 
     def prices(self) -> dict[str, Price]:
         return {name: card.price for name, card in self.models.items()}
+
+    def gpu_seconds(self) -> dict[str, GpuSeconds]:
+        """Of the models that say them."""
+        cards = self.models.items()
+        return {name: card.gpu_seconds for name, card in cards if card.gpu_seconds is not None}
 
 
 def read(path: Path) -> Catalog:

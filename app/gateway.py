@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from app import choices
 from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
-from app.catalog import PICO, Catalog, Price
+from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
 from app.errors import (
     BadRequest,
@@ -46,9 +46,14 @@ class Gateway:
 
     @cached_property
     def prices(self) -> tuple[Mapping[str, Price], str]:
-        """The price table and its version."""
+        """The price table, and its version, which is that of `gpu` too."""
         table = self.catalog.prices()
-        return table, version(table)
+        return table, version(table, self.gpu)
+
+    @cached_property
+    def gpu(self) -> Mapping[str, GpuSeconds]:
+        """What tokens take of accelerators, of the models that say it."""
+        return self.catalog.gpu_seconds()
 
     def answer(self, order: Order, account: Account) -> Answer:
         """Refuse at once what can be refused; else return the stream.
@@ -61,7 +66,7 @@ class Gateway:
         prices, prices_version = self.prices
         if order.call.embeds and plan.name != "direct":
             raise BadRequest("model: a vector is one model's; name a model", param="model")
-        meter = Meter(self.engine, prices)
+        meter = Meter(self.engine, prices, gpu=self.gpu)
         call = replace(order.call, account=account.id)
         order = replace(order, call=call, usd=bound(order, account))
         if order.best_of is not None:

@@ -43,13 +43,24 @@ def cost(answer: Answer) -> dict[str, Any]:
             **_predicted(line.usage),
             **_guesses(line.usage),
             "cost": line.cost / PICO,
+            **gpu_seconds(line.gpu_us),
         }
         for line in bill.lines
     }
     return {
         "cost": bill.cost / PICO,
-        "cost_details": {"models": models, "currency": "USD", "price_version": bill.prices},
+        "cost_details": {
+            "models": models,
+            "currency": "USD",
+            **gpu_seconds(bill.gpu_us),
+            "price_version": bill.prices,
+        },
     }
+
+
+def gpu_seconds(us: int | None) -> dict[str, float]:
+    """Idealized accelerator time as a member of JSON, where it is known."""
+    return {} if us is None else {"gpu_seconds": us / 10**6}
 
 
 def summary(answer: Answer, debug: bool) -> dict[str, Any]:

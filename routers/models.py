@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.budget import Account
-from app.catalog import PICO, ModelCard, Preset, Price
+from app.catalog import PICO, ModelCard, Preset, Tariff
 from app.errors import UnknownModel
 from routers.deps import Front, account_of, front_of
 from routers.edge import json_response
@@ -50,8 +50,10 @@ def _model(front: Front, card: ModelCard) -> dict[str, Any]:
         "precision": card.precision,
         "family": card.family,
         "aliases": list(card.aliases),
-        "price": _price(card.price),
+        "price": {"currency": "USD", **_per_million(card.price)},
     }
+    if card.gpu_seconds is not None:
+        details["gpu_seconds"] = _per_million(card.gpu_seconds)
     entry = _entry(front, card.name, details)
     if front.gateway is not None:
         able = front.gateway.engine.capabilities(card.name)
@@ -83,20 +85,9 @@ def _entry(front: Front, name: str, details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _price(price: Price) -> dict[str, Any]:
-    cached = price.input if price.cached_input is None else price.cached_input
-    per_million = {
-        "input": price.input,
-        "cached_input": cached,
-        "output": price.output,
-        "drafted": price.guess,
-        "predicted": price.input if price.predicted is None else price.predicted,
-    }
-    return {
-        "currency": "USD",
-        "per": "million tokens",
-        **{kind: pico * 10**6 / PICO for kind, pico in per_million.items()},
-    }
+def _per_million(tariff: Tariff) -> dict[str, Any]:
+    kinds = tariff.full.items()
+    return {"per": "million tokens", **{kind: each * 10**6 / PICO for kind, each in kinds}}
 
 
 def _plain(value: Any) -> Any:

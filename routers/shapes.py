@@ -8,6 +8,7 @@ TEXT = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
 NUMBER = {"type": "number"}
 AMOUNT = {"type": "number", "minimum": 0, "description": "USD"}
+SECONDS = {"type": "number", "minimum": 0, "description": "of accelerators, idealized"}
 FLAG = {"type": "boolean"}
 OBJECT = {"type": "object"}
 
@@ -59,7 +60,10 @@ _COUNTS = {
     "completion_tokens": COUNT,
     "cost": AMOUNT,
 }
-_PRICE = dict.fromkeys(("input", "cached_input", "output", "drafted", "predicted"), AMOUNT)
+_KINDS = ("input", "cached_input", "output", "drafted", "predicted")  # of tokens
+_TAKEN = {"gpu_seconds": SECONDS}  # where the models' cards say it
+_LINE = shape(_TAKEN, prompt_tokens=COUNT, completion_tokens=COUNT, cost=AMOUNT)
+_DETAILS = shape(_TAKEN, models=table(_LINE), currency=one_of("USD"), price_version=TEXT)
 
 
 def _answer(kind: str, **choice: Any) -> dict[str, Any]:
@@ -103,11 +107,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         completion_tokens=COUNT,
         total_tokens=COUNT,
         cost=AMOUNT,
-        cost_details=shape(
-            models=table(shape(prompt_tokens=COUNT, completion_tokens=COUNT, cost=AMOUNT)),
-            currency=one_of("USD"),
-            price_version=TEXT,
-        ),
+        cost_details=_DETAILS,
     ),
     "Summary": shape(
         {
@@ -130,7 +130,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "Embeddings": listed(
         "Embedding",
         model=TEXT,
-        usage=shape(prompt_tokens=COUNT, total_tokens=COUNT, cost=AMOUNT),
+        usage=shape(prompt_tokens=COUNT, total_tokens=COUNT, cost=AMOUNT, cost_details=_DETAILS),
         farthing=ref("Summary"),
     ),
     "Embedding": shape(
@@ -170,7 +170,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         content=items(shape(type=one_of("text", "thinking", "tool_use"))),
         stop_reason=one_of("end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"),
         stop_sequence=maybe(TEXT),
-        usage=shape(input_tokens=COUNT, output_tokens=COUNT, cost=AMOUNT),
+        usage=shape(input_tokens=COUNT, output_tokens=COUNT, cost=AMOUNT, cost_details=_DETAILS),
     ),
     "TokenCount": shape(input_tokens=COUNT),
     "MessagesError": shape(type=one_of("error"), error=shape(type=TEXT, message=TEXT)),
@@ -181,12 +181,18 @@ ANSWERS: dict[str, dict[str, Any]] = {
         created=COUNT,
         owned_by=TEXT,
         farthing=shape(
-            {"price": shape(currency=one_of("USD"), per=TEXT, **_PRICE), "aliases": items(TEXT)},
+            {
+                "price": shape(currency=one_of("USD"), per=TEXT, **dict.fromkeys(_KINDS, AMOUNT)),
+                "gpu_seconds": shape(per=TEXT, **dict.fromkeys(_KINDS, SECONDS)),
+                "aliases": items(TEXT),
+            },
             kind=one_of("model", "preset"),
         ),
     ),
     "Models": listed("Model"),
-    "Spending": shape(dict.fromkeys(("day", "model", "policy", "tenant", "key"), TEXT), **_COUNTS),
+    "Spending": shape(
+        dict.fromkeys(("day", "model", "policy", "tenant", "key"), TEXT) | _TAKEN, **_COUNTS
+    ),
     "UsageReport": listed("Spending", total=ref("Spending")),
     "Key": shape(
         {"token": TEXT},

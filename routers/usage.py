@@ -14,6 +14,7 @@ from app.accounts.reports import as_csv, counts, group, groups, period
 from app.catalog import PICO
 from app.errors import BadRequest, Forbidden
 from app.storage.records import UsageRow
+from routers.costs import gpu_seconds
 from routers.deps import account_of, front_of
 from routers.edge import json_response
 from routers.schema import gives
@@ -58,4 +59,4 @@ async def report(
 
 
 def _shown(row: UsageRow) -> dict[str, Any]:
-    return {**group(row), **counts(row), "cost": row.cost / PICO}
+    return {**group(row), **counts(row), "cost": row.cost / PICO, **gpu_seconds(row.gpu_us)}

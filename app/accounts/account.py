@@ -118,6 +118,7 @@ class KeyReservation:
             prompt=bill.prompt,
             completion=bill.completion,
             cost=bill.cost,
+            gpu_us=bill.gpu_us,
             prices=bill.prices,
             lines=_lines(bill),
             decisions=tuple(
@@ -139,6 +140,7 @@ def _lines(bill: Bill) -> tuple[Line, ...]:
             line.usage.drafted,
             line.usage.accepted,
             line.usage.predicted,
+            line.gpu_us,
         )
         for line in bill.lines
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from app.catalog import usd
+from app.catalog import seconds, usd
 from app.errors import BadRequest
 from app.storage.records import UsageRow
 
@@ -45,12 +45,13 @@ def counts(row: UsageRow) -> dict[str, int]:
 
 
 def headings(by: Sequence[str]) -> list[str]:
-    return [*by, *COUNTS, "cost_usd"]
+    return [*by, *COUNTS, "cost_usd", "gpu_seconds"]
 
 
 def cells(row: UsageRow) -> list[Any]:
-    """Under the headings; the amount is exact decimal USD."""
-    return [*group(row).values(), *counts(row).values(), usd(row.cost)]
+    """Under the headings; amounts are exact decimals, and empty where they are not known."""
+    taken = "" if row.gpu_us is None else seconds(row.gpu_us)
+    return [*group(row).values(), *counts(row).values(), usd(row.cost), taken]
 
 
 def as_csv(by: Sequence[str], rows: Sequence[UsageRow]) -> str:

@@ -69,7 +69,7 @@ _RESIZE = Prepared(
 )
 _END = Among(lambda ids: delete(reservations).where(reservations.c.id.in_(ids)))
 _RESERVE = inserting(reservations)
-_SETTLE = inserting(settlements, "gpu_us")
+_SETTLE = inserting(settlements)
 _PAY = inserting(lines)
 _DECIDE = inserting(decisions)
 
@@ -342,6 +342,7 @@ def _write_settlements(
             "prompt": settled.prompt,
             "completion": settled.completion,
             "cost": settled.cost,
+            "gpu_us": settled.gpu_us,
             "prices": settled.prices,
         }
         for settled, windows in new

@@ -39,6 +39,7 @@ class Line:
     drafted: int = 0
     accepted: int = 0  # among `completion`
     predicted: int = 0  # among `prompt`
+    gpu_us: int | None = None  # accelerator-microseconds; None: its card does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Settlement:
     tenant: str = ""
     lines: tuple[Line, ...] = ()
     decisions: tuple[Decided, ...] = ()
+    gpu_us: int | None = None  # the sum of the lines; None where one does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +191,4 @@ class UsageRow:
     cached: int
     completion: int
     cost: int
+    gpu_us: int | None = None  # of the models that said it at the time; None: none did

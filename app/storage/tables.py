@@ -98,7 +98,7 @@ settlements = Table(
     Column("prompt", BigInteger, nullable=False),  # tokens, as the client saw them
     Column("completion", BigInteger, nullable=False),
     Column("cost", BigInteger, nullable=False),
-    Column("gpu_us", BigInteger),  # accelerator-microseconds; null: the prices do not say
+    Column("gpu_us", BigInteger),  # accelerator-microseconds; null: not of every line known
     Column("prices", String(12), nullable=False),  # version of the price table
     Index("settlements_by_key", "key_id", "day"),
     Index("settlements_by_day", "day"),
@@ -117,6 +117,7 @@ lines = Table(
     Column("drafted", BigInteger, nullable=False, server_default="0"),
     Column("accepted", BigInteger, nullable=False, server_default="0"),  # among `completion`
     Column("predicted", BigInteger, nullable=False, server_default="0"),  # among `prompt`
+    Column("gpu_us", BigInteger),  # accelerator-microseconds; null: its card does not say
 )
 
 decisions = Table(

@@ -53,6 +53,7 @@ class UsageStore:
             _sum(lines.c.cached).label("cached"),
             _sum(lines.c.completion).label("completion"),
             _sum(func.coalesce(lines.c.cost, settlements.c.cost)).label("cost"),
+            func.sum(lines.c.gpu_us).label("gpu_us"),
         ]
         source = settlements.outerjoin(lines, lines.c.settlement_id == settlements.c.id)
         query = select(*groups, *sums).select_from(source)
@@ -74,6 +75,7 @@ class UsageStore:
                 int(row["cached"]),
                 int(row["completion"]),
                 int(row["cost"]),
+                None if row["gpu_us"] is None else int(row["gpu_us"]),
             )
             for row in rows
         ]

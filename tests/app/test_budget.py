@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Meter
+from app.budget import Bill, Line, Meter, version
+from app.catalog import GpuSeconds
 from app.engines.fake import Fake, Script
 from app.errors import BudgetExceeded, EngineError, Unaffordable
 from app.gateway import Gateway, Order
+from app.types import Usage
 from tests.policies.scripts import ask, call, engine, fleet, price, read, usd
 
 
@@ -212,3 +214,27 @@ async def test_a_prompt_is_counted_once_and_another_one_anew(monkeypatch):
         await paid.count(asked.to("large"))
         await paid.count(replace(asked, messages=({"role": "user", "content": "else"},)))
         assert len(counted) == 4
+
+
+async def test_a_line_says_what_it_took_of_accelerators_where_its_model_is_known():
+    gpu = {"small": GpuSeconds(input=1, output=2.5)}
+    async with Meter(engine(length=3), fleet().prices(), gpu=gpu) as paid:
+        for model in ("small", "large"):
+            [_ async for _ in paid.share().generate(call(model))]
+        took = {line.model: line.gpu_us for line in paid.lines()}
+    assert took == {"small": 5 + 8, "large": None}  # seven and a half, rounded up
+
+
+def test_a_bill_adds_up_what_its_lines_took_or_does_not_know():
+    def bill(*took: int | None) -> Bill:
+        lines = tuple(Line("m", Usage(), 0, gpu_us=us) for us in took)
+        return Bill(0, 0, 0, lines, 0, "", 0.0)
+
+    assert [bill(*took).gpu_us for took in ((), (3, 4), (3, None), (None,))] == [0, 7, None, None]
+
+
+def test_the_version_is_of_prices_and_of_seconds():
+    prices, gpu = fleet().prices(), {"small": GpuSeconds(input=1, output=2)}
+    other = {"small": GpuSeconds(input=1, output=3)}
+    assert len({version(prices, {}), version(prices, gpu), version(prices, other)}) == 3
+    assert version(prices, gpu) == version(dict(reversed(prices.items())), dict(gpu))

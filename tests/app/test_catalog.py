@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.catalog import PICO, Catalog, Price, read
+from app.catalog import PICO, Catalog, GpuSeconds, Price, read, seconds
 from app.errors import ConfigError, UnknownModel
 from app.settings import DEFAULT_CONFIG
 from app.types import Usage
@@ -233,3 +233,71 @@ def test_who_embeds_says_how(tmp_path: Path, model: str, fine: bool) -> None:
     else:
         with pytest.raises(ConfigError, match="embeds"):
             read(path)
+
+
+HARDWARE = MODEL.replace(
+    "price = { input = 0.04, cached_input = 0.004, output = 0.20 }",
+    "usd_per_hour = 2.5\ngpu_seconds = { input = 0.5, cached_input = 0.004, output = 300 }",
+)
+
+
+def test_a_model_says_what_its_tokens_take_of_accelerators(tmp_path: Path) -> None:
+    taken = "gpu_seconds = { input = 0.5, cached_input = 0.25, output = 300, drafted = 1 }\n"
+    fleet = catalog(tmp_path, MODEL + taken + DRAFT)
+    (known,) = fleet.gpu_seconds().items()
+    assert known == ("large", fleet.models["large"].gpu_seconds)
+    used = Usage(prompt=10, cached=4, completion=7, drafted=8, accepted=5)
+    took = 6 * 500_000 + 4 * 250_000 + 2 * 300_000_000 + 8 * 1_000_000  # 1e-12 s
+    assert known[1].of(used) == took
+    assert known[1].microseconds(used) == 612
+    assert fleet.models["large"].price.input == 40_000
+
+
+def test_microseconds_are_rounded_up() -> None:
+    taken = GpuSeconds(input=0.000001, output=1)
+    assert [taken.microseconds(Usage(prompt=n)) for n in (0, 1, 10**6, 10**6 + 1)] == [0, 1, 1, 2]
+    assert taken.microseconds(Usage(completion=3)) == 3
+    assert [seconds(us) for us in (0, 1, 2_500_000)] == ["0", "0.000001", "2.5"]
+
+
+def test_a_price_by_the_hour_is_rounded_up_to_1e_12_usd(tmp_path: Path) -> None:
+    price = catalog(tmp_path, HARDWARE).models["large"].price
+    # 500,000e-12 s at 2.5 USD in 3600 s are 347.2e-12 USD; 4,000e-12 s are 2.8e-12 USD.
+    assert price == Price(
+        input=0.000348, cached_input=0.000003, output=0.208334, drafted=0.000348, predicted=0.000348
+    )
+    exact = HARDWARE.replace("usd_per_hour = 2.5", "usd_per_hour = 3.6")
+    assert catalog(tmp_path, exact).models["large"].price == Price(
+        input=0.0005, cached_input=0.000004, output=0.3, drafted=0.0005, predicted=0.0005
+    )
+    free = HARDWARE.replace("usd_per_hour = 2.5", "usd_per_hour = 0")
+    assert catalog(tmp_path, free).models["large"].price.output == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HARDWARE.replace("usd_per_hour = 2.5", ""), "price: .*is needed.* or usd_per_hour with"),
+        (HARDWARE + "price = { input = 1, output = 1 }", "price: .*beside usd_per_hour.*take out"),
+        (MODEL + "usd_per_hour = 2.5", "usd_per_hour: .*needs gpu_seconds"),
+        (HARDWARE.replace("2.5", "-1"), "usd_per_hour: .*0 to 1,000,000 USD per hour"),
+        (HARDWARE.replace("2.5", "true"), "usd_per_hour: .*number of USD per hour"),
+        (HARDWARE.replace("2.5", "nan"), "usd_per_hour: .*0 to 1,000,000"),
+        (
+            HARDWARE.replace("2.5", "1_000_000").replace("= 300", "= 100_000_000"),
+            "price: .*usd_per_hour makes it more than 1,000,000 USD per million tokens",
+        ),
+        (
+            HARDWARE.replace("= 300", "= 0.0000001"),
+            r"gpu_seconds\.output: .*100,000,000 accelerator-seconds per million tokens",
+        ),
+        (HARDWARE.replace("= 300", '= "1"'), r"gpu_seconds\.output: .*number of accelerator-sec"),
+        (HARDWARE.replace("0.004", "0.6"), r"gpu_seconds\.cached_input: .*uncached input"),
+        (HARDWARE.replace("0.004", "0.4, predicted = 1"), r"gpu_seconds\.predicted: .*uncached"),
+        (HARDWARE.replace("0.004", "0.4, read = 1"), r"gpu_seconds\.read: "),
+        (HARDWARE.replace(", output = 300", ""), r"gpu_seconds\.output: "),
+    ],
+)
+def test_a_mistake_in_hardware_s_keys_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\[models\.large\]: {said}"):
+        catalog(tmp_path, text)

@@ -93,13 +93,13 @@ def made(done, *args):
     return match[1], out.strip()
 
 
-def spend(key, cost, model="large", tenant=""):
+def spend(key, cost, model="large", tenant="", gpu_us=None):
     """One answer that was paid for, in 1e-12 USD."""
 
     async def run(accounts):
         ledger, id = accounts.ledger, f"{key}.{cost}"
         (granted,) = await ledger.apply([Reserve(id, key, cost, 1)], 2**62)
-        lines = (Line(model, 5, 1, 7, 7, cost),)
+        lines = (Line(model, 5, 1, 7, 7, cost, gpu_us=gpu_us),)
         paid = Settlement(f"of {id}", key, "direct", model, "kept", 5, 7, cost, "v", tenant, lines)
         await ledger.apply([Settle(id, granted.amount, granted.windows, paid)], 2**62)
 
@@ -320,7 +320,7 @@ def spent(done):
     ids = [made(done, name)[0] for name in ("ann", "bob")]
     spend(ids[0], 5 * 10**6)
     spend(ids[1], 123_456_789_012, "small", "acme")
-    spend(ids[1], 10**12, "large", "acme")
+    spend(ids[1], 10**12, "large", "acme", gpu_us=2_500_000)
     return ids
 
 
@@ -332,12 +332,12 @@ def test_usage_is_shown_whole(done, spent):
     assert err == ""
     headings, rows = table(out)
     counts = ["requests", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd"]
-    assert headings == ["day", "key", "model", "policy", *counts]
+    assert headings == ["day", "key", "model", "policy", *counts, "gpu_seconds"]
     assert sorted(rows) == sorted(
         [
             [TODAY, spent[0], "large", "direct", "1", "5", "1", "7", "0.000005"],
             [TODAY, spent[1], "small", "direct", "1", "5", "1", "7", "0.123456789012"],
-            [TODAY, spent[1], "large", "direct", "1", "5", "1", "7", "1"],
+            [TODAY, spent[1], "large", "direct", "1", "5", "1", "7", "1", "2.5"],
         ]
     )
 
@@ -346,7 +346,7 @@ def test_usage_of_one_key_by_other_groups(done, spent):
     out, _ = done("usage", "--key", spent[1], "--by", "tenant")
     headings, rows = table(out)
     assert headings[0] == "tenant"
-    assert rows == [["acme", "2", "10", "2", "14", "1.123456789012"]]
+    assert rows == [["acme", "2", "10", "2", "14", "1.123456789012", "2.5"]]
     assert table(done("usage", "--key", "nobody")[0])[1] == []
 
 
@@ -365,7 +365,10 @@ def test_csv_goes_to_stdout_or_into_a_file(done, spent, tmp_path):
     assert err == ""
     headings, *rows = csv.reader(io.StringIO(out, newline=""))
     assert headings[:2] == ["key", "tenant"]
-    assert {row[0]: row[-1] for row in rows} == {spent[0]: "0.000005", spent[1]: "1.123456789012"}
+    assert {row[0]: row[-2:] for row in rows} == {
+        spent[0]: ["0.000005", ""],
+        spent[1]: ["1.123456789012", "2.5"],
+    }
     path = tmp_path / "usage.csv"
     assert done("usage", "--csv", str(path), "--by", "key,tenant") == ("", "")
     assert path.read_bytes().decode() == out

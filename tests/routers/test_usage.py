@@ -209,9 +209,9 @@ async def test_csv_is_a_table_with_exact_amounts(house):
         answer = await house.get(f"{url}?format=csv&by=model,policy", token)
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"
         headings, row = csv.reader(io.StringIO(answer.text))
-        assert headings == ["model", "policy", *COUNTS, "cost_usd"]
-        assert row[:-1] == ["small", "direct", "1", "5", "0", str(SHORT)]
-        assert row[-1] == f"{spent / PICO:.12f}".rstrip("0")
+        assert headings == ["model", "policy", *COUNTS, "cost_usd", "gpu_seconds"]
+        assert row[:-2] == ["small", "direct", "1", "5", "0", str(SHORT)]
+        assert row[-2:] == [f"{spent / PICO:.12f}".rstrip("0"), ""]
     assert answer.text.count("\r\n") == 2
 
 
@@ -220,7 +220,7 @@ def test_names_that_a_spreadsheet_would_run_are_made_inert():
     made = as_csv(["model"], [UsageRow({"model": name}, 1, 2, 3, 4, -5) for name in names])
     _, *read = csv.reader(io.StringIO(made, newline=""))
     assert [row[0] for row in read] == [*(f"'{name}" for name in names[:6]), *names[6:]]
-    assert read[0][1:] == ["1", "2", "3", "4", "-0.000000000005"]
+    assert read[0][1:] == ["1", "2", "3", "4", "-0.000000000005", ""]
 
 
 def test_a_name_with_commas_and_quotes_stays_one_cell():

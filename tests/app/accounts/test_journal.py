@@ -14,7 +14,7 @@ SETTLE = Settle(
     Windows(60, 0, 0),
     Settlement(
         "r", "k", "economy", "m", "steered", 3, 4, 7, "v1", "a tenant",
-        (Line("m", 3, 1, 4, 4, 7, 5, 2),), (Decided("steer", "m", 3, 1.5, None, 0.25),),
+        (Line("m", 3, 1, 4, 4, 7, 5, 2, 0, 8),), (Decided("steer", "m", 3, 1.5, None, 0.25),), 8,
     ),
 )  # fmt: skip
 RELEASE = Release("x.hold", "k")

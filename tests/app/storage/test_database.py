@@ -56,7 +56,7 @@ async def test_a_settlement_cannot_be_changed(database, table, statement):
         database,
         "INSERT INTO settlements VALUES ('s', 'k', 1, 0, 'p', 'm', '', 'kept', 1, 1, 5, NULL, 'v')",
     )
-    await execute(database, "INSERT INTO settlement_lines VALUES ('s','m',1,0,1,1,5,0,0,0)")
+    await execute(database, "INSERT INTO settlement_lines VALUES ('s','m',1,0,1,1,5,0,0,0,NULL)")
     with pytest.raises((LedgerUnavailable, SQLAlchemyError)) as refusal:
         await execute(database, statement.format(table))
     assert "append-only" in str(refusal.value.__cause__)
