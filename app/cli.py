@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from app import measure, till, train
 from app.errors import FarthingError
+from app.telemetry.metrics import as_markdown
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -240,7 +241,7 @@ def show_map(
         Path | None, typer.Option(help="Write it between the markers of this file instead.")
     ] = None,
 ) -> None:
-    """Print the map of modules: the first sentence of each."""
+    """Print the map of modules: the first sentence of each; a file gets the metrics too."""
     if into is None:
         print(module_map())
     else:
@@ -270,13 +271,18 @@ def _package_first(path: Path) -> tuple[str, ...]:
 
 
 def with_map(text: str) -> str:
-    """This README with the map of today between its markers."""
-    start, end = "<!-- map -->\n", "<!-- /map -->"
+    """This README with the map and the metrics of today between their markers."""
+    text = _between(text, "map", f"```\n{module_map()}\n```")
+    return _between(text, "metrics", as_markdown())
+
+
+def _between(text: str, what: str, content: str) -> str:
+    start, end = f"<!-- {what} -->\n", f"<!-- /{what} -->"
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise FarthingError(f"there is no place for the map: {start.strip()} ... {end}")
-    return f"{before}{start}```\n{module_map()}\n```\n{end}{after}"
+        raise FarthingError(f"there is no place for the {what}: {start.strip()} ... {end}")
+    return f"{before}{start}{content}\n{end}{after}"
 
 
 def _settings(**options: Any) -> Settings:

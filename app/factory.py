@@ -16,7 +16,8 @@ from app.errors import ConfigError
 from app.gateway import Gateway
 from app.serving import Serving, check_presets
 from app.settings import Settings
-from app.telemetry import Telemetry
+from app.telemetry.counting import Telemetry
+from app.telemetry.names import EMBEDDED, Server, server_at
 from app.types import Engine
 from routers import (
     admin,
@@ -57,7 +58,9 @@ def create_app(
     public, origins = not is_loopback(settings.host), settings.origins()
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
     front = Front(fleet, Telemetry(), bounds_of(settings), settings.keep_alive_s, door)
-    front.telemetry.know(fleet.models, (*policies.names(), *fleet.presets))
+    _know(front.telemetry, fleet)
+    if accounts is not None:
+        accounts.book.watcher = front.telemetry
     serving = None
     if engine is None:
         serving = Serving(settings, fleet)
@@ -156,5 +159,16 @@ async def _reload(front: Front, serving: Serving | None) -> None:
 
 def _serve(front: Front, catalog: Catalog, engine: Engine) -> None:
     """From now on, requests are for this catalog."""
-    front.telemetry.know(catalog.models, (*policies.names(), *catalog.presets))
+    _know(front.telemetry, catalog)
     front.catalog, front.gateway = catalog, Gateway(engine, catalog, front.telemetry)
+
+
+def _know(telemetry: Telemetry, catalog: Catalog) -> None:
+    """Count under the names of this catalog."""
+    presets = {preset.name: preset.policy for preset in catalog.presets.values()}
+    servers = [
+        Server(card.name, where)
+        for card in catalog.models.values()
+        for where in (*map(server_at, card.urls), *(() if card.urls else (EMBEDDED,)))
+    ]
+    telemetry.names.know(catalog.models, presets, policies.names(), servers)

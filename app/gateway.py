@@ -104,6 +104,8 @@ class Answer:
         self.order = order
         self.model = order.call.model
         self.policy = plan.name
+        self.preset, self.policy_name = plan.preset, plan.policy_name
+        self.target = plan.target  # the model that was asked for, of a preset its best one
         self.fidelity: Fidelity = plan.policy.fidelity
         self.budget = order.usd
         self.estimate = 0  # worst case, 1e-12 USD

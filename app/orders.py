@@ -32,9 +32,19 @@ class Order:
 class Plan:
     """A policy that fits the fleet, and the name under which the client knows it."""
 
-    name: str
+    preset: str  # empty where the client asked for none
+    policy_name: str  # the policy's own
     policy: Policy
     model: str  # the model that the client named; empty where a preset stands for it
+
+    @property
+    def name(self) -> str:
+        return self.preset or self.policy_name
+
+    @property
+    def target(self) -> str:
+        """The model that is asked for, of a preset its best one."""
+        return self.policy.best_first(self.model)[0]
 
     @property
     def first(self) -> str:
@@ -50,21 +60,21 @@ def planned(order: Order, catalog: Catalog) -> Plan:
     named, param = order.call.model, order.policy_param
     model: str | None = None
     if named in catalog.presets:
-        name, policy, options = _preset(named, order, catalog)
+        preset, policy, options = _preset(named, order, catalog)
     elif "/" in named:
-        name, _, model = named.partition("/")
-        if name not in policies.names():
+        policy, _, model = named.partition("/")
+        if policy not in policies.names():
             catalog.model(named)
-        if order.policy not in (None, name):
+        if order.policy not in (None, policy):
             raise BadRequest(f"model {named!r} names another policy", param=param)
-        policy, options = name, dict(order.options)
+        preset, options = "", dict(order.options)
     else:
         model = catalog.model(named).name
-        name, policy, options = _beside(order, catalog)
+        preset, policy, options = _beside(order, catalog)
     chosen = policies.load(policy, options, param)
     if model is not None:
         model = catalog.model(model).name
-    return Plan(name, chosen.fit(catalog, model), model or "")
+    return Plan(preset, policy, chosen.fit(catalog, model), model or "")
 
 
 def check_allowed(order: Order, plan: Plan, account: Account, catalog: Catalog) -> None:
@@ -94,24 +104,24 @@ def _preset(named: str, order: Order, catalog: Catalog) -> tuple[str, str, dict[
     preset = catalog.presets[named]
     if order.policy is None:
         return named, preset.policy, {**preset.options, **order.options}
-    name, policy, options = _beside(order, catalog)
+    beside, policy, options = _beside(order, catalog)
     if policy != preset.policy:
         raise BadRequest(
             f"{order.policy!r} is not the policy of preset {named!r} ({preset.policy});"
             " name a model instead of the preset",
             param=order.policy_param,
         )
-    return name, policy, {**preset.options, **options}
+    return beside, policy, {**preset.options, **options}
 
 
 def _beside(order: Order, catalog: Catalog) -> tuple[str, str, dict[str, Any]]:
-    """The policy named beside the model: none means direct."""
+    """The preset, if one is named beside the model, and the policy: none means direct."""
     if order.policy is None:
-        return "direct", "direct", dict(order.options)
+        return "", "direct", dict(order.options)
     if order.policy in catalog.presets:
         preset = catalog.presets[order.policy]
         return preset.name, preset.policy, {**preset.options, **order.options}
-    return order.policy, order.policy, dict(order.options)
+    return "", order.policy, dict(order.options)
 
 
 def bound(order: Order, account: Account) -> int | None:

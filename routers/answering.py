@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.budget import Account
 from app.errors import DeadlineExceeded, EngineError, FarthingError
 from app.gateway import Answer
-from app.telemetry import Telemetry
+from app.telemetry.counting import HAND_OVERS, Telemetry, reason_of
 from app.types import Chunk
 from routers import body
 from routers.costs import end_headers, start_headers
@@ -70,8 +70,9 @@ async def respond(
 
 def begin(request: Request, asked: Asked, account: Account) -> Answer:
     """What was asked, under way once it is iterated. Raises FarthingError for what is refused."""
-    answer = front_of(request).opened().answer(asked.order, account)
-    visit_of(request).policy = answer.policy
+    front = front_of(request)
+    answer = front.opened().answer(asked.order, account)
+    visit_of(request).who = front.telemetry.who(answer)
     return answer
 
 
@@ -80,32 +81,48 @@ async def deliver(request: Request, answer: Answer, writer: Writer, *, stream: b
     front = front_of(request)
     pace = Pace(front.telemetry, visit_of(request))
     if stream:
-        return Streamed(answer, writer, pace, front)
+        return Streamed(answer, writer, pace, front, visit_of(request))
     return await front.running.run(_whole(answer, writer, pace), request.receive)
 
 
 class Pace:
-    """Times an answer's tokens."""
+    """Times an answer's tokens, and counts how hard they were to call."""
 
     def __init__(self, telemetry: Telemetry, visit: Visit) -> None:
         self._telemetry = telemetry
-        self._policy = visit.policy
+        self._who = visit.who
         self._arrived = visit.arrived
         self._last: dict[int, float] = {}  # when a choice's last tokens came
+        self._taken: dict[int, str] = {}  # who took over a choice, and has yet to write
+        self._between = telemetry.next_tokens(visit.who)
+        self._entropies: dict[str, Callable[[float], None]] = {}  # by writer
 
     def note(self, chunk: Chunk) -> None:
         if chunk.echo:
             return
+        if chunk.decision is not None and chunk.decision.kind in HAND_OVERS:
+            self._taken[chunk.index] = chunk.decision.model
         tokens = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
         if not tokens or (chunk.finish and not self._last):
             return  # an answer that comes in one piece does not say when it began
         now = time.monotonic()
         last = self._last.get(chunk.index)
         if last is not None:
-            self._telemetry.next_tokens(self._policy, now - last, tokens)
+            self._between((now - last) / tokens, tokens)
+            if self._taken and (to := self._taken.pop(chunk.index, None)) is not None:
+                self._telemetry.handed_over(self._who, to, now - last)
         elif not self._last:
-            self._telemetry.first_token(self._policy, now - self._arrived)
+            self._telemetry.first_token(self._who, now - self._arrived)
         self._last[chunk.index] = now
+        for token in chunk.tokens:
+            if token.entropy is not None:
+                self._entropy(chunk.model, token.entropy[0])
+
+    def _entropy(self, model: str, bits: float) -> None:
+        note = self._entropies.get(model)
+        if note is None:
+            note = self._entropies[model] = self._telemetry.entropies(self._who, model)
+        note(bits)
 
 
 async def finished(answer: Answer, note: Callable[[Chunk], None] | None = None) -> Chunk:
@@ -146,13 +163,16 @@ class Streamed(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, writer: Writer, pace: Pace, front: Front) -> None:
+    def __init__(
+        self, answer: Answer, writer: Writer, pace: Pace, front: Front, visit: Visit
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
         self._answer = answer
         self._writer = writer
         self._pace = pace
+        self._visit = visit
         self._running = front.running
         self._silence = front.keep_alive_s
         self._starting = False
@@ -233,6 +253,7 @@ class Streamed(Response):
         await _send(send, COMMENT)
 
     async def _break_off(self, send: Send, error: FarthingError) -> None:
+        self._visit.reason = reason_of(error)
         await _send(send, await self._writer.broken(error), more=False)
 
 

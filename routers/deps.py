@@ -17,7 +17,8 @@ from app.catalog import Catalog
 from app.errors import EngineUnavailable
 from app.gateway import Gateway
 from app.storage.records import KeyRow
-from app.telemetry import NONE, Telemetry
+from app.telemetry.counting import Telemetry
+from app.telemetry.names import NOBODY, Who
 from app.types import Load
 from routers.bounds import Bounds
 from routers.doors import Door
@@ -122,7 +123,8 @@ class Visit:
     request_id: str  # the client's, or ours
     arrived: float  # time.monotonic()
     worded: Wording = openai
-    policy: str = NONE  # who answered it, for the metrics
+    who: Who = NOBODY  # who answered it, for the metrics
+    reason: str = ""  # and why nobody did, or not to the end
     account: Account | None = None  # who pays, once that is known
 
 

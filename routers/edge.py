@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.budget import Rate
 from app.errors import BadRequest, FarthingError, HeadersTooLarge, InvalidKey, TooSlow
-from app.telemetry import OTHER, Telemetry
+from app.telemetry.counting import NO_ROUTE, Telemetry, reason_of
+from app.telemetry.names import OTHER
 from routers.bounds import Bounds
 from routers.deps import ClientGone, Visit
 from routers.wordings import Wording, openai, wording
 
 _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
-_CLIENT_GONE = 499  # nginx's number, for the metrics only
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 log = logging.getLogger(__name__)
 
@@ -67,19 +67,23 @@ class Edge:
             with self.telemetry.in_flight():
                 await self.app(scope, receive, tagged)
         except HeadersTooLarge as error:
+            visit.reason = reason_of(error)
             await refusal(error, visit.worded)(scope, receive, tagged)
         except (ClientGone, ClientDisconnect):
             pass
         except Exception:  # the process edge: whatever a bug raises is a 500
             log.exception("request %s failed", visit.request_id)
+            bug = FarthingError("Internal server error")
+            visit.reason = reason_of(bug)
             if status:
                 raise  # too late for an answer: the server drops the connection
-            refused = refusal(FarthingError("Internal server error"), visit.worded)
-            await refused(scope, receive, tagged)
+            await refusal(bug, visit.worded)(scope, receive, tagged)
         finally:
             endpoint = getattr(scope.get("route"), "path", OTHER)
             seconds = time.monotonic() - visit.arrived
-            self.telemetry.requested(endpoint, visit.policy, status or _CLIENT_GONE, seconds)
+            self.telemetry.requested(endpoint, visit.who, status, seconds)
+            if visit.reason:
+                self.telemetry.refused(visit.reason)
 
 
 def install(
@@ -137,6 +141,7 @@ def refusal(error: FarthingError, worded: Wording = openai) -> Response:
 async def on_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, FarthingError)
     visit: Visit = request.state.visit
+    visit.reason = reason_of(error)
     if error.status >= 500:
         log.warning("request %s: %s: %s", visit.request_id, type(error).__name__, error.message)
     response = refusal(error, visit.worded)
@@ -151,6 +156,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.url.path[:200]}"
     ours = BadRequest(f"{HTTPStatus(error.status_code).phrase}: {what}")
     visit: Visit = request.state.visit
+    visit.reason = NO_ROUTE
     response = json_response(visit.worded(ours), error.status_code)
     response.headers.update(error.headers or {})
     return response
@@ -160,7 +166,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:])  # the first is where: path, query
-    return refusal(BadRequest(f"{param}: {first['msg']}", param=param))
+    ours = BadRequest(f"{param}: {first['msg']}", param=param)
+    visit: Visit = request.state.visit
+    visit.reason = reason_of(ours)
+    return refusal(ours)
 
 
 def _request_id(scope: Scope) -> str:

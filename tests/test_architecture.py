@@ -24,7 +24,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.errors": (),
     "app.settings": WORDS,
     "app.catalog": WORDS,
-    "app.telemetry": WORDS,
+    "app.telemetry": (*WORDS, "app.telemetry"),
     "app.storage": (*WORDS, "app.storage"),
     "app.accounts": (*WORDS, "app.catalog", "app.budget", "app.storage", "app.accounts"),
     "app.nets": ("app.nets",),

@@ -21,6 +21,7 @@ from app.catalog import read
 from app.cli import with_map
 from app.gateway import Gateway, Order
 from app.settings import DEFAULT_CONFIG, Settings
+from app.telemetry.metrics import METRICS
 from policies.base import Policy
 from policies.kv_prediction import KvPrediction
 from policies.speculative import Speculative
@@ -51,6 +52,15 @@ def curl() -> list[str]:
 
 def test_the_map_is_that_of_today() -> None:
     assert with_map(TEXT) == TEXT, "run `make map`"
+
+
+def test_each_metric_has_its_row() -> None:
+    for name, metric in METRICS.items():
+        _, kind, labels, text = row(f"`{name}`")
+        assert (kind, tuple(re.findall(r"`(\w+)`", labels))) == (metric.kind, metric.labels)
+        assert text.startswith(metric.text)
+        assert all(row(f"`{label}`")[1] for label in metric.labels)
+    assert set(re.findall(r"^\| `(farthing_\w+)` \|", TEXT, re.MULTILINE)) == set(METRICS)
 
 
 def test_each_setting_has_its_row_and_no_other() -> None:

@@ -9,12 +9,23 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from app.accounts.journal import Entry, Journal
 from app.errors import LedgerUnavailable
 from app.storage.ledger import Ledger, milliseconds
 from app.storage.records import Grant, Op, Refusal, Release, Reserve, Result, Settle
+
+
+class Watcher(Protocol):
+    """Who is told of what is written to the ledger."""
+
+    def wrote(self, seconds: float) -> None:
+        """One transaction took so long."""
+
+    def settled(self, count: int) -> None:
+        """So many settlements reached it."""
+
 
 MOST = 256  # operations in one transaction
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0)  # between attempts while the database is away
@@ -38,6 +49,7 @@ class _Owed:
     done: asyncio.Future[Any] | None = None  # resolved once it is kept, there or in the journal
     tried: bool = False  # whether it may have been done already
     noted: bool = False  # whether it is in the journal
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -53,6 +65,7 @@ class Book:
     journal: Journal
     lease_s: float = 60.0
     patience_s: float = 2.0  # for an answer of the database, from a request's point of view
+    watcher: Watcher | None = None
     _asked: list[_Asked] = field(default_factory=list)
     _owed: list[_Owed] = field(default_factory=list)
     _leased: dict[str, int] = field(default_factory=dict)  # our reservations' amounts, to renew
@@ -89,6 +102,16 @@ class Book:
     def owed(self) -> int:
         """Settlements and releases that are not in the database yet."""
         return len(self._owed)
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds the oldest of these has waited; 0: there is none."""
+        return time.monotonic() - self._owed[0].since if self._owed else 0.0
+
+    @property
+    def held(self) -> int:
+        """Reservations of requests of ours that are under way."""
+        return len(self._leased)
 
     async def reserve(self, op: Reserve) -> Grant | Refusal:
         """What the ledger grants. Raises LedgerUnavailable."""
@@ -231,12 +254,16 @@ class Book:
         async with self._writing:
             began = time.monotonic()
             try:
-                return await self.ledger.apply(ops, self._lease_until(), again=again)
+                results = await self.ledger.apply(ops, self._lease_until(), again=again)
             except LedgerUnavailable:
                 if self.away or time.monotonic() - began > _AT_ONCE_S:
                     raise
                 # Once more at once: after a restart of the database the old connections fail.
-                return await self.ledger.apply(ops, self._lease_until(), again=True)
+                results = await self.ledger.apply(ops, self._lease_until(), again=True)
+        if self.watcher is not None and ops:
+            self.watcher.wrote(time.monotonic() - began)
+            self.watcher.settled(sum(isinstance(op, Settle) for op in ops))
+        return results
 
     def _lease_until(self) -> int:
         return milliseconds() + int(self.lease_s * 1000)

@@ -139,7 +139,7 @@ class Patient(Direct):
 
 async def test_what_one_does_not_need_the_others_get() -> None:
     order = Order(call("large", choices=2, sampling=Sampling(seed=1)), usd=usd(100 + 20 * 10))
-    plan, meter = Plan("patient", Patient(), "large"), Meter(engine(), fleet().prices())
+    plan, meter = Plan("", "patient", Patient(), "large"), Meter(engine(), fleet().prices())
     answer = Answer(order, plan, meter, "v1", Purse(), None)
     # The second prompt was cached by the first, which is known only once it is read.
     assert written(await read(answer)) == [1, 9]

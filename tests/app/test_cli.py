@@ -14,6 +14,7 @@ import pytest
 from app.cli import main, module_map, with_map
 from app.errors import ConfigError, FarthingError
 from app.settings import Settings
+from app.telemetry.metrics import as_markdown
 
 ROOT = Path(__file__).parents[2]
 Output = pytest.CaptureFixture[str]
@@ -164,10 +165,14 @@ def test_the_map_is_printed_or_written(tmp_path: Path, capsys: Output) -> None:
     assert run("map") == 0
     assert capsys.readouterr().out == module_map() + "\n"
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- map -->\nold\n<!-- /map -->\nafter\n", encoding="utf-8")
+    old = "before\n<!-- metrics -->\nold\n<!-- /metrics -->\n<!-- map -->\n<!-- /map -->\nafter\n"
+    page.write_text(old, encoding="utf-8")
     assert run("map", "--into", str(page)) == 0
     text = page.read_text(encoding="utf-8")
-    assert text == f"before\n<!-- map -->\n```\n{module_map()}\n```\n<!-- /map -->\nafter\n"
+    assert text == (
+        f"before\n<!-- metrics -->\n{as_markdown()}\n<!-- /metrics -->\n"
+        f"<!-- map -->\n```\n{module_map()}\n```\n<!-- /map -->\nafter\n"
+    )
     assert with_map(text) == text
     with pytest.raises(FarthingError, match="no place for the map"):
         with_map("no markers")

@@ -126,7 +126,7 @@ class Leaky(Policy):
 
 async def test_a_stream_that_a_policy_abandoned_is_closed_with_the_answer():
     fake = engine()
-    order, plan = Order(call("small")), Plan("leaky", Leaky(), "small")
+    order, plan = Order(call("small")), Plan("", "leaky", Leaky(), "small")
     answer = Answer(order, plan, Meter(fake, fleet().prices()), "v1", Purse(), None)
     await read(answer)
     assert fake.open == 0

@@ -112,24 +112,28 @@ async def test_requests_tokens_and_money_are_counted(client):
         return after[key] - before.get(key, 0.0)
 
     chat = {"endpoint": "/v1/chat/completions"}
-    assert grew("farthing_requests_total", **chat, policy="direct", status="200") == 1
-    assert grew("farthing_requests_total", **chat, policy="economy", status="200") == 1
-    assert grew("farthing_request_duration_seconds_count", **chat, policy="economy") == 1
-    assert grew("farthing_time_to_first_token_seconds_count", policy="direct") == 1
-    assert (
-        grew("farthing_inter_token_latency_seconds_count", policy="direct")
-        == len(LARGE.split()) - 1
-    )
-    assert grew("farthing_tokens_total", model="small", kind="discarded") == 1
-    assert grew("farthing_switches_total", policy="economy", to="large") == 1
-    assert grew("farthing_budget_outcomes_total", policy="direct", outcome="kept") == 1
-    assert grew("farthing_budget_admitted_usd_total", policy="direct") == 0.05
-    spent = grew("farthing_budget_spent_usd_total", policy="economy")
-    by_model = [
-        grew("farthing_cost_usd_total", model=m, policy="economy") for m in ("small", "large")
-    ]
+    direct = {"preset": "none", "policy": "direct"}
+    economy = {"preset": "economy", "policy": "entropy_switch"}
+    for how in (direct, economy):  # of the preset it is the best model that was asked for
+        who = {"model": "large", **how}
+        assert grew("farthing_requests_total", **chat, **who, status="200") == 1
+        assert grew("farthing_request_duration_seconds_count", **chat, **who) == 1
+        assert grew("farthing_time_to_first_token_seconds_count", **who) == 1
+    gaps = grew("farthing_inter_token_latency_seconds_count", model="large", **direct)
+    assert gaps == len(LARGE.split()) - 1
+    for model in ("small", "large"):
+        visible = grew("farthing_visible_tokens_total", model=model, **economy)
+        assert grew("farthing_entropy_bits_count", model=model, **economy) == visible > 0
+    assert grew("farthing_tokens_total", model="small", **economy, kind="discarded") == 1
+    assert grew("farthing_switches_total", **economy, kind="switch", to="large") == 1
+    assert grew("farthing_hand_over_gap_seconds_count", **economy, to="large") == 1
+    assert grew("farthing_switch_entropy_bits_sum", **economy, to="large") >= 2.5
+    assert grew("farthing_budget_outcomes_total", **direct, outcome="kept") == 1
+    assert grew("farthing_budget_admitted_usd_total", **direct) == 0.05
+    spent = grew("farthing_budget_spent_usd_total", **economy)
+    by_model = [grew("farthing_cost_usd_total", model=m, **economy) for m in ("small", "large")]
     assert 0 < spent == pytest.approx(sum(by_model), rel=1e-12)
-    assert after[("farthing_engine_running", ("model", "small"))] == 0
+    assert after[("farthing_engine_running", ("model", "small"), ("server", "embedded"))] == 0
     assert after[("farthing_requests_in_flight",)] == 1  # the scrape itself
 
 
@@ -144,6 +148,8 @@ async def test_what_clients_write_never_becomes_a_label(client):
     assert not [key for key in found if secret in str(key)]
     statuses = {dict(key[1:])["status"] for key in found if key[0] == "farthing_requests_total"}
     assert statuses == {"200", "400", "404"}
+    reasons = {dict(key[1:])["reason"] for key in found if key[0] == "farthing_refusals_total"}
+    assert reasons == {"no_such_route", "model_not_found", "bad_request"}
     endpoints = {dict(key[1:])["endpoint"] for key in found if key[0] == "farthing_requests_total"}
     assert endpoints == {"/v1/chat/completions", "/v1/models/{name:path}", "other"}
 
@@ -151,7 +157,7 @@ async def test_what_clients_write_never_becomes_a_label(client):
 async def test_metrics_are_of_one_app(settings, catalog, fake, client):
     await client.post("/v1/chat/completions", json=asking())
     other = create_app(settings, catalog=catalog, engine=fake)
-    text = other.state.front.telemetry.scrape({}).decode()
+    text = other.state.front.telemetry.scrape().decode()
     assert not re.search(r"^farthing_requests_total", text, re.MULTILINE)
 
 

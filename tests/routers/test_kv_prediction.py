@@ -46,8 +46,10 @@ async def test_the_bill_tells_what_was_predicted(client: httpx.AsyncClient) -> N
     assert answer.headers["x-farthing-fidelity"] == body["farthing"]["fidelity"] == "approximate"
     assert "plain" not in body["farthing"]
     counted = (await client.get("/metrics")).text
-    assert 'farthing_predicted_tokens_total{model="large"} 80.0' in counted
-    assert 'farthing_switches_total{policy="kv_prediction"' not in counted
+    who = 'model="large",policy="kv_prediction",preset="none"'
+    assert f'farthing_tokens_total{{kind="predicted",{who}}} 80.0' in counted
+    assert f"farthing_predicted_prompts_total{{{who}}} 1.0" in counted
+    assert "farthing_switches_total{" not in counted
     listed = (await client.get("/v1/models/large")).json()
     assert listed["farthing"]["price"]["predicted"] == 10.0
     assert listed["farthing"]["kv_predictors"] == {"layers-20": 0.7, "layers-8": 0.3}

@@ -105,7 +105,7 @@ def test_the_sdk_does_not_retry_what_the_budget_refuses(url, fake, stream, gatew
         )
     assert refusal.value.status_code == 402
     assert refusal.value.body["code"] == "budget_exceeded"
-    metrics = gateway_app.state.front.telemetry.scrape({}).decode()
+    metrics = gateway_app.state.front.telemetry.scrape().decode()
     assert 'status="402"} 1.0' in metrics
 
 
@@ -164,9 +164,9 @@ def test_an_answer_that_nobody_waited_for_is_counted(server, fake, gateway_app):
         client.sendall(request(asking(), **{"X-Budget-Usd": "1"}))
         wait_for(lambda: fake.produced.get("large", 0) >= 3)
     telemetry = gateway_app.state.front.telemetry
-    wait_for(lambda: 'status="499"} 1.0' in telemetry.scrape({}).decode())
-    text = telemetry.scrape({}).decode()
-    assert 'outcome="closed",policy="direct"} 1.0' in text
+    wait_for(lambda: 'status="499"} 1.0' in telemetry.scrape().decode())
+    text = telemetry.scrape().decode()
+    assert 'outcome="closed",policy="direct",preset="none"} 1.0' in text
     assert "farthing_requests_in_flight 0.0" in text
 
 
@@ -175,7 +175,7 @@ def test_a_client_that_leaves_in_mid_request_leaves_nothing(server, gateway_app,
         client.sendall(request(asking())[:-10])
         time.sleep(0.1)
     telemetry = gateway_app.state.front.telemetry
-    wait_for(lambda: 'status="499"} 1.0' in telemetry.scrape({}).decode())
+    wait_for(lambda: 'status="499"} 1.0' in telemetry.scrape().decode())
     assert not caplog.records
 
 

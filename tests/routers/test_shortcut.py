@@ -7,7 +7,7 @@ from httpx import ASGITransport, AsyncClient
 from app.catalog import read
 from app.errors import BadRequest
 from app.settings import DEFAULT_CONFIG
-from app.telemetry import Telemetry
+from app.telemetry.counting import Telemetry
 from routers import deps, edge, shortcut
 from routers.bounds import Bounds
 from routers.deps import Front

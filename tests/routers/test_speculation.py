@@ -112,11 +112,9 @@ async def test_guesses_are_counted_by_model_and_their_price_is_listed(open_clien
     client = await open_client(guesses=[(4, 2), (6, 6), (3, 0)])
     await client.post(URL, json=asking(max_tokens=20), headers=HEADERS)
     counted = (await client.get("/metrics")).text
-    for name, count in (
-        ("drafted_tokens", 13),
-        ("accepted_tokens", 8),
-        ("verification_passes", 12),
-    ):
-        assert f'farthing_{name}_total{{model="large"}} {count}.0' in counted
+    who = 'model="large",policy="speculative",preset="none"'
+    for kind, count in (("drafted", 13), ("accepted", 8), ("wasted", 5)):
+        assert f'farthing_tokens_total{{kind="{kind}",{who}}} {count}.0' in counted
+    assert f"farthing_verification_passes_total{{{who}}} 12.0" in counted
     listed = (await client.get("/v1/models/large")).json()
     assert listed["farthing"]["price"]["drafted"] == 2.0

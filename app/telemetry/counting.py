@@ -1,0 +1,210 @@
+"""What is counted and timed of requests and answers, and of the engines and the ledger behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Protocol
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from app.errors import FarthingError
+from app.telemetry.instruments import Instruments, Labels, Tally
+from app.telemetry.names import OTHER, Names, Who
+from app.types import Decision, Fidelity, Usage
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+PICO = 10**12  # money reaches us in 1e-12 USD
+CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
+HAND_OVERS = ("switch", "steer", "failover")  # of the kinds of decisions
+FALLBACKS = ("plain", "whole", "repair")
+STATUSES = frozenset((*map(int, HTTPStatus), CLIENT_GONE))
+NO_ROUTE = "no_such_route"  # the reason of what the framework refuses
+
+
+class Line(Protocol):
+    """What one model was paid for."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def cost(self) -> int: ...
+    @property
+    def visible(self) -> int: ...
+
+
+class Bill(Protocol):
+    @property
+    def lines(self) -> Sequence[Line]: ...
+    @property
+    def cost(self) -> int: ...
+    @property
+    def overhead(self) -> float: ...
+
+
+class Answered(Protocol):
+    """What is counted of an answer, once it has ended."""
+
+    @property
+    def target(self) -> str:
+        """The model that was asked for, of a preset its best one."""
+        ...
+
+    @property
+    def preset(self) -> str:
+        """Empty where none was asked for."""
+        ...
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's own name."""
+        ...
+
+    @property
+    def fidelity(self) -> Fidelity: ...
+    @property
+    def budget(self) -> int | None: ...
+    @property
+    def decisions(self) -> Sequence[Decision]: ...
+    @property
+    def bill(self) -> Bill: ...
+
+
+class Telemetry:
+    """Counts and times, each under the names that are known; all other names are `other`."""
+
+    def __init__(self) -> None:
+        self.names = Names()
+        self._made = Instruments()
+        self._count, self._spread = self._made.counters, self._made.histograms
+        self._in_flight = self._made.gauge("farthing_requests_in_flight")
+
+    def who(self, answer: Answered) -> Who:
+        """The labels of a request that this answers."""
+        return self.names.who(answer.target, answer.preset, answer.policy_name)
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        with self._in_flight.track_inprogress():
+            yield
+
+    def requested(self, endpoint: str, who: Who, status: int, seconds: float) -> None:
+        """One HTTP request has ended; `endpoint` is a route, never a URL. 0: nobody was there."""
+        told = status or CLIENT_GONE
+        code = str(told) if told in STATUSES else OTHER
+        self._count["farthing_requests_total"](endpoint, *who, code).inc()
+        self._spread["farthing_request_duration_seconds"](endpoint, *who).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """An error took the place of an answer, or broke it off."""
+        self._count["farthing_refusals_total"](reason).inc()
+
+    def first_token(self, who: Who, seconds: float) -> None:
+        self._spread["farthing_time_to_first_token_seconds"](*who).observe(seconds)
+
+    def next_tokens(self, who: Who) -> Callable[[float, int], None]:
+        """To be told how many tokens came together, how long after those before, in seconds for
+        each."""
+        return self._spread["farthing_inter_token_latency_seconds"](*who).observe_often
+
+    def entropies(self, who: Who, model: str) -> Callable[[float], None]:
+        """To be told the entropy of each token that this model writes, bits."""
+        return self._of("farthing_entropy_bits", who, model).observe
+
+    def handed_over(self, who: Who, model: str, seconds: float) -> None:
+        """An answer went on so long after its last token, by this model."""
+        labels = who.preset, who.policy, self.names.model(model)
+        self._spread["farthing_hand_over_gap_seconds"](*labels).observe(seconds)
+
+    def answered(self, answer: Answered, outcome: str) -> None:
+        """One answer has ended, well or not."""
+        who, bill = self.who(answer), answer.bill
+        how = who.preset, who.policy
+        self._count["farthing_answers_total"](*how, answer.fidelity, outcome).inc()
+        self._spread["farthing_overhead_seconds"](*how).observe(bill.overhead)
+        for line in bill.lines:
+            self._paid(Who(self.names.model(line.model), *how), line)
+        for decision in answer.decisions:
+            self._decided(how, decision)
+        if answer.budget is not None:
+            self._budgeted(how, answer.budget, bill.cost, outcome)
+
+    def show(self, name: str, values: Mapping[Labels, float]) -> None:
+        """What this gauge says from now on, by labels; of what is not among them, nothing."""
+        self._made.show(name, values)
+
+    def settled(self, count: int) -> None:
+        """So many settlements reached the ledger."""
+        self._count["farthing_ledger_settled_total"]().inc(count)
+
+    def wrote(self, seconds: float) -> None:
+        """A transaction of the ledger took so long."""
+        self._spread["farthing_ledger_write_seconds"]().observe(seconds)
+
+    def scrape(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._made.registry)
+
+    def _of(self, name: str, who: Who, model: str) -> Tally:
+        """Of what this model did for whoever asked."""
+        return self._spread[name](self.names.model(model), who.preset, who.policy)
+
+    def _paid(self, who: Who, line: Line) -> None:
+        usage, count = line.usage, self._count["farthing_tokens_total"]
+        count(*who, "prompt").inc(usage.prompt)
+        count(*who, "completion").inc(usage.completion)
+        for kind, tokens in (
+            ("cached", usage.cached),
+            ("discarded", usage.completion - line.visible),
+            ("drafted", usage.drafted),
+            ("accepted", usage.accepted),
+            ("wasted", usage.wasted),
+            ("predicted", usage.predicted),
+        ):
+            if tokens > 0:
+                count(*who, kind).inc(tokens)
+        self._count["farthing_visible_tokens_total"](*who).inc(line.visible)
+        self._count["farthing_cost_usd_total"](*who).inc(line.cost / PICO)
+        if usage.passes:
+            self._count["farthing_verification_passes_total"](*who).inc(usage.passes)
+        if usage.predicted:
+            self._count["farthing_predicted_prompts_total"](*who).inc()
+
+    def _decided(self, how: tuple[str, str], decision: Decision) -> None:
+        if decision.kind in FALLBACKS:
+            self._count["farthing_fallbacks_total"](*how, decision.kind).inc()
+        elif decision.kind in HAND_OVERS:
+            to = self.names.model(decision.model)
+            self._count["farthing_switches_total"](*how, decision.kind, to).inc()
+            if decision.entropy is not None:
+                self._spread["farthing_switch_entropy_bits"](*how, to).observe(decision.entropy)
+
+    def _budgeted(self, how: tuple[str, str], admitted: int, spent: int, outcome: str) -> None:
+        self._count["farthing_budget_outcomes_total"](*how, outcome).inc()
+        self._count["farthing_budget_spent_usd_total"](*how).inc(spent / PICO)
+        if outcome == "refused":
+            return
+        self._count["farthing_budget_admitted_usd_total"](*how).inc(admitted / PICO)
+        over = max(spent - admitted, 0)
+        self._count["farthing_budget_overshoot_usd_total"](*how).inc(over / PICO)
+        if admitted:
+            self._spread["farthing_budget_utilization_ratio"](*how).observe(spent / admitted)
+
+
+def reason_of(error: FarthingError) -> str:
+    """The error's code, as clients see it, or else its class."""
+    return error.code or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
+
+
+def reasons() -> set[str]:
+    """All that `reason_of` may say, and what the framework refuses."""
+    found, rest = {NO_ROUTE}, [FarthingError]
+    while rest:
+        kind = rest.pop()
+        found.add(reason_of(kind("")))
+        rest += kind.__subclasses__()
+    return found
