@@ -35,6 +35,8 @@ class Line(Protocol):
     def cost(self) -> int: ...
     @property
     def visible(self) -> int: ...
+    @property
+    def gpu_us(self) -> int | None: ...
 
 
 class Bill(Protocol):
@@ -169,6 +171,8 @@ class Telemetry:
                 count(*who, kind).inc(tokens)
         self._count["farthing_visible_tokens_total"](*who).inc(line.visible)
         self._count["farthing_cost_usd_total"](*who).inc(line.cost / PICO)
+        if line.gpu_us is not None:
+            self._count["farthing_gpu_seconds_total"](*who).inc(line.gpu_us / 10**6)
         if usage.passes:
             self._count["farthing_verification_passes_total"](*who).inc(usage.passes)
         if usage.predicted:

@@ -22,6 +22,7 @@ class Line:
     usage: Usage
     cost: int
     visible: int
+    gpu_us: int | None = None
 
 
 @dataclass
@@ -109,6 +110,14 @@ def test_money_in_usd(telemetry):
     assert value(telemetry, "farthing_budget_spent_usd_total", **ECONOMY) == 2
     assert value(telemetry, "farthing_budget_overshoot_usd_total", **ECONOMY) == 0
     assert value(telemetry, "farthing_budget_utilization_ratio_sum", **ECONOMY) == 2 / 3
+
+
+def test_accelerator_seconds_of_models_that_say_them(telemetry):
+    lines = [Line("large", Usage(), 0, 0, 2_500_000), Line("small", Usage(), 0, 0)]
+    for _ in range(2):
+        telemetry.answered(Answered(bill=Bill(lines)), "kept")
+    assert value(telemetry, "farthing_gpu_seconds_total", model="large", **ECONOMY) == 5
+    assert value(telemetry, "farthing_gpu_seconds_total", model="small", **ECONOMY) is None
 
 
 def test_what_is_spent_beyond_a_budget_is_counted(telemetry):

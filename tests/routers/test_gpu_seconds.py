@@ -83,6 +83,12 @@ async def test_the_ledger_keeps_what_the_client_was_told(house):
         assert us == (5 - cached) * 4 + cached * 1 + WORDS * 300
         assert await recorded(house, settlements, answer["id"]) == us
         assert await recorded(house, lines, answer["id"]) == us
+    counted = (await house.visitor.get("/metrics")).text
+    told = sum(answer["usage"]["cost_details"]["gpu_seconds"] for answer in answers)
+    labels = 'model="large",policy="direct",preset="none"'
+    (line,) = [x for x in counted.splitlines() if x.startswith("farthing_gpu_seconds_total{")]
+    assert line.partition("{")[2].partition("}")[0] == labels
+    assert float(line.split()[-1]) == pytest.approx(told, rel=1e-12)
 
 
 async def test_where_one_model_does_not_say_the_sum_is_not_known(house):
