@@ -6,14 +6,15 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
 from app.catalog import GpuSeconds, Price
 from app.errors import FarthingError, Unaffordable, UnknownModel
 from app.exposure import Run
+from app.trail import CallRecord, Witness
 from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Tokens, Usage
 
 ENDED = "the server ends"
@@ -180,6 +181,7 @@ class Meter:
     scarce: bool = True  # whether the limit may fall short of what an answer costs
     native: bool = True  # whether policies may learn that an engine answers in its own words
     gpu: Mapping[str, GpuSeconds] = field(default_factory=dict)  # of the models that say them
+    witness: Witness | None = None
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
@@ -260,6 +262,7 @@ class Meter:
         It knows of no native answers: those of several choices could not be put together.
         """
         share = Meter(self.engine, self.prices, scarce=self.scarce, native=False)
+        share.witness = self.witness
         self._shares.append(share)
         self._open.push_async_exit(share)
         return share
@@ -285,32 +288,40 @@ class Meter:
         run, capped = self._admit(call, prompts)
         self._runs.append(run)
         self._read = run.prompt
+        with self._recorded(run) as record:
+            try:
+                cap = call.max_tokens if call.max_tokens == 0 else run.cap
+                call = replace(call, max_tokens=cap, watch=record)
+                async with aclosing(self.engine.generate(call)) as stream:
+                    while (chunk := await self._next(stream)) is not None:
+                        chunk = run.booked(chunk, capped)
+                        record.saw(chunk)
+                        yield chunk
+            except FarthingError:
+                # Refused before its first chunk: nothing ran, so nothing is held back for it.
+                run.finished = run.finished or run.blind or not run.spoke
+                raise
+            except asyncio.CancelledError as cancelled:
+                # Who is sent away by us does not pay for what is not given.
+                run.finished = run.finished or (run.blind and ENDED in cancelled.args)
+                raise
+            finally:
+                self._settle(run)
+
+    @contextmanager
+    def _recorded(self, run: Run) -> Iterator[CallRecord]:
+        record = CallRecord(run.model, run.prompt)
+        if self.witness is not None:
+            self.witness.calling(record)
         try:
-            if call.max_tokens != 0 and run.cap != call.max_tokens:
-                call = replace(call, max_tokens=run.cap)
-            async with aclosing(self.engine.generate(call)) as stream:
-                while (chunk := await self._next(stream)) is not None:
-                    run.begun = True
-                    used = run.bounded(chunk.usage)
-                    if used is not chunk.usage:
-                        chunk = replace(chunk, usage=used)
-                    run.usage += used
-                    run.spoke = run.spoke or chunk.usage != Usage() or bool(chunk.raw or chunk.text)
-                    if chunk.finish is not None:
-                        run.finished = True
-                        if capped and chunk.finish == "length":
-                            chunk = replace(chunk, reason="budget")
-                    yield chunk
-        except FarthingError:
-            # Refused before its first chunk: nothing ran, so nothing is held back for it.
-            run.finished = run.finished or run.blind or not run.spoke
-            raise
-        except asyncio.CancelledError as cancelled:
-            # Who is sent away by us does not pay for what is not given.
-            run.finished = run.finished or (run.blind and ENDED in cancelled.args)
+            yield record
+        except Exception as error:
+            record.broke(error)
             raise
         finally:
-            self._settle(run)
+            record.ended, record.usage, record.cost = time.monotonic(), run.usage, run.cost
+            if self.witness is not None:
+                self.witness.called(record)
 
     async def _next(self, stream: AsyncGenerator[Chunk]) -> Chunk | None:
         started = time.perf_counter()

@@ -26,6 +26,8 @@ Every error raised on purpose, each with its HTTP status:
   + DeadlineExceeded (504)
 """
 
+from typing import Literal
+
 
 class FarthingError(Exception):
     """An error with a message for whoever caused it.
@@ -165,3 +167,10 @@ class DeadlineExceeded(FarthingError):
     type = "timeout_error"
     code = "deadline_exceeded"
     retry = False
+
+
+def blamed(error: Exception) -> Literal["failed", "refused"]:
+    """Whose fault it is: an engine's or our own, or that of whoever asked."""
+    if isinstance(error, FarthingError) and not isinstance(error, EngineError):
+        return "refused"
+    return "failed"

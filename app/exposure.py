@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app.catalog import Price
-from app.types import NO_USAGE, Usage
+from app.types import NO_USAGE, Chunk, Usage
 
 
 @dataclass
@@ -49,6 +49,21 @@ class Run:
         # An engine may say at first that it read less than was counted, and more later.
         unread = self.prompt - self.usage.prompt
         return self.cost + unread * self.price.input + self._written(self._left)
+
+    def booked(self, chunk: Chunk, capped: bool) -> Chunk:
+        """The chunk as it may be handed on, once what it says is booked; `capped`: whether it is
+        the budget that ends the call at `cap`."""
+        self.begun = True
+        used = self.bounded(chunk.usage)
+        if used is not chunk.usage:
+            chunk = replace(chunk, usage=used)
+        self.usage += used
+        self.spoke = self.spoke or chunk.usage != NO_USAGE or bool(chunk.raw or chunk.text)
+        if chunk.finish is not None:
+            self.finished = True
+            if capped and chunk.finish == "length":
+                chunk = replace(chunk, reason="budget")
+        return chunk
 
     def bounded(self, news: Usage) -> Usage:
         """The news as far as they can be true: what an engine says may not break the budget."""

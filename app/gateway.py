@@ -22,17 +22,21 @@ from app.errors import (
     RateLimited,
 )
 from app.orders import Order, Plan, bound, check_allowed, planned, ranked
+from app.trail import CallRecord
 from app.types import Chunk, Decision, Engine, Fidelity
 
 __all__ = ["Answer", "Gateway", "Observer", "Order", "Outcome", "Plan"]
 
+MOST_CALLS = 512  # of one answer, that are remembered
 Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
 """How an answer ended: `cut` and `steered` by its budget, `closed` by its client."""
 
 
 class Observer(Protocol):
-    """Who is told of every answer, once, at its end."""
+    """Who is told of every answer at its end, and of its calls at their beginnings and ends."""
 
+    def calling(self, answer: Answer, record: CallRecord) -> None: ...
+    def called(self, answer: Answer, record: CallRecord) -> None: ...
     def answered(self, answer: Answer, outcome: Outcome) -> None: ...
 
 
@@ -110,11 +114,13 @@ class Answer:
         self.budget = order.usd
         self.estimate = 0  # worst case, 1e-12 USD
         self.decisions: list[Decision] = []
+        self.calls: list[CallRecord] = []  # that have ended, but for those beyond MOST_CALLS
         self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
         self._drawn = order.best_of or order.call.choices // (1 + len(order.call.beside))
         self._plan = plan
         self._policy = plan.policy  # or what it says serves this call
         self._meter = meter
+        meter.witness = self
         self._account = account
         self._reservation: Reservation | None = None
         self._observer = observer
@@ -180,6 +186,17 @@ class Answer:
             prices=self._prices,
             overhead=max(self._busy - self._meter.waited, 0.0),
         )
+
+    def calling(self, record: CallRecord) -> None:
+        record.headers = self.order.trace
+        if self._observer is not None:
+            self._observer.calling(self, record)
+
+    def called(self, record: CallRecord) -> None:
+        if len(self.calls) < MOST_CALLS:
+            self.calls.append(record)
+        if self._observer is not None:
+            self._observer.called(self, record)
 
     def _line(self, line: Line) -> Line:
         return replace(line, visible=self._visible.get(line.model, 0))

@@ -26,6 +26,8 @@ class Order:
     strict: bool = False  # refuse what the budget might cut
     echo: bool = False  # show each choice's prompt before it
     best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
+    request_id: str = ""  # what its client knows it by
+    trace: Mapping[str, str] = field(default_factory=dict)  # headers: whose trace it is part of
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ Finish: TypeAlias = Literal["stop", "length", "entropy"]
 
 Fidelity: TypeAlias = Literal["exact", "approximate"]
 
+Tried: TypeAlias = Literal["ok", "failed", "refused", "closed"]
+"""How a call went on one server. `refused`: by what the client is to blame for, or a full queue;
+`closed`: by us, before its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -118,6 +122,21 @@ _STRUCTURE = (
 _NO_CHOICE = (None, "none", "auto")
 
 
+class Watch(Protocol):
+    """Is told how one call fares, by whoever serves it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What its servers are told with it: its place in a trace."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """It has waited so long for a place."""
+
+    def tried(self, server: str, outcome: Tried, error: str = "") -> None:
+        """A server has done with it; `server` is host:port."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One generation asked of one engine. One HTTP request may cost several calls."""
@@ -139,6 +158,12 @@ class Call:
     body: Mapping[str, Any] = field(default_factory=dict)  # as the client sent it, for `native`
     account: str = ""  # whose request it is, for fairness
     id: str = ""
+    watch: Watch | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def trace(self) -> Mapping[str, str]:
+        """The headers by which a server knows whose trace this is part of."""
+        return {} if self.watch is None else self.watch.headers
 
     @property
     def offers(self) -> bool:

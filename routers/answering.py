@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -70,9 +71,10 @@ async def respond(
 
 def begin(request: Request, asked: Asked, account: Account) -> Answer:
     """What was asked, under way once it is iterated. Raises FarthingError for what is refused."""
-    front = front_of(request)
-    answer = front.opened().answer(asked.order, account)
-    visit_of(request).who = front.telemetry.who(answer)
+    front, visit = front_of(request), visit_of(request)
+    order = replace(asked.order, request_id=visit.request_id, trace=visit.trace)
+    answer = front.opened().answer(order, account)
+    visit.who = front.telemetry.who(answer)
     return answer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -126,6 +126,7 @@ class Visit:
     who: Who = NOBODY  # who answered it, for the metrics
     reason: str = ""  # and why nobody did, or not to the end
     account: Account | None = None  # who pays, once that is known
+    trace: Mapping[str, str] = field(default_factory=dict)  # headers that say whose trace it is in
 
 
 def install(app: FastAPI, front: Front) -> None:

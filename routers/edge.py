@@ -27,6 +27,10 @@ from routers.deps import ClientGone, Visit
 from routers.wordings import Wording, openai, wording
 
 _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_TRACESTATE = re.compile(r"[\x20-\x7e]{0,512}")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         visit = Visit(_request_id(scope), time.monotonic(), wording(scope["path"]))
+        visit.trace = _trace(scope)
         scope.setdefault("state", {})["visit"] = visit
         scope["root_path"] = self.prefix
         # What only we say of an answer cannot come from a client.
@@ -177,3 +182,18 @@ def _request_id(scope: Scope) -> str:
     sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
     text = sent[0].decode("latin-1") if len(sent) == 1 else ""
     return text if _SANE_ID.fullmatch(text) else f"req-{uuid.uuid4().hex}"
+
+
+def _trace(scope: Scope) -> dict[str, str]:
+    """The trace that the client says its request is part of (W3C Trace Context)."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name in (b"traceparent", b"tracestate"):
+            text = value.decode("latin-1").strip()
+            known = found.get(name.decode())
+            found[name.decode()] = text if known is None else f"{known},{text}"
+    if not _TRACEPARENT.fullmatch(found.get("traceparent", "")):
+        return {}
+    if not _TRACESTATE.fullmatch(found.get("tracestate", "")):
+        del found["tracestate"]
+    return found

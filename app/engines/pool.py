@@ -22,8 +22,9 @@ from app.errors import (
     EngineUnavailable,
     FarthingError,
     Overloaded,
+    blamed,
 )
-from app.types import Call, Capabilities, Chunk, Load, Speculates, Tokens
+from app.types import Call, Capabilities, Chunk, Load, Speculates, Tokens, Tried
 
 T = TypeVar("T")
 
@@ -92,9 +93,14 @@ class Pool:
         tried: list[Replica] = []
         failure: FarthingError | None = None
         while True:
+            asked = self._clock()
             replica = await self._place(call, chain, tried, failure)
             began, begun, spoke = self._clock(), False, False
             tried.append(replica)
+            outcome: Tried = "closed"
+            why = ""
+            if call.watch is not None:
+                call.watch.waited(began - asked)
             try:
                 async with aclosing(replica.backend.generate(call)) as stream:
                     async for chunk in stream:
@@ -102,10 +108,13 @@ class Pool:
                         # What says nothing binds nobody to this replica; that it came tells who
                         # pays that a server has been set to work.
                         begun = spoke or begun or not _says_nothing(chunk)
+                        if chunk.finish is not None:
+                            outcome = "ok"
                         yield chunk
                 return
             except FarthingError as error:
                 spoke = False
+                outcome, why = blamed(error), error.message
                 replica.failed(error)
                 if begun or not self._elsewhere(call, replica, error, tried):
                     raise
@@ -114,6 +123,8 @@ class Pool:
                 if spoke:  # whoever closed it: in mid-answer a server can still break off
                     replica.worked()
                 self._leave(replica, began)
+                if call.watch is not None:
+                    call.watch.tried(replica.place, outcome, why)
 
     async def count(self, call: Call) -> int:
         """Prompt tokens of this call. Raises as `generate` does, but needs no place."""

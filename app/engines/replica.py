@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 from app.catalog import ModelCard
 from app.engines.backend import Backend
@@ -93,6 +94,11 @@ class Replica:
     @property
     def url(self) -> str:
         return self.backend.url
+
+    @property
+    def place(self) -> str:
+        """Its host and port: what its calls are counted by."""
+        return urlsplit(self.url).netloc
 
     @property
     def ready(self) -> bool:

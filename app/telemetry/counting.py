@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from app.errors import FarthingError
 from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import OTHER, Names, Who
+from app.trail import CallRecord
 from app.types import Decision, Fidelity, Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -121,6 +122,12 @@ class Telemetry:
         """An answer went on so long after its last token, by this model."""
         labels = who.preset, who.policy, self.names.model(model)
         self._spread["farthing_hand_over_gap_seconds"](*labels).observe(seconds)
+
+    def calling(self, answer: Answered, record: CallRecord) -> None:
+        """A call of this answer begins."""
+
+    def called(self, answer: Answered, record: CallRecord) -> None:
+        """A call of this answer has ended."""
 
     def answered(self, answer: Answered, outcome: str) -> None:
         """One answer has ended, well or not."""

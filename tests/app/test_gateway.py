@@ -12,6 +12,7 @@ from app.budget import Meter, Purse
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
 from app.gateway import Answer, Gateway, Order, Plan
+from app.trail import CallRecord
 from app.types import Chunk, Fidelity, Goals, Usage
 from policies.base import Policy
 from tests.policies.scripts import ask, call, engine, fleet, read, usd
@@ -20,6 +21,12 @@ from tests.policies.scripts import ask, call, engine, fleet, read, usd
 @dataclass
 class Watcher:
     outcomes: list[str] = field(default_factory=list)
+
+    def calling(self, answer: Answer, record: CallRecord) -> None:
+        pass
+
+    def called(self, answer: Answer, record: CallRecord) -> None:
+        pass
 
     def answered(self, answer: Answer, outcome: str) -> None:
         self.outcomes.append(outcome)

@@ -35,7 +35,7 @@ async def stream(
     or is no stream of events.
     """
     scan = Scan(call)
-    async with origin.stream(path, body, headers) as response:
+    async with origin.stream(path, body, {**headers, **call.trace}) as response:
         if response.content_type != "text/event-stream":
             raise EngineError(f"The engine of {call.model} does not stream")
         yield Chunk(model=call.model)  # the server has set to work
@@ -56,8 +56,9 @@ async def whole(
 ) -> AsyncGenerator[Chunk]:
     """An answer in one piece. Its first chunk says only that the engine has been asked."""
     yield Chunk(model=call.model)
-    async with origin.stream(path, body, headers, silence=origin.patience.whole) as response:
-        async with asyncio.timeout(origin.patience.whole):
+    patience, headers = origin.patience.whole, {**headers, **call.trace}
+    async with origin.stream(path, body, headers, silence=patience) as response:
+        async with asyncio.timeout(patience):
             raw = await response.read()
     try:
         content = json.loads(raw)
@@ -79,7 +80,7 @@ async def embeddings(origin: Origin, body: Mapping[str, Any], call: Call) -> Asy
     """Vectors, in the engine's own words. Its first chunk says only that it has been asked."""
     yield Chunk(model=call.model)
     patience = origin.patience.whole
-    async with origin.stream("/v1/embeddings", body, silence=patience) as response:
+    async with origin.stream("/v1/embeddings", body, call.trace, patience) as response:
         async with asyncio.timeout(patience):
             raw = await response.read()
     try:

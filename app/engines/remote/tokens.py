@@ -43,7 +43,7 @@ async def stream(
 
     Raises as Origin.stream, and EngineError where the answer breaks off.
     """
-    async with origin.stream("/v1/completions", body, headers) as response:
+    async with origin.stream("/v1/completions", body, {**headers, **call.trace}) as response:
         yield Chunk(model=call.model)  # the server has set to work
         text = Text(reading, call)
         await text.begin()
