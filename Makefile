@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-clients install-vllm serve test test-clients test-slow test-vllm \
-	test-schema test-entrypoints check map clean
+	test-schema test-entrypoints check dashboards map clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ check: install ## all that a commit must pass
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+dashboards: install ## write Grafana's dashboards from their code
+	$(BIN)/python -m docker.grafana.build
 
 map: $(STAMP) ## write the map of modules into the README
 	$(BIN)/farthing map --into README.md

@@ -26,6 +26,8 @@ DOCKER = ROOT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVERS = {name: s for name, s in SERVICES.items() if s["image"] == "farthing-vllm"}
+BUILT = {name: s for name, s in SERVICES.items() if "build" in s}
+OBSERVERS = {name: s for name, s in SERVICES.items() if s.get("profiles") == ["observe"]}
 EXPORTS = {name: s for name, s in SERVICES.items() if name.startswith("export-")}
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 SCRIPT = DOCKER / "install-vllm.sh"
@@ -103,20 +105,24 @@ def test_images_do_not_run_as_root(path: Path) -> None:
 
 
 def test_every_file_and_name_in_the_compose_file_exists() -> None:
+    assert set(BUILT) | set(OBSERVERS) == set(SERVICES)
     for name, service in SERVICES.items():
-        assert dockerfile(service).exists(), name
+        assert name in OBSERVERS or dockerfile(service).exists(), name
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
             known = (DOCKER / source).exists() if "/" in source else source in COMPOSE["volumes"]
             assert known, volume
+        for network in service.get("networks", ()):
+            assert network in (*COMPOSE["networks"], "default")
+        if name in OBSERVERS:
+            assert set(service.get("depends_on", ())) <= set(OBSERVERS)
+            continue
         for other, how in service.get("depends_on", {}).items():
             ends = other in EXPORTS
             healthy = bool(of(dockerfile(SERVICES[other]), "HEALTHCHECK"))
             assert ends or healthy
             expected = "service_completed_successfully" if ends else "service_healthy"
             assert how == {"condition": expected}
-        for network in service.get("networks", ()):
-            assert network in (*COMPOSE["networks"], "default")
 
 
 def test_every_variable_of_ours_is_a_setting_and_no_secret_has_a_value() -> None:
@@ -181,6 +187,69 @@ def test_the_gateway_s_port_is_that_of_its_image() -> None:
     (port,) = SERVICES["gateway"]["ports"]
     assert [port.rpartition(":")[2]] == of(dockerfile(SERVICES["gateway"]), "EXPOSE")
     assert port.startswith("127.0.0.1:")
+
+
+def ports(service: dict[str, Any]) -> list[str]:
+    """The ports inside a container that this machine, and no other, can reach."""
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    return [port.rpartition(":")[2] for port in service["ports"]]
+
+
+def mounted(service: dict[str, Any]) -> dict[str, Path]:
+    """What of this folder stands where in a container, and cannot be changed there."""
+    volumes = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    assert all(how == "ro" for _, _, how in volumes)
+    return {target: DOCKER / source for source, target, _ in volumes}
+
+
+def inside(path: str, service: dict[str, Any]) -> Path:
+    """The file of this folder that is seen at this path of a container."""
+    (target,) = [target for target in mounted(service) if path.startswith(f"{target}/")]
+    return mounted(service)[target] / path.removeprefix(f"{target}/")
+
+
+def test_those_who_look_on_are_pinned_and_not_there_unless_asked_for() -> None:
+    assert set(OBSERVERS) == {"prometheus", "grafana"}
+    for service in OBSERVERS.values():
+        assert re.fullmatch(r"[\w-]+/[\w-]+:v?\d+\.\d+\.\d+", service["image"])
+
+
+def test_prometheus_scrapes_every_server_and_the_gateway_where_it_can_reach_them() -> None:
+    service = OBSERVERS["prometheus"]
+    read = yaml.safe_load(inside("/etc/prometheus/prometheus.yml", service).read_text("utf-8"))
+    scraped = {
+        job["job_name"]: [t for each in job["static_configs"] for t in each["targets"]]
+        for job in read["scrape_configs"]
+    }
+    servers = {f"{name}:{server_options(s).port}" for name, s in SERVERS.items()}
+    (port,) = of(dockerfile(SERVICES["gateway"]), "EXPOSE")
+    assert set(scraped["vllm"]) == servers
+    assert scraped["farthing"] == [f"gateway:{port}"]
+    for name in (*SERVERS, "gateway"):
+        assert set(SERVICES[name]["networks"]) & set(service["networks"])
+    (pattern,) = read["rule_files"]
+    found = {path.name for path in (DOCKER / "prometheus").glob(pattern)}
+    assert found == {"alerts.yml", "recording.yml"}
+
+
+def test_grafana_finds_prometheus_and_its_dashboards() -> None:
+    service, prometheus = OBSERVERS["grafana"], OBSERVERS["prometheus"]
+    folder = "/etc/grafana/provisioning"
+    read = yaml.safe_load(inside(f"{folder}/datasources/prometheus.yaml", service).read_text())
+    (source,) = read["datasources"]
+    (port,) = ports(prometheus)
+    assert source["url"] == f"http://prometheus:{port}"
+    assert set(service["networks"]) & set(prometheus["networks"])
+    scrapes = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    assert source["jsonData"]["timeInterval"] == scrapes["global"]["scrape_interval"]
+    read = yaml.safe_load(inside(f"{folder}/dashboards/farthing.yaml", service).read_text())
+    (provider,) = read["providers"]
+    assert len(list(mounted(service)[provider["options"]["path"]].glob("*.json"))) == 4
+    home = environment(service)["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home is not None
+    assert inside(home, service).exists()
+    assert environment(service)["GF_SECURITY_ADMIN_PASSWORD"] is None
+    assert ports(service) == ["3000"]
 
 
 PIP = """#!/bin/sh

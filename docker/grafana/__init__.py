@@ -1,0 +1,1 @@
+"""Grafana dashboards of the gateway, generated: `make dashboards` writes `dashboards/*.json`."""

@@ -1,0 +1,1 @@
+"""Dashboards, rules and alerts: that they ask for what there is."""
