@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -26,6 +27,7 @@ from routers import (
     deps,
     edge,
     embeddings,
+    gauges,
     health,
     messages,
     metrics,
@@ -42,13 +44,18 @@ from routers.doors import Door
 
 
 def create_app(
-    settings: Settings, *, catalog: Catalog | None = None, engine: Engine | None = None
+    settings: Settings,
+    *,
+    catalog: Catalog | None = None,
+    engine: Engine | None = None,
+    shared: Path | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI app. Raises ConfigError for a fleet that cannot be served.
 
     Without an `engine` the fleet's own is loaded once the app has started, in the background:
     `app.state.loading` is the task, and until it is done /health/ready and requests get 503.
     The ledger is opened in the lifespan too, before the first request.
+    `shared` is where the gateway's processes write what they count, if there are several.
     `app.state.end_answers()` ends the answers under way, for a shutdown, and
     `await app.state.reload()` serves the configuration file as it is now.
     """
@@ -57,7 +64,7 @@ def create_app(
     accounts = open_accounts(settings)
     public, origins = not is_loopback(settings.host), settings.origins()
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
-    front = Front(fleet, Telemetry(), bounds_of(settings), settings.keep_alive_s, door)
+    front = Front(fleet, Telemetry(shared), bounds_of(settings), settings.keep_alive_s, door)
     _know(front.telemetry, fleet)
     if accounts is not None:
         accounts.book.watcher = front.telemetry
@@ -136,6 +143,9 @@ def _lifespan(
             if front.door.accounts is not None:
                 stack.push_async_callback(front.door.accounts.aclose)
                 await front.door.accounts.start()
+            if front.telemetry.shared:  # others may be asked how it stands with us
+                showing = asyncio.create_task(gauges.keep_showing(front))
+                stack.callback(showing.cancel)
             if serving is not None:
                 app.state.loading = asyncio.create_task(load(serving))
                 stack.push_async_callback(_unload, app.state.loading, serving)

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -22,7 +23,8 @@ from app.catalog import Catalog, read
 from app.connections import Patience, protocol
 from app.errors import ConfigError, FarthingError
 from app.factory import create_app, is_loopback, open_accounts
-from app.settings import Settings
+from app.settings import Settings, handed_down
+from app.telemetry.processes import VARIABLE, Folder
 from app.workers import CANNOT_START, Ready, supervise
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,7 @@ def serve(settings: Settings) -> None:
         port = listening.getsockname()[1]
         text = greeting(catalog, settings.host, port, needs_key)
         if settings.workers > 1:
-            grace = settings.shutdown_grace_s + 2 * _BACKSTOP_S
-            args = (settings, listening, text)
-            if not supervise(settings.workers, _work, args, Ready(), grace):
-                raise ConfigError("a worker could not start; it said why")
+            _serve_in_several(settings, listening, text)
             return
         server = Server(app, settings)
         server.greeting = text
@@ -86,11 +85,25 @@ async def prepare(settings: Settings) -> bool:
     return keys and not settings.no_auth
 
 
-def _work(settings: Settings, listening: socket.socket, text: str, ready: Ready) -> None:
+def _serve_in_several(settings: Settings, listening: socket.socket, text: str) -> None:
+    grace = settings.shutdown_grace_s + 2 * _BACKSTOP_S
+    metrics = Folder()
+    args = (settings, listening, text, metrics.path)
+    try:
+        with handed_down(VARIABLE, str(metrics.path)):
+            if not supervise(settings.workers, _work, args, Ready(), grace, metrics.bury):
+                raise ConfigError("a worker could not start; it said why")
+    finally:
+        metrics.remove()
+
+
+def _work(
+    settings: Settings, listening: socket.socket, text: str, metrics: Path, ready: Ready
+) -> None:
     """One of several processes; the first that is ready says so for all."""
     _log_to_stderr(settings.log_level)
     try:
-        server = Server(create_app(settings), settings)
+        server = Server(create_app(settings, shared=metrics), settings)
         server.greeting, server.may_greet = text, ready.first
         server.run(sockets=[listening])
         failure = server.failure

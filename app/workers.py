@@ -43,14 +43,20 @@ class Ready:
 
 
 def supervise(
-    count: int, work: Callable[..., None], args: tuple[Any, ...], ready: Ready, grace: float
+    count: int,
+    work: Callable[..., None],
+    args: tuple[Any, ...],
+    ready: Ready,
+    grace: float,
+    buried: Callable[[int], None],
 ) -> bool:
     """Run `work(*args, ready)` in this many processes until SIGTERM or SIGINT.
 
     A second signal reaches them as SIGINT. What has not ended `grace` seconds after the first one
-    is killed. False: none could ever start.
+    is killed. `buried` is told the number of each that died, before another takes its place.
+    False: none could ever start.
     """
-    team = _Team(count, work, (*args, ready))
+    team = _Team(count, work, (*args, ready), buried)
     try:
         return team.watch(ready)
     finally:
@@ -60,8 +66,14 @@ def supervise(
 class _Team:
     """The workers, and the signals that we received."""
 
-    def __init__(self, count: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self._count, self._work, self._args = count, work, args
+    def __init__(
+        self,
+        count: int,
+        work: Callable[..., None],
+        args: tuple[Any, ...],
+        buried: Callable[[int], None],
+    ) -> None:
+        self._count, self._work, self._args, self._buried = count, work, args, buried
         self._workers: list[_Worker] = []
         self._received = 0
         self._wake, self._woken = os.pipe()
@@ -84,11 +96,18 @@ class _Team:
                 if status == CANNOT_START and not ready.ever():
                     return False
                 log.error("worker %s died (%s)", worker.process.pid, status)
+                self._bury(worker)
                 if time.monotonic() - worker.born < _LIVED_S:
                     self._wait(_PAUSE_S, only_signals=True)
                 if not self._received:
                     self._workers[place] = self._start()
         return True
+
+    def _bury(self, worker: _Worker) -> None:
+        try:
+            self._buried(worker.process.pid or 0)
+        except Exception:  # whatever it was, another must take its place
+            log.exception("worker %s could not be buried", worker.process.pid)
 
     def end(self, deadline: float) -> None:
         """Tell them to end, and to end at once where that is asked for again."""

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import defaultdict
 from importlib.metadata import version
 
 from app.telemetry.names import EMBEDDED, server_at
 from routers.deps import Front
+
+EVERY_S = 1.0
+log = logging.getLogger(__name__)
+
+
+async def keep_showing(front: Front) -> None:
+    """For ever: others of several processes, when they are asked, read what we said last."""
+    while True:
+        try:
+            show(front)
+        except Exception:  # whatever it was, the next time may be better
+            log.exception("the gauges could not be shown")
+        await asyncio.sleep(EVERY_S)
 
 
 def show(front: Front) -> None:
@@ -14,6 +29,8 @@ def show(front: Front) -> None:
     _show_servers(front)
     _show_models(front)
     _show_ledger(front)
+    front.telemetry.show_process()
+    front.telemetry.show("farthing_workers", {(): 1})
     prices = "" if front.gateway is None else front.gateway.prices[1]
     front.telemetry.show("farthing_build_info", {(version("farthing"), prices): 1})
 

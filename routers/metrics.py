@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from app.telemetry.counting import CONTENT_TYPE
 from routers import gauges
 from routers.deps import front_of
 
@@ -16,4 +15,8 @@ router = APIRouter(tags=["operation"])
 async def metrics(request: Request) -> Response:
     front = front_of(request)
     gauges.show(front)
-    return Response(front.telemetry.scrape(), media_type=CONTENT_TYPE)
+    asks = request.headers
+    page = await front.telemetry.scraper.page(
+        asks.get("accept", ""), asks.get("accept-encoding", "")
+    )
+    return Response(page.content, headers=page.headers)

@@ -66,7 +66,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.downloads": (*WORDS, "app.catalog"),
     "app.terminal": WORDS,
     "app.connections": WORDS,
-    "app.server": (*CHOSEN, "app.connections", "app.factory", "app.workers"),
+    "app.server": (*CHOSEN, "app.connections", "app.factory", "app.telemetry", "app.workers"),
     "app.workers": (),
     "app.serving": (*CHOSEN, "app.downloads", "app.engines", "policies"),
     "app.prompt_files": (),

@@ -60,7 +60,9 @@ def test_each_metric_has_its_row() -> None:
         assert (kind, tuple(re.findall(r"`(\w+)`", labels))) == (metric.kind, metric.labels)
         assert text.startswith(metric.text)
         assert all(row(f"`{label}`")[1] for label in metric.labels)
-    assert set(re.findall(r"^\| `(farthing_\w+)` \|", TEXT, re.MULTILINE)) == set(METRICS)
+    assert set(re.findall(r"^\| `((?:farthing|process)_\w+)` \|", TEXT, re.MULTILINE)) == set(
+        METRICS
+    )
 
 
 def test_each_setting_has_its_row_and_no_other() -> None:

@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Protocol
 
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from app.errors import FarthingError
 from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import OTHER, Names, Who
+from app.telemetry.scraping import Scraper
 from app.trail import CallRecord
 from app.types import Decision, Fidelity, Usage
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 PICO = 10**12  # money reaches us in 1e-12 USD
 CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
 HAND_OVERS = ("switch", "steer", "failover")  # of the kinds of decisions
@@ -80,9 +81,12 @@ class Answered(Protocol):
 class Telemetry:
     """Counts and times, each under the names that are known; all other names are `other`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """`shared`: where the processes of one gateway write, if there are several."""
         self.names = Names()
-        self._made = Instruments()
+        self.shared = shared is not None
+        self._made = Instruments(shared)
+        self.scraper = Scraper(self._made.registry)
         self._count, self._spread = self._made.counters, self._made.histograms
         self._in_flight = self._made.gauge("farthing_requests_in_flight")
 
@@ -145,6 +149,10 @@ class Telemetry:
     def show(self, name: str, values: Mapping[Labels, float]) -> None:
         """What this gauge says from now on, by labels; of what is not among them, nothing."""
         self._made.show(name, values)
+
+    def show_process(self) -> None:
+        """What the system knows of this process."""
+        self._made.show_process()
 
     def settled(self, count: int) -> None:
         """So many settlements reached the ledger."""

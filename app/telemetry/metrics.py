@@ -224,6 +224,15 @@ _LEDGER = {
     "farthing_ledger_settled_total": _counter("Settlements written"),
     "farthing_ledger_write_seconds": _histogram("One transaction of the ledger", buckets=_SHORT),
 }
+PROCESS = {
+    "process_cpu_seconds_total": _counter("CPU time that the processes took"),
+    "process_resident_memory_bytes": _gauge("Their memory"),
+    "process_virtual_memory_bytes": _gauge("Their address space"),
+    "process_open_fds": _gauge("Files and connections that they have open"),
+    "process_max_fds": _gauge("And may have"),
+    "process_start_time_seconds": _gauge("When the first of them began, since 1970", across="min"),
+}
+"""What every Prometheus client calls so."""
 _PROCESSES = {
     "farthing_workers": _gauge("Processes that serve"),
     "farthing_build_info": _gauge(
@@ -232,7 +241,7 @@ _PROCESSES = {
 }
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {**_REQUESTS, **_MONEY, **_TOKENS, **_POLICIES, **_ENGINES, **_LEDGER, **_PROCESSES}
+    {**_REQUESTS, **_MONEY, **_TOKENS, **_POLICIES, **_ENGINES, **_LEDGER, **_PROCESSES, **PROCESS}
 )
 """By full name, a counter's `_total` included."""
 

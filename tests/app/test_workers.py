@@ -4,8 +4,13 @@ import asyncio
 import os
 import signal
 import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.catalog import PICO
 from tests.chaos.gateways import COST, Gateway, Ledger, ask, connections
@@ -19,13 +24,15 @@ if __name__ == "__main__":
     serve(Settings())
 """
 ENGINE = """
+import os
+
 import app.server
 from app.factory import create_app
 from tests.policies.scripts import engine, fleet
 
-def build(settings, catalog=None):
-    fake = engine([0.1] * 40, length=30, delay=0.002)
-    return create_app(settings, catalog=fleet(), engine=fake)
+def build(settings, catalog=None, shared=None):
+    fake = engine([0.1] * 40, length=30, delay=float(os.environ.get("DELAY", "0.002")))
+    return create_app(settings, catalog=fleet(), engine=fake, shared=shared)
 
 app.server.create_app = build
 """
@@ -113,6 +120,112 @@ def test_a_worker_that_dies_is_replaced(ledger, gateway):
     assert {answer.status for answer in asked(gateway, token, 12)} == {200}
 
 
+def metrics(gateway):
+    """The sum of each metric's series, as a new connection finds it."""
+    found = defaultdict(float)
+    page = httpx.get(f"{gateway.url}/metrics", timeout=30)
+    for family in text_string_to_metric_families(page.raise_for_status().text):
+        for sample in family.samples:
+            if sample.labels.get("endpoint") != "/metrics":
+                found[sample.name] += sample.value
+    return found
+
+
+SUMS = (
+    *("farthing_requests_total", "farthing_tokens_total", "farthing_cost_usd_total"),
+    *("farthing_request_duration_seconds_count", "farthing_inter_token_latency_seconds_count"),
+    *("farthing_ledger_settled_total", "farthing_ledger_write_seconds_count"),
+)
+
+
+def test_whichever_is_asked_tells_of_all(ledger, gateway):
+    key, token = ledger.new_key()
+    answers = asked(gateway, token, 60)
+    workers, seen = children(gateway), []
+    assert len(workers) == 3
+    until(lambda: metrics(gateway)["farthing_workers"] == 3)
+    for worker in workers:  # while the two others cannot answer
+        others = [other for other in workers if other != worker]
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        seen.append(metrics(gateway))
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+    for found in seen:
+        assert found["farthing_requests_total"] == len(answers)
+        assert found["farthing_ledger_settled_total"] == len(answers)
+        assert found["farthing_cost_usd_total"] * PICO == pytest.approx(ledger.settled(key))
+        assert found["farthing_inter_token_latency_seconds_count"] == 60 * 29
+        assert found["farthing_workers"] == 3
+        assert found["farthing_engine_up"] == 2  # of two models, not of six
+        assert found["farthing_requests_in_flight"] == 1  # the question
+        assert found["process_start_time_seconds"] == pytest.approx(time.time(), abs=600)
+        each = 10 * 2**20
+        assert found["process_resident_memory_bytes"] > len(workers) * each
+        assert [found[name] for name in SUMS] == [seen[0][name] for name in SUMS]
+
+
+def test_what_the_dead_counted_stays_and_what_they_said_of_the_moment_goes(ledger, gateway):
+    _, token = ledger.new_key()
+    asked(gateway, token, 30)
+    before = metrics(gateway)
+    cpu = before["process_cpu_seconds_total"]
+    for worker in children(gateway):
+        os.kill(worker, signal.SIGKILL)
+        until(lambda w=worker: w not in children(gateway) and len(children(gateway)) == 3)
+        until(lambda: metrics(gateway)["farthing_workers"] == 3)
+        after = metrics(gateway)
+        assert [after[name] for name in SUMS] == [before[name] for name in SUMS]
+        assert after["process_cpu_seconds_total"] >= cpu
+        cpu = after["process_cpu_seconds_total"]
+    asked(gateway, token, 6)
+    assert metrics(gateway)["farthing_requests_total"] == 36
+
+
+def test_counters_never_go_back_while_workers_die(ledger, gateway):
+    _, token = ledger.new_key()
+    asked(gateway, token, 12)
+    for worker in children(gateway):
+        os.kill(worker, signal.SIGKILL)
+        for _ in range(20):
+            with suppress(httpx.TransportError):  # asked of the one that died
+                assert metrics(gateway)["farthing_requests_total"] == 12
+
+
+def test_answers_that_died_with_their_worker_are_not_under_way(tmp_path):
+    more = {**environment(tmp_path), "DELAY": "10"}
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", tmp_path, more)
+    gateway = Gateway(ledger, PROGRAM)
+    try:
+        _, token = gateway.ready() and ledger.new_key()
+        with ThreadPoolExecutor(8) as pool:
+            lost = [pool.submit(asked, gateway, token, 1) for _ in range(8)]
+            until(lambda: metrics(gateway)["farthing_requests_in_flight"] == 9)
+            until(lambda: metrics(gateway)["farthing_ledger_reservations"] == 8)
+            for worker in children(gateway):
+                os.kill(worker, signal.SIGKILL)
+            for one in lost:
+                assert isinstance(one.exception(), httpx.TransportError)
+        until(lambda: metrics(gateway)["farthing_workers"] == 3)
+        found = metrics(gateway)
+        assert found["farthing_requests_in_flight"] == 1
+        assert found["farthing_ledger_reservations"] == 0
+    finally:
+        gateway.kill()
+
+
+def test_the_files_of_metrics_are_gone_when_it_has_ended(ledger, tmp_path):
+    ledger.more["TMPDIR"] = str(tmp_path)
+    gateway = Gateway(ledger, PROGRAM)
+    try:
+        gateway.ready()
+        assert len(list(tmp_path.glob("farthing-metrics-*/*.db"))) >= 3
+        assert gateway.stop() == 0
+        assert not list(tmp_path.glob("farthing-metrics-*"))
+    finally:
+        gateway.kill()
+
+
 @pytest.mark.postgres
 def test_a_worker_that_dies_in_an_outage_does_not_take_the_others_along(tmp_path, postgres):
     ledger = Ledger(postgres.new_database(), tmp_path, environment(tmp_path))
@@ -161,7 +274,7 @@ from app.errors import ConfigError
 
 whole = app.server.create_app
 
-def build(settings, catalog=None):
+def build(settings, catalog=None, shared=None):
     if multiprocessing.parent_process():
         raise ConfigError("no such weights")
     return whole(settings, catalog=catalog)

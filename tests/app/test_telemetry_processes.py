@@ -1,0 +1,102 @@
+"""What several processes count is put together, the dead's too."""
+
+import json
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+from app.telemetry.metrics import METRICS
+from app.telemetry.processes import GONE, Folder, Together
+
+
+@pytest.fixture
+def folder():
+    folder = Folder()
+    yield folder
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def write(folder, pid, name, value, sample=None, **labels):
+    """As the library writes in a process of this number."""
+    metric = METRICS[name]
+    kind = "gauge_liveall" if metric.kind == "gauge" else metric.kind
+    file = MmapedDict(str(folder.path / f"{kind}_{pid}.db"))
+    base = name.removesuffix("_total")
+    file.write_value(mmap_key(base, sample or name, labels, labels.values(), ""), value, 0.0)
+    file.close()
+
+
+def read(folder):
+    registry = CollectorRegistry()
+    registry.register(Together(folder.path))
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        *(("farthing_workers", 5), ("farthing_ledger_lag_seconds", 4)),
+        *(("process_start_time_seconds", 1), ("farthing_ledger_settled_total", 5)),
+    ],
+)
+def test_each_metric_is_put_together_in_its_way(folder, name, together):
+    write(folder, 1, name, 4.0)
+    write(folder, 2, name, 1.0)
+    assert read(folder) == {(name,): together}
+
+
+def test_of_a_server_that_one_of_them_does_not_reach_it_is_told(folder):
+    for pid, up in ((1, 1.0), (2, 0.0)):
+        write(folder, pid, "farthing_engine_up", up, model="m", server="a:1")
+        write(folder, pid, "farthing_engine_up", 1.0, model="m", server="b:1")
+    up = "farthing_engine_up"
+    assert read(folder) == {(up, "a:1", "m"): 0.0, (up, "b:1", "m"): 1.0}
+
+
+def test_what_a_gauge_no_more_tells_of_counts_for_nothing(folder):
+    write(folder, 1, "farthing_queue_waiting", GONE, model="old")
+    write(folder, 1, "farthing_queue_waiting", 2.0, model="new")
+    write(folder, 2, "farthing_queue_waiting", GONE, model="new")
+    assert read(folder) == {("farthing_queue_waiting", "new"): 2.0}
+
+
+def test_the_dead_are_gathered_in_one_file(folder):
+    name = "farthing_ledger_write_seconds"
+    for pid in range(1, 6):
+        write(folder, pid, "farthing_ledger_settled_total", float(pid))
+        write(folder, pid, "farthing_workers", 1.0)
+        write(folder, pid, name, 1.0, f"{name}_bucket", le="0.01")
+        write(folder, pid, name, 2.0, f"{name}_bucket", le="+Inf")
+        write(folder, pid, name, 0.5, f"{name}_sum")
+    before = read(folder)
+    for pid in (1, 2, 3, 4):
+        folder.bury(pid)
+        after = read(folder)
+        assert after.pop(("farthing_workers",)) == 5 - pid
+        assert after == {
+            key: value for key, value in before.items() if "farthing_workers" not in key
+        }
+    assert after[(f"{name}_count",)] == 15
+    assert after[(f"{name}_bucket", "0.01")] == 5
+    names = {path.name for path in folder.path.glob("*.db")}
+    assert names == {
+        *(f"{kind}_{of}.db" for kind in ("counter", "histogram") for of in ("dead", 5)),
+        "gauge_liveall_5.db",
+    }
+
+
+def test_who_died_before_it_counted_leaves_nothing(folder):
+    folder.bury(77)
+    assert read(folder) == {}
+
+
+def test_the_library_writes_no_help_into_each_number(folder):
+    """Which would be most of what is read with each scrape."""
+    key = json.loads(mmap_key("name", "name_total", ["a"], ["b"], ""))
+    assert key == ["name", "name_total", {"a": "b"}, ""]
