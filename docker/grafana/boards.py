@@ -198,4 +198,7 @@ def _alerts() -> builders.AnnotationQuery:
         .enable(True)
         .icon_color("red")
         .expr(_ALERTS)
+        .title_format("{{alertname}}")
+        .text_format("{{severity}} {{model}} {{server}} {{preset}} {{policy}} {{instance}}")
+        .tag_keys("severity")
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.models import dashboard
 
 from docker.grafana.panels import Said, graph
-from docker.grafana.queries import NOW, Query, rate, ratio, series, spread, total
+from docker.grafana.queries import NOW, SERVED, Query, rate, ratio, series, spread, total
 
 WRITES = "farthing_ledger_write_seconds"
 
@@ -77,11 +77,12 @@ def ledger() -> list[dashboard.Panel]:
 
 def processes() -> list[dashboard.Panel]:
     here = ("instance",)
+    ours = 'instance=~"$instance"'
     cpu = total(f"rate({series('process_cpu_seconds_total')}[{NOW}])", here)
     memory = total(series("process_resident_memory_bytes"), here)
     files = total(series("process_open_fds"), here)
     start = total(series("process_start_time_seconds"), here, "min")
-    requests = total(f'rate(farthing_requests_total{{instance=~"$instance"}}[{NOW}])', here)
+    requests = total(f"rate(farthing_requests_total{{{SERVED}, {ours}}}[{NOW}])", here)
     shown = (
         ("Workers", "Processes that serve.", "A dip: one died and was replaced.", "none",
          total(series("farthing_workers"), here)),

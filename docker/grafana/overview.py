@@ -31,7 +31,7 @@ def _traffic_tiles() -> list[dashboard.Panel]:
         stat(
             Said(
                 "Requests / s",
-                "HTTP requests that ended, of every endpoint and status.",
+                "HTTP requests that ended, whatever their status; without probes and scrapes.",
                 "Worry when it falls to nothing while clients are there.",
                 "reqps",
                 TILE,

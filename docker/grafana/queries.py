@@ -10,6 +10,7 @@ from app.telemetry.metrics import METRICS
 NOW = "$__rate_interval"  # how things go, point by point
 RANGE = "$__range"  # over all the time that is shown
 VARIABLES = ("model", "preset", "instance")
+SERVED = 'endpoint!~"/(health|metrics).*"'  # probes and scrapes are nobody's requests
 _SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -22,14 +23,13 @@ class Query:
 
 
 def series(name: str, *matchers: str) -> str:
-    """A selector of this metric, with a matcher for each variable whose label the metric has.
-
-    Raises KeyError where no metric has this name.
-    """
+    """A selector of this metric, with a matcher for each variable whose label the metric has; of
+    requests those that clients made. Raises KeyError where no metric has this name."""
     metric = METRICS[_base(name)] if name.startswith("farthing_") else None
     labels = (*(metric.labels if metric else ()), "instance")
     picked = (f'{label}=~"${label}"' for label in VARIABLES if label in labels)
-    return f"{name}{{{', '.join([*matchers, *picked])}}}"
+    served = [SERVED] if "endpoint" in labels else []
+    return f"{name}{{{', '.join([*matchers, *served, *picked])}}}"
 
 
 def _base(name: str) -> str:

@@ -93,7 +93,7 @@ def traffic() -> list[dashboard.Panel]:
         graph(
             said(
                 "Requests by endpoint",
-                "By route, whatever comes behind it.",
+                "By route; without probes (`/health`) and scrapes (`/metrics`).",
                 "It tells who the clients are, not how they fare.",
             ),
             Query(rate(REQUESTS, by=("endpoint",)), "{{endpoint}}"),

@@ -113,6 +113,13 @@ def test_values_that_are_asked_for_are_those_that_are_counted(each: Expression) 
                 assert any(f"`{value}`" in text for text in said), found
 
 
+@pytest.mark.parametrize("each", ALL, ids=named)
+def test_probes_and_scrapes_are_no_requests(each: Expression) -> None:
+    for found in selectors(each.expr):
+        if "endpoint" in exposed().get(found.name, ()):
+            assert ("endpoint", "MatchOp.NotRe", "/(health|metrics).*") in found.matchers
+
+
 def test_every_metric_is_on_a_dashboard_or_is_known_not_to_be() -> None:
     shown = {base(found.name) for each in PANELS for found in selectors(each.expr)}
     assert set(METRICS) - shown == set(NOT_SHOWN)
