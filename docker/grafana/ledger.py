@@ -80,7 +80,7 @@ def processes() -> list[dashboard.Panel]:
     ours = 'instance=~"$instance"'
     cpu = total(f"rate({series('process_cpu_seconds_total')}[{NOW}])", here)
     memory = total(series("process_resident_memory_bytes"), here)
-    files = total(series("process_open_fds"), here)
+    files = [total(series(f"process_{which}_fds"), here) for which in ("open", "max")]
     start = total(series("process_start_time_seconds"), here, "min")
     requests = total(f"rate(farthing_requests_total{{{SERVED}, {ours}}}[{NOW}])", here)
     shown = (
@@ -93,8 +93,9 @@ def processes() -> list[dashboard.Panel]:
          ratio(cpu, requests)),
         ("Memory", "Resident memory of all workers of a gateway together.",
          "It grows for days and never falls: report it.", "bytes", memory),
-        ("Open files", "Sockets and files of all workers together.",
-         "It grows while requests in flight do not: connections leak.", "none", files),
+        ("Open files", "Sockets and files of all workers, of those they may have open.",
+         "It grows while requests in flight do not: connections leak. Near 100 %: clients are"
+         " turned away.", "percentunit", ratio(*files)),
         ("Up for", "Since the first of the workers started.",
          "It begins again by itself: the gateway restarts, see its log.", "s",
          f"time() - {start}"),

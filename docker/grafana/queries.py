@@ -25,7 +25,7 @@ class Query:
 def series(name: str, *matchers: str) -> str:
     """A selector of this metric, with a matcher for each variable whose label the metric has; of
     requests those that clients made. Raises KeyError where no metric has this name."""
-    metric = METRICS[_base(name)] if name.startswith("farthing_") else None
+    metric = None if name == "up" else METRICS[_base(name)]
     labels = (*(metric.labels if metric else ()), "instance")
     picked = (f'{label}=~"${label}"' for label in VARIABLES if label in labels)
     served = [SERVED] if "endpoint" in labels else []

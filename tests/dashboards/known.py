@@ -6,12 +6,6 @@ from app.telemetry.metrics import METRICS
 from tests.dashboards.expressions import expressions
 from tests.dashboards.promql import SCRAPED, labels
 
-PROCESS = (
-    "process_cpu_seconds_total",
-    "process_resident_memory_bytes",
-    "process_open_fds",
-    "process_start_time_seconds",
-)
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -26,7 +20,7 @@ def base(name: str) -> str:
 
 def exposed() -> dict[str, frozenset[str]]:
     """What is scraped: of a histogram its parts alone."""
-    made = dict.fromkeys(("up", *PROCESS), SCRAPED)
+    made = {"up": SCRAPED}
     for name, metric in METRICS.items():
         has = SCRAPED.union(metric.labels)
         if metric.kind == "histogram":
