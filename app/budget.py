@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -11,7 +10,8 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
-from app.catalog import GpuSeconds, Price
+from app.bill import Bill, Line
+from app.catalog import GpuSeconds, Tariff
 from app.errors import FarthingError, Unaffordable, UnknownModel
 from app.exposure import Run
 from app.trail import CallRecord, Witness
@@ -129,46 +129,10 @@ class _FromPurse:
         self.purse.spent += receipt.bill.cost
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What one model was paid for in one request."""
-
-    model: str
-    usage: Usage  # billed: catch-up and discarded tokens included
-    cost: int  # 1e-12 USD
-    visible: int = 0  # tokens of the answer that it wrote
-    gpu_us: int | None = None  # accelerator-microseconds, idealized, rounded up; None: not known
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What a request cost, and what its client sees of it."""
-
-    prompt: int  # tokens of the prompt, once
-    cached: int  # of these, read from a prefix cache by the first call
-    completion: int  # tokens of the answer
-    lines: tuple[Line, ...]  # one per model
-    cost: int  # 1e-12 USD, the sum of the lines
-    prices: str  # version of the price table
-    overhead: float  # seconds of our own time
-
-    @property
-    def gpu_us(self) -> int | None:
-        """Accelerator-microseconds, the sum of the lines; None where one of them does not know."""
-        known = [line.gpu_us for line in self.lines if line.gpu_us is not None]
-        return sum(known) if len(known) == len(self.lines) else None
-
-
-def version(prices: Mapping[str, Price], gpu: Mapping[str, GpuSeconds]) -> str:
-    """A short name for these tables, so that what was settled can be explained later."""
-    tariffs = [*prices.items(), *gpu.items()]
-    table = sorted((name, tariff.model_dump_json()) for name, tariff in tariffs)
-    return hashlib.sha256(repr(table).encode()).hexdigest()[:12]
-
-
 @dataclass
 class Meter:
-    """An engine that prices, caps, books and closes every call of one request.
+    """An engine that prices, caps, books and closes every call of one request. Its engine may be
+    another one, which bounds the same calls in another unit.
 
     A call's `max_tokens` is lowered to what the rest of `limit` buys after its whole prompt is
     priced as uncached, so the engine itself stops in time: the cost can reach the limit but not
@@ -176,12 +140,13 @@ class Meter:
     """
 
     engine: Engine
-    prices: Mapping[str, Price]
-    limit: int | None = None  # 1e-12 USD; None: unlimited
+    prices: Mapping[str, Tariff]  # all amounts are in 1e-12 of their unit, mostly USD
+    limit: int | None = None  # None: unlimited
     scarce: bool = True  # whether the limit may fall short of what an answer costs
     native: bool = True  # whether policies may learn that an engine answers in its own words
     gpu: Mapping[str, GpuSeconds] = field(default_factory=dict)  # of the models that say them
     witness: Witness | None = None
+    param: str = "X-Budget-Usd"  # what a refusal names
     waited: float = 0.0  # seconds spent waiting on the engine
     settled: dict[str, Usage] = field(default_factory=dict)
     _held: int = 0  # for tokens that closed streams may have produced unseen
@@ -232,28 +197,34 @@ class Meter:
 
     def allowance(self, model: str) -> int:
         """Completion tokens of `model` that the rest still buys, its catch-up priced uncached."""
+        beneath = sys.maxsize if self.beneath is None else self.beneath.allowance(model)
         if self.limit is None or not self.scarce:
-            return sys.maxsize
+            return beneath
         running = sum(run.cost + run.unseen for run in self._runs)
         read = max([self._read, *(run.prompt + run.usage.completion for run in self._runs)])
         rest = self.limit - self._spent() - self._held - running
-        return self._price(model).buys(rest, read)
+        return min(beneath, self._price(model).buys(rest, read))
+
+    @property
+    def beneath(self) -> Meter | None:
+        """What bounds the same calls in another unit."""
+        return self.engine if isinstance(self.engine, Meter) else None
 
     @property
     def cost(self) -> int:
-        """What was spent so far, 1e-12 USD."""
+        """What was spent so far."""
         ours = self._spent() + sum(run.cost for run in self._runs)
         return ours + sum(share.cost for share in self._shares)
 
     @property
     def bound(self) -> int:
-        """The most that may have been spent, and may yet be by what runs, 1e-12 USD."""
+        """The most that may have been spent, and may yet be by what runs."""
         ours = self._spent() + self._held + sum(run.worst for run in self._runs)
         return ours + sum(share.bound for share in self._shares)
 
     @property
     def rest(self) -> int | None:
-        """What can still be reserved, 1e-12 USD; None: unlimited."""
+        """What can still be reserved; None: unlimited."""
         return None if self.limit is None else self.limit - self.bound
 
     def share(self) -> Meter:
@@ -261,7 +232,8 @@ class Meter:
 
         It knows of no native answers: those of several choices could not be put together.
         """
-        share = Meter(self.engine, self.prices, scarce=self.scarce, native=False)
+        engine = self.engine if self.beneath is None else self.beneath.share()
+        share = Meter(engine, self.prices, scarce=self.scarce, native=False, param=self.param)
         share.witness = self.witness
         self._shares.append(share)
         self._open.push_async_exit(share)
@@ -291,7 +263,8 @@ class Meter:
         with self._recorded(run) as record:
             try:
                 cap = call.max_tokens if call.max_tokens == 0 else run.cap
-                call = replace(call, max_tokens=cap, watch=record)
+                watch = record if call.watch is None else call.watch
+                call = replace(call, max_tokens=cap, watch=watch)
                 async with aclosing(self.engine.generate(call)) as stream:
                     while (chunk := await self._next(stream)) is not None:
                         chunk = run.booked(chunk, capped)
@@ -345,9 +318,9 @@ class Meter:
             # A call that writes nothing need only pay for what it reads.
             if prompt * price.input > self.rest if cap == 0 else affordable < 1:
                 raise Unaffordable(
-                    f"The budget does not pay for a prompt of {prompt} tokens"
+                    f"The budget of {price.unit} does not pay for a prompt of {prompt} tokens"
                     f" and {_tokens(call.choices)} of {call.model}",
-                    param="X-Budget-Usd",
+                    param=self.param,
                 )
             room = max(abilities.context - min(prompts), 1)
             wanted = room if cap is None else cap
@@ -375,7 +348,7 @@ class Meter:
     def _spent(self) -> int:
         return sum(self._price(model).of(used) for model, used in self.settled.items())
 
-    def _price(self, model: str) -> Price:
+    def _price(self, model: str) -> Tariff:
         if model not in self.prices:
             raise UnknownModel(f"The model {model!r} has no price", param="model")
         return self.prices[model]

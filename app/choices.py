@@ -25,9 +25,15 @@ class Part:
     prompt: int  # tokens
     completion: int  # most that it may write, of all its choices
     native: bool  # whether the engine makes all choices in its own words
-    scoring: int  # 1e-12 USD: reading the prompt once more, for its log-probabilities
+    scoring: int  # 1e-12 units: reading the prompt once more, for its log-probabilities
     least: int  # prompt and a token of each choice, by the cheapest of its models
     worst: int  # the most that it may cost
+    beneath: Part | None = None  # the same in the unit of the meter beneath
+
+    @property
+    def most(self) -> int:
+        """The most that it may cost, its scoring too."""
+        return self.worst + self.scoring
 
 
 async def parts(
@@ -154,7 +160,7 @@ class _Writing:
         self._policy = policy
         self._parts = found
         self._meter = meter
-        self._shares = _Shares(meter, found)
+        self._shares = _Shares(meter, [meter.share() for _ in found], found)
         self._news: asyncio.Queue[Chunk | asyncio.Task[None]] = asyncio.Queue()
         self._room = asyncio.Semaphore(len(found))  # who is not read from does not write on
         self._tasks = [asyncio.create_task(self._write(index)) for index in range(len(found))]
@@ -218,22 +224,27 @@ class _Shares:
     spend no more than there is.
     """
 
-    def __init__(self, meter: Meter, found: Sequence[Part]) -> None:
+    def __init__(self, meter: Meter, meters: list[Meter], found: Sequence[Part]) -> None:
         """Raises Unaffordable where there is not a token for each."""
-        self.meters = [meter.share() for _ in found]
+        self.meters = meters
         self._limit = None if meter.limit is None else meter.limit - meter.bound
         self._parts = found
         self._writing = set(range(len(found)))
         if self._limit is not None and self._limit < sum(part.least for part in found):
             raise Unaffordable(
                 f"The budget does not pay for {len(found)} prompts and a token after each",
-                param="X-Budget-Usd",
+                param=meter.param,
             )
         self._divide()
+        below = [each.beneath for each in meters if each.beneath is not None]
+        parts = [part.beneath for part in found if part.beneath is not None]
+        self._beneath = None if meter.beneath is None else _Shares(meter.beneath, below, parts)
 
     def ended(self, index: int) -> None:
         self._writing.discard(index)
         self._divide()
+        if self._beneath is not None:
+            self._beneath.ended(index)
 
     def _divide(self) -> None:
         if self._limit is None:
@@ -260,8 +271,11 @@ class _Prices:
         worst = self.policy.worst_case(self.model, prompt, completion)
         first = next(iter(worst))
         again = prices[first].of(Usage(prompt=prompt)) if scoring else 0
+        below = None
+        if self.meter.beneath is not None:
+            below = replace(self, meter=self.meter.beneath).part(call, prompt, completion, scoring)
         if completion == 0 and not call.embeds:
-            return Part(call, prompt, 0, self.native, again, 0, 0)
+            return Part(call, prompt, 0, self.native, again, 0, 0, below)
         shortest = Usage(prompt=prompt, completion=min(call.choices, completion))
         costs = [prices[name].of(self._possible(name, used)) for name, used in worst.items()]
         return Part(
@@ -272,6 +286,7 @@ class _Prices:
             scoring=again,
             least=min(prices[name].of(shortest) for name in worst),
             worst=max(costs) if self.policy.one_of else sum(costs),
+            beneath=below,
         )
 
     def _possible(self, model: str, worst: Usage) -> Usage:

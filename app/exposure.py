@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from app.catalog import Price
+from app.catalog import Tariff
 from app.types import NO_USAGE, Chunk, Usage
 
 
 @dataclass
 class Run:
-    """One call under way. What it may still cost is derived, never stored; all in 1e-12 USD."""
+    """One call under way. What it may still cost is derived, never stored; in 1e-12 units."""
 
     model: str
-    price: Price
+    price: Tariff
     prompt: int  # tokens it reads
     cap: int | None  # tokens that each choice may write; None: nothing limits it
     overrun: int

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
 
 from app import choices
-from app.budget import Account, Bill, Line, Meter, Rate, Receipt, Reservation, Wanted, version
+from app.bill import Bill, Line, version
+from app.budget import Account, Meter, Rate, Receipt, Reservation, Wanted
 from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
 from app.errors import (
@@ -21,7 +22,7 @@ from app.errors import (
     DeadlineExceeded,
     RateLimited,
 )
-from app.orders import Order, Plan, bound, check_allowed, planned, ranked
+from app.orders import GPU_BUDGET, Order, Plan, bound, check_allowed, gpu_bound, planned, ranked
 from app.trail import CallRecord
 from app.types import Chunk, Decision, Engine, Fidelity
 
@@ -70,7 +71,11 @@ class Gateway:
         prices, prices_version = self.prices
         if order.call.embeds and plan.name != "direct":
             raise BadRequest("model: a vector is one model's; name a model", param="model")
-        meter = Meter(self.engine, prices, gpu=self.gpu)
+        engine = self.engine
+        if order.gpu is not None:
+            taken = gpu_bound(order.gpu, plan, self.gpu)
+            engine = Meter(engine, self.gpu, taken, param=GPU_BUDGET)
+        meter = Meter(engine, prices, gpu=self.gpu)
         call = replace(order.call, account=account.id)
         order = replace(order, call=call, usd=bound(order, account))
         if order.best_of is not None:
@@ -282,16 +287,14 @@ class Answer:
         echo = self.order.echo
         found = await choices.parts(call, policy, model, meter, self._drawn, echo)
         scoring = sum(part.scoring for part in found)
-        cost = sum(part.worst for part in found) + scoring
+        cost = sum(part.most for part in found)
         self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
-        if self.order.strict and self.budget is not None and cost > self.budget:
-            raise BudgetExceeded(
-                f"The answer may cost {cost / PICO:.9f} USD, the budget is"
-                f" {self.budget / PICO:.9f}; lower max_tokens, raise the budget, or let"
-                " X-Budget-Fallback be `cheapest`",
-                param="X-Budget-Usd",
-            )
+        if self.order.strict:
+            _check(cost, self.budget, "cost {:.9f} USD", meter.param)
+        if self.order.strict and meter.beneath is not None:
+            most = sum(part.beneath.most for part in found if part.beneath is not None)
+            _check(most, meter.beneath.limit, "take {:.9f} accelerator-seconds", GPU_BUDGET)
         written = 0 if call.max_tokens is None else sum(part.completion for part in found)
         least = sum(part.least for part in found) + scoring
         await self._reserve(least, self._prompt + written)
@@ -356,3 +359,13 @@ class Answer:
         if "budget" in self._reasons:
             return "cut"
         return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"
+
+
+def _check(most: int, limit: int | None, may: str, param: str) -> None:
+    """Raises BudgetExceeded where an answer may need more than there is, in 1e-12 units."""
+    if limit is not None and most > limit:
+        raise BudgetExceeded(
+            f"The answer may {may.format(most / PICO)}, the budget is {limit / PICO:.9f};"
+            " lower max_tokens, raise the budget, or let X-Budget-Fallback be `cheapest`",
+            param=param,
+        )

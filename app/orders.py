@@ -8,10 +8,12 @@ from typing import Any
 
 import policies
 from app.budget import Account
-from app.catalog import Catalog
+from app.catalog import Catalog, GpuSeconds
 from app.errors import BadRequest, Forbidden
 from app.types import Call
 from policies.base import Policy
+
+GPU_BUDGET = "X-Budget-Gpu-Seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Order:
     options: Mapping[str, Any] = field(default_factory=dict)
     policy_param: str = "policy"  # where the two came from, for errors
     usd: int | None = None  # most that it may cost, 1e-12 USD
+    gpu: int | None = None  # most that it may take, 1e-12 accelerator-seconds
     strict: bool = False  # refuse what the budget might cut
     echo: bool = False  # show each choice's prompt before it
     best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
@@ -130,3 +133,19 @@ def bound(order: Order, account: Account) -> int | None:
     """A request may name less than its account's ceiling, never more."""
     named = account.default if order.usd is None else order.usd
     return min((usd for usd in (named, account.ceiling) if usd is not None), default=None)
+
+
+def gpu_bound(most: int, plan: Plan, known: Mapping[str, GpuSeconds]) -> int:
+    """What of these 1e-12 accelerator-seconds may be spent, so that the bill keeps to them.
+
+    Raises BadRequest where a model does not say what its tokens take.
+    """
+    models = plan.policy.worst_case(plan.model, 0, 0)
+    for model in models:
+        if model not in known:
+            raise BadRequest(
+                f"{GPU_BUDGET}: it is not known what tokens of {model} take of accelerators",
+                param=GPU_BUDGET,
+            )
+    # Bills are in microseconds, and each model's line is rounded up.
+    return max(most // 10**6 - (len(models) - 1), 0) * 10**6

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from app.catalog import Catalog, Price
+from app.catalog import Catalog, Tariff
 from app.errors import EngineError, Overloaded, Unaffordable
 from app.types import Call, Chunk, Decision, Decoding, Fidelity, MeteredEngine, Usage
 
@@ -51,7 +51,7 @@ class Policy(BaseModel, ABC):
         """The models that may write, the best one first."""
         return tuple(self.worst_case(model, 0, 0))
 
-    def serving(self, call: Call, engine: MeteredEngine, prices: Mapping[str, Price]) -> Policy:
+    def serving(self, call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff]) -> Policy:
         """This policy; or, where the call offers tools or wants a form of answer that not all of
         the models' token loops keep through a hand-over, a whole answer by one of them."""
         if not self.by_token or not call.structured:
@@ -87,7 +87,7 @@ class Whole(Policy):
     fidelity: ClassVar[Fidelity] = "exact"  # where the best one answers
 
     models: tuple[str, ...]  # best first
-    prices: Mapping[str, Price]
+    prices: Mapping[str, Tariff]
 
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         return dict.fromkeys(self.models, Usage(prompt=prompt, completion=completion))

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from routers.doors import KEY
 from routers.shapes import ANSWERS, EXAMPLES, one_of
-from routers.terms import DEBUG, FALLBACK, LATENCY, POLICY, TTFT, USD
+from routers.terms import DEBUG, FALLBACK, GPU, LATENCY, POLICY, TTFT, USD
 from routers.wordings import anthropic, wording
 
 EVENTS = "text/event-stream"
@@ -23,6 +23,7 @@ _WAIT = {"type": "string", "pattern": r"^[1-9][0-9]{0,8}(\.[0-9]{1,6})?$"}
 _NAMED = {"type": "string", "pattern": r"^[A-Za-z][A-Za-z0-9._:-]{0,99}"}
 _HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     USD: ("most this request may cost, in USD; everything it causes included", _AMOUNT),
+    GPU: ("most it may take of accelerators, in idealized seconds; of models that say it", _AMOUNT),
     LATENCY: ("milliseconds in which the whole answer must be there", _WAIT),
     TTFT: (
         "milliseconds in which it should begin: a wish, for policies that can answer sooner",

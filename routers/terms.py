@@ -20,16 +20,17 @@ _LONGEST = 100  # characters of a number
 _DIGITS = 21  # of an amount in 1e-12 USD: below 1e9 USD
 _MAX_MS = 1e9
 
-USD, FALLBACK = "X-Budget-Usd", "X-Budget-Fallback"
+USD, GPU, FALLBACK = "X-Budget-Usd", "X-Budget-Gpu-Seconds", "X-Budget-Fallback"
 LATENCY, TTFT = "X-Budget-Latency-Ms", "X-Budget-Ttft-Ms"
 POLICY, DEBUG = "X-Policy", "X-Debug"
-_OURS = {name.lower(): name for name in (USD, LATENCY, TTFT, FALLBACK, POLICY, DEBUG)}
+_OURS = {name.lower(): name for name in (USD, GPU, LATENCY, TTFT, FALLBACK, POLICY, DEBUG)}
 
 
 class BudgetField(Closed):
     """The body's `budget`; amounts may be strings, so that they stay decimal."""
 
     usd: int | float | str | None = None
+    gpu_seconds: int | float | str | None = None
     latency_ms: int | float | None = None
     ttft_ms: int | float | None = None
     fallback: Literal["cheapest", "strict"] | None = None
@@ -43,6 +44,7 @@ class Terms:
     """What the client allows, headers and body taken together."""
 
     usd: int | None = None  # 1e-12 USD, rounded down
+    gpu: int | None = None  # 1e-12 accelerator-seconds, rounded down
     latency: float | None = None  # seconds for the whole answer
     ttft: float | None = None  # seconds to its first token: a wish
     strict: bool = False
@@ -60,13 +62,13 @@ def terms(
     """Of header and body the smaller limit counts. Raises BadRequest naming the one at fault."""
     ours = _ours(headers)
     body = budget or _NO_BUDGET
-    amounts = [_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")]
     fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
     name, options, param = _policy(ours.get(POLICY), policy)
     if len(options) > FEW:
         raise BadRequest(f"{param}: has more than {FEW} options", param=param)
     return Terms(
-        usd=min((a for a in amounts if a is not None), default=None),
+        usd=_least(_usd(ours.get(USD), USD), _usd(_text(body.usd), "budget.usd")),
+        gpu=_least(_gpu(ours.get(GPU), GPU), _gpu(_text(body.gpu_seconds), "budget.gpu_seconds")),
         latency=_wait(ours.get(LATENCY), LATENCY, body.latency_ms, "budget.latency_ms"),
         ttft=_wait(ours.get(TTFT), TTFT, body.ttft_ms, "budget.ttft_ms"),
         strict="strict" in (fallback, body.fallback),
@@ -78,20 +80,25 @@ def terms(
 
 
 def pico_usd(text: str, param: str) -> int:
-    """A decimal amount of USD as 1e-12 USD, rounded down. Raises BadRequest.
+    """A decimal amount of USD as 1e-12 USD, rounded down. Raises BadRequest."""
+    return _pico(text, param, "USD")
+
+
+def _pico(text: str, param: str, unit: str) -> int:
+    """A decimal amount of a unit as 1e-12 of it, rounded down.
 
     In integers throughout: an exponent costs no more than its digits, however large it is.
     """
     match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
-        raise BadRequest(f"{param}: must be a decimal number of USD, like 0.002", param=param)
+        raise BadRequest(f"{param}: must be a decimal number of {unit}, like 0.002", param=param)
     whole, fraction, exponent = match[1], match[2] or "", int(match[3] or 0)
     digits = (whole + fraction).lstrip("0")
     shift = exponent - len(fraction) + 12
     if not digits or len(digits) + shift <= 0:
         return 0
     if len(digits) + shift > _DIGITS:
-        raise BadRequest(f"{param}: must be below 1000000000 USD", param=param)
+        raise BadRequest(f"{param}: must be below 1000000000 {unit}", param=param)
     amount = int(digits)
     return amount * int(10**shift) if shift >= 0 else amount // int(10**-shift)
 
@@ -103,7 +110,7 @@ def _ours(headers: Headers) -> dict[str, str]:
         name = _OURS.get(key)
         if name is None:
             if key.startswith("x-budget-"):
-                known = ", ".join((USD, LATENCY, TTFT, FALLBACK))
+                known = ", ".join((USD, GPU, LATENCY, TTFT, FALLBACK))
                 raise BadRequest(f"{key}: no such budget; there are {known}", param=key)
             continue
         if name in found:
@@ -118,6 +125,14 @@ def _text(value: float | str | None) -> str | None:
 
 def _usd(text: str | None, param: str) -> int | None:
     return None if text is None else pico_usd(text, param)
+
+
+def _gpu(text: str | None, param: str) -> int | None:
+    return None if text is None else _pico(text, param, "accelerator-seconds")
+
+
+def _least(*amounts: int | None) -> int | None:
+    return min((amount for amount in amounts if amount is not None), default=None)
 
 
 def _wait(header: str | None, name: str, field: float | None, field_name: str) -> float | None:

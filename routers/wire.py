@@ -286,6 +286,7 @@ def ordered(call: Call, agreed: Terms, arrived: float) -> Order:
         options=agreed.options,
         policy_param=agreed.policy_param,
         usd=agreed.usd,
+        gpu=agreed.gpu,
         strict=agreed.strict,
     )
 

@@ -18,6 +18,7 @@ ROOMS = ("app", "routers", "policies")
 EVERYTHING = (*ROOMS,)
 WORDS = ("app.types", "app.errors")
 CHOSEN = (*WORDS, "app.settings", "app.catalog")
+MONEY = (*WORDS, "app.catalog", "app.bill", "app.budget")
 TOOLS = (*WORDS, "app.nets", "app.estimates", "app.prompt_files")
 ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; longest name wins
     "app.types": (),
@@ -26,7 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.catalog": WORDS,
     "app.telemetry": (*WORDS, "app.trail", "app.telemetry"),
     "app.storage": (*WORDS, "app.storage"),
-    "app.accounts": (*WORDS, "app.catalog", "app.budget", "app.storage", "app.accounts"),
+    "app.accounts": (*MONEY, "app.storage", "app.accounts"),
     "app.nets": ("app.nets",),
     "app.vllm_plugins.asks": (),
     "app.vllm_plugins": ("app.nets", "app.vllm_plugins"),
@@ -40,19 +41,12 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     ),
     "app.exposure": (*WORDS, "app.catalog"),
     "app.trail": WORDS,
-    "app.budget": (*WORDS, "app.catalog", "app.exposure", "app.trail"),
+    "app.bill": (*WORDS, "app.catalog"),
+    "app.budget": (*WORDS, "app.catalog", "app.bill", "app.exposure", "app.trail"),
     "policies": (*WORDS, "app.catalog", "policies"),
     "app.choices": (*WORDS, "app.budget", "policies"),
     "app.orders": (*WORDS, "app.catalog", "app.budget", "policies"),
-    "app.gateway": (
-        *WORDS,
-        "app.catalog",
-        "app.budget",
-        "app.choices",
-        "app.orders",
-        "app.trail",
-        "policies",
-    ),
+    "app.gateway": (*MONEY, "app.choices", "app.orders", "app.trail", "policies"),
     "routers": (
         *WORDS,
         "app.catalog",

@@ -76,7 +76,8 @@ def test_each_setting_has_its_row_and_no_other() -> None:
 
 
 def test_each_request_header_has_its_row() -> None:
-    for header in (terms.USD, terms.LATENCY, terms.TTFT, terms.FALLBACK, terms.POLICY, terms.DEBUG):
+    budgets = (terms.USD, terms.GPU, terms.LATENCY, terms.TTFT, terms.FALLBACK)
+    for header in (*budgets, terms.POLICY, terms.DEBUG):
         assert row(f"`{header}`")[1]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from app.accounts.book import Book
 from app.accounts.headroom import Headroom
 from app.accounts.rates import Rates
-from app.budget import Bill, Rate, Receipt, Wanted
+from app.bill import Bill
+from app.budget import Rate, Receipt, Wanted
 from app.catalog import usd
 from app.errors import KeySpent, RateLimited
 from app.storage.records import (

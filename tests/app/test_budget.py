@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -9,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Bill, Line, Meter, version
-from app.catalog import GpuSeconds
+from app.bill import Bill, Line, version
+from app.budget import Meter
+from app.catalog import Catalog, GpuSeconds, Price, Tariff
 from app.engines.fake import Fake, Script
 from app.errors import BudgetExceeded, EngineError, Unaffordable
 from app.gateway import Gateway, Order
 from app.types import Usage
-from tests.policies.scripts import ask, call, engine, fleet, price, read, usd
+from tests.policies.scripts import ask, call, engine, fleet, read, usd
 
 
 def meter(fake: Fake, limit: int | None, **prices: object) -> Meter:
@@ -126,14 +128,30 @@ per_million = st.decimals(min_value=0, max_value=100, places=6)
 
 
 @st.composite
-def prices(draw):
+def prices(draw, kind=Price):
     input = draw(per_million)
     cached = draw(st.none() | st.decimals(min_value=0, max_value=input, places=6))
-    return price(input, draw(per_million), cached, draw(st.none() | per_million))
+    drafted = draw(st.none() | per_million)
+    return kind(input=input, output=draw(per_million), cached_input=cached, drafted=drafted)
 
 
 bits = st.lists(st.floats(0, 6), max_size=40)
 guesses = st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
+
+
+def timed(catalog: Catalog, gpu: Mapping[str, GpuSeconds]) -> Catalog:
+    """The same, whose models say what their tokens take of accelerators."""
+    cards = {n: c.model_copy(update={"gpu_seconds": gpu.get(n)}) for n, c in catalog.models.items()}
+    return replace(catalog, models=cards)
+
+
+def made(fake: Fake, tariffs: Mapping[str, Tariff]) -> int:
+    """What all that the engine wrote and guessed takes."""
+    written = sum(tariffs[m].output * n for m, n in fake.produced.items())
+    return written + sum(
+        used.drafted * tariffs[name].guess - used.accepted * tariffs[name].output
+        for name, used in fake.guessed.items()
+    )
 
 
 @settings(max_examples=300)
@@ -141,6 +159,8 @@ guesses = st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.
     small=prices(),
     large=prices(),
     budget=st.integers(0, 10**10),
+    taken=st.tuples(prices(GpuSeconds), prices(GpuSeconds)),
+    gpu=st.none() | st.integers(0, 10**10),
     entropies=st.tuples(bits, bits),
     words=st.integers(1, 60),
     max_tokens=st.none() | st.integers(1, 80),
@@ -155,8 +175,8 @@ guesses = st.lists(st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), st.
     longest=st.integers(1, 8),
 )
 def test_nothing_overshoots_and_nothing_leaks(
-    small, large, budget, entropies, words, max_tokens, model, start, stop_after, fails_after,
-    stops_by_itself, guesses, longest,
+    small, large, budget, taken, gpu, entropies, words, max_tokens, model, start, stop_after,
+    fails_after, stops_by_itself, guesses, longest,
 ):  # fmt: skip
     """Random prices, budgets, prompts, entropies, guesses, failures and hang-ups at any chunk."""
     more = {"fails_after": fails_after, "stop_on_entropy": stops_by_itself, "guesses": guesses}
@@ -167,12 +187,13 @@ def test_nothing_overshoots_and_nothing_leaks(
     switches = model in ("economy", "entropy_switch/large")
     options = {"start": start} if switches else {}
     options |= {"longest": longest} if model == "speculative/large" else {}
-    gateway = Gateway(fake, fleet(small, large))
+    known = dict(zip(("small", "large"), taken, strict=True))
+    gateway = Gateway(fake, timed(fleet(small, large), known))
 
     async def run() -> None:
         if switches and small.output > large.output:
             return  # refused: there would be nothing to save
-        answer = ask(gateway, Order(asked, options=options, usd=budget))
+        answer = ask(gateway, Order(asked, options=options, usd=budget, gpu=gpu))
         try:
             if stop_after is None:
                 await read(answer)
@@ -183,12 +204,9 @@ def test_nothing_overshoots_and_nothing_leaks(
             pass
         finally:
             await answer.aclose()
-        cards = gateway.catalog.models
-        made = sum(cards[m].price.output * n for m, n in fake.produced.items())
-        for name, used in fake.guessed.items():
-            paid = cards[name].price
-            made += used.drafted * paid.guess - used.accepted * paid.output
-        assert made <= answer.spent <= budget
+        assert made(fake, gateway.catalog.prices()) <= answer.spent <= budget
+        took = answer.bill.gpu_us * 10**6
+        assert made(fake, known) <= took and (gpu is None or took <= gpu)
         assert fake.open == 0
         assert answer.bill.cost == answer.spent
         assert answer.estimate <= budget

@@ -9,7 +9,7 @@ from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from app.budget import Bill
+from app.bill import Bill
 from app.types import Call, Chunk, Sampling
 from routers.messages_scribe import MessageScribe
 from routers.messages_wire import MessagesRequest

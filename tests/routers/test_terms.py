@@ -169,7 +169,7 @@ def test_a_bad_header_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["x-budget-gpu-seconds", "x-budget-quality", "x-budget-", "x-budget-us"],
+    ["x-budget-gpu-second", "x-budget-quality", "x-budget-", "x-budget-us"],
 )
 def test_a_budget_that_is_not_built_is_refused_not_ignored(name):
     with pytest.raises(BadRequest) as refusal:
@@ -285,3 +285,22 @@ def test_two_policies_are_one_too_many():
     with pytest.raises(BadRequest) as refusal:
         terms(Headers({"x-policy": "direct"}), policy="direct")
     assert refusal.value.param == "X-Policy"
+
+
+def test_accelerator_time_is_read_like_money_and_the_smaller_counts():
+    header = Headers({"X-Budget-Gpu-Seconds": "0.0025"})
+    assert terms(header).gpu == 25 * 10**8 and terms(header).usd is None
+    for said, pico in (("0.002", 2 * 10**9), (1, 25 * 10**8), ("1e-13", 0)):
+        assert terms(header, BudgetField(gpu_seconds=said)).gpu == pico
+    assert terms(Headers(), BudgetField(gpu_seconds=0.5)).gpu == 5 * 10**11
+
+
+@pytest.mark.parametrize("text", [text for text in BAD_AMOUNTS if text.isascii()])
+def test_what_is_no_time_is_refused_by_name(text):
+    for asked, param in (
+        ((Headers({"X-Budget-Gpu-Seconds": text}),), "X-Budget-Gpu-Seconds"),
+        ((Headers(), BudgetField(gpu_seconds=text)), "budget.gpu_seconds"),
+    ):
+        with pytest.raises(BadRequest) as refusal:
+            terms(*asked)
+        assert refusal.value.param == param and param in refusal.value.message

@@ -188,7 +188,8 @@ BAD_CHAT = [
     ({"budget": {"latency_ms": "5"}}, "budget.latency_ms"),
     ({"budget": {"ttft_ms": -1}}, "budget.ttft_ms"),
     ({"budget": {"fallback": "none"}}, "budget.fallback"),
-    ({"budget": {"gpu_seconds": 1}}, "budget.gpu_seconds"),
+    ({"budget": {"gpu_seconds": -1}}, "budget.gpu_seconds"),
+    ({"budget": {"quality": 1}}, "budget.quality"),
     ({"policy": 5}, "policy"),
 ]
 
