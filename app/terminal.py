@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.errors import FarthingError
+from app.types import HAND_OVERS
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?")
@@ -51,7 +52,7 @@ class Answer:
         # An answer that is stopped ends without a summary: this much is known of it all the same.
         if model is not None:
             self.models.setdefault(model, None)
-        self.switches += "switch" in ours
+        self.switches += (ours.get("switch") or {}).get("kind") in HAND_OVERS
         self.models = ours.get("models", self.models)
         cost = (event.get("usage") or {}).get("cost")
         self.cost = self.cost if cost is None else Decimal(cost)

@@ -38,6 +38,8 @@ class CallRecord:
     outcome: Tried = "closed"
     why: str = ""  # its finish; budget where that cut it; or the error's class
     span: object = None  # the observer's own
+    _passes: dict[tuple[float, float], int] = field(default_factory=dict)
+    _pass: Usage = NO_USAGE  # the last one, or several of which an engine told together
 
     def waited(self, seconds: float) -> None:
         self.queued += seconds
@@ -50,6 +52,23 @@ class CallRecord:
             self.first = time.monotonic()
         if chunk.finish is not None:
             self.outcome, self.why = "ok", chunk.reason or chunk.finish
+        if chunk.usage.passes:
+            self._note_pass()
+            self._pass = chunk.usage
+        elif chunk.usage.accepted:  # the pass goes on: each token it kept is a chunk
+            self._pass += chunk.usage
+
+    def passes(self) -> Mapping[tuple[float, float], int]:
+        """How many guesses a pass of the model read, how many it kept, and how many passes did;
+        of several that an engine told of together, their mean. Once the call has ended."""
+        self._note_pass()
+        return self._passes
+
+    def _note_pass(self) -> None:
+        told, self._pass = self._pass, NO_USAGE
+        if told.passes:
+            key = told.drafted / told.passes, told.accepted / told.passes
+            self._passes[key] = self._passes.get(key, 0) + told.passes
 
     def broke(self, error: Exception) -> None:
         self.outcome = blamed(error)

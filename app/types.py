@@ -128,7 +128,6 @@ class Watch(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """What its servers are told with it: its place in a trace."""
-        ...
 
     def waited(self, seconds: float) -> None:
         """It has waited so long for a place."""
@@ -253,18 +252,22 @@ class Token:
     tail estimate: the missing mass spread over tokens that are each as likely as the k-th."""
 
 
+HAND_OVERS = ("switch", "steer", "failover")  # kinds of decisions: another model goes on
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a policy decided in mid-answer, and why."""
 
     # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
-    # engine cannot or it does not pay; repair: what was predicted has been computed; whole: one
-    # model answers alone, as what is asked for would not last through a hand-over.
-    kind: Literal["switch", "steer", "failover", "plain", "repair", "whole"]
+    # engine cannot or it does not pay; predict: the prompt's KV was predicted; repair: and has been
+    # computed; whole: one model answers alone, as a hand-over would spoil what is asked for.
+    kind: Literal["switch", "steer", "failover", "plain", "predict", "repair", "whole"]
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits
     threshold: float | None = None  # bits
+    saves: float | None = None  # seconds by which the answer begins sooner, by estimate
     rest_usd: float | None = None  # stamped by the gateway
     choice: int = 0  # of which answer; stamped by the gateway too
 

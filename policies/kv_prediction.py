@@ -125,11 +125,13 @@ class KvPrediction(Policy):
             plain = engine.generate(call.decoded(Decoding(native=native)))
             return _told(Decision("plain", self.target, len(call.written)), plain)
         asked = call.decoded(Decoding(kv=kv))
+        # What one token less to read is worth.
+        saved = engine.load(self.target).reading * (1 - shares[kv.predictor])
         # Not every engine knows in its next call which tokens are to be penalised.
         whole = call.sampling.presence_penalty or call.sampling.frequency_penalty
         if self.repair and not whole:
-            return self._repaired(asked, engine)
-        return engine.generate(asked)
+            return _predicted(saved, self._repaired(asked, engine))
+        return _predicted(saved, engine.generate(asked))
 
     def _shares(self, engine: MeteredEngine) -> Mapping[str, float]:
         """The predictors that may be used, and the share of a prefill that each takes.
@@ -216,6 +218,21 @@ async def _read(call: Call, engine: MeteredEngine) -> bool:
     except FarthingError:
         return False  # for want of money or room: the answer stays as it is
     return True
+
+
+async def _predicted(saved: float, answer: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+    """The answer, and once it is known that tokens of the prompt were predicted, that they were;
+    each saved so many seconds (0: that is not known)."""
+    written, told = 0, False
+    async with aclosing(answer) as stream:
+        async for chunk in stream:
+            if chunk.usage.predicted and not told and chunk.decision is None:
+                told = True
+                saves = chunk.usage.predicted * saved or None
+                decided = Decision("predict", chunk.model, written, saves=saves)
+                chunk = replace(chunk, decision=decided)
+            written += len(chunk.tokens)
+            yield chunk
 
 
 async def _told(decided: Decision, answer: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:

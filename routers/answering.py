@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from app.budget import Account
 from app.errors import DeadlineExceeded, EngineError, FarthingError
 from app.gateway import Answer
-from app.telemetry.counting import HAND_OVERS, Telemetry, reason_of
-from app.types import Chunk
+from app.telemetry.counting import Telemetry, reason_of
+from app.types import HAND_OVERS, Chunk
 from routers import body
 from routers.costs import end_headers, start_headers
 from routers.deps import ClientGone, Front, Visit, account_of, front_of, visit_of

@@ -111,5 +111,6 @@ def switch(decision: Decision) -> dict[str, Any]:
         "entropy": decision.entropy,
         "threshold": decision.threshold,
         "rest_usd": decision.rest_usd,
+        **({"saves_s": decision.saves} if decision.saves is not None else {}),
         **({"choice": decision.choice} if decision.choice else {}),
     }

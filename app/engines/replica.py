@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypeVar
-from urllib.parse import urlsplit
 
 from app.catalog import ModelCard
 from app.engines.backend import Backend
 from app.engines.breaker import Backoff, Breaker
 from app.errors import EngineError, EngineUnavailable, FarthingError
+from app.telemetry.names import server_at
 
 T = TypeVar("T")
 State = Literal["ready", "probing", "open", "draining"]
@@ -97,8 +97,8 @@ class Replica:
 
     @property
     def place(self) -> str:
-        """Its host and port: what its calls are counted by."""
-        return urlsplit(self.url).netloc
+        """What its calls are counted by."""
+        return server_at(self.url)
 
     @property
     def ready(self) -> bool:

@@ -13,15 +13,14 @@ from prometheus_client.exposition import generate_latest
 
 from app.errors import FarthingError
 from app.telemetry.instruments import Instruments, Labels, Tally
-from app.telemetry.names import OTHER, Names, Who
+from app.telemetry.names import EMBEDDED, OTHER, Names, Who
 from app.telemetry.scraping import Scraper
 from app.trail import CallRecord
-from app.types import Decision, Fidelity, Usage
+from app.types import HAND_OVERS, Decision, Fidelity, Usage
 
 PICO = 10**12  # money reaches us in 1e-12 USD
 CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
-HAND_OVERS = ("switch", "steer", "failover")  # of the kinds of decisions
-FALLBACKS = ("plain", "whole", "repair")
+FALLBACKS = ("plain", "whole", "repair")  # of the kinds of decisions
 STATUSES = frozenset((*map(int, HTTPStatus), CLIENT_GONE))
 NO_ROUTE = "no_such_route"  # the reason of what the framework refuses
 
@@ -132,6 +131,22 @@ class Telemetry:
 
     def called(self, answer: Answered, record: CallRecord) -> None:
         """A call of this answer has ended."""
+        model, who = self.names.model(record.model), self.who(answer)
+        took = (record.ended or record.began) - record.began
+        self._spread["farthing_engine_call_seconds"](model).observe(took)
+        tried = [(attempt.server, attempt.outcome) for attempt in record.attempts]
+        if not tried and (record.model, EMBEDDED) in self.names.servers:
+            tried = [(EMBEDDED, record.outcome)]
+        if tried:  # else it never had a place
+            self._spread["farthing_queue_seconds"](model).observe(record.queued)
+        for server, outcome in tried:
+            where = self.names.server(record.model, server)
+            self._count["farthing_engine_attempts_total"](*where, outcome).inc()
+        for (read, kept), passes in record.passes().items():
+            draft = self._of("farthing_draft_length_tokens", who, record.model)
+            draft.observe_often(read, passes)
+            accepted = self._of("farthing_accepted_length_tokens", who, record.model)
+            accepted.observe_often(kept, passes)
 
     def answered(self, answer: Answered, outcome: str) -> None:
         """One answer has ended, well or not."""
@@ -142,7 +157,7 @@ class Telemetry:
         for line in bill.lines:
             self._paid(Who(self.names.model(line.model), *how), line)
         for decision in answer.decisions:
-            self._decided(how, decision)
+            self._decided(who, decision)
         if answer.budget is not None:
             self._budgeted(how, answer.budget, bill.cost, outcome)
 
@@ -193,7 +208,8 @@ class Telemetry:
         if usage.predicted:
             self._count["farthing_predicted_prompts_total"](*who).inc()
 
-    def _decided(self, how: tuple[str, str], decision: Decision) -> None:
+    def _decided(self, who: Who, decision: Decision) -> None:
+        how = who.preset, who.policy
         if decision.kind in FALLBACKS:
             self._count["farthing_fallbacks_total"](*how, decision.kind).inc()
         elif decision.kind in HAND_OVERS:
@@ -201,6 +217,9 @@ class Telemetry:
             self._count["farthing_switches_total"](*how, decision.kind, to).inc()
             if decision.entropy is not None:
                 self._spread["farthing_switch_entropy_bits"](*how, to).observe(decision.entropy)
+        elif decision.saves is not None:
+            saved = self._of("farthing_ttft_saved_seconds", who, decision.model)
+            saved.observe(decision.saves)
 
     def _budgeted(self, how: tuple[str, str], admitted: int, spent: int, outcome: str) -> None:
         self._count["farthing_budget_outcomes_total"](*how, outcome).inc()

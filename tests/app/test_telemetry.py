@@ -10,7 +10,8 @@ from app.telemetry.counting import Telemetry, reason_of, reasons
 from app.telemetry.instruments import Instruments
 from app.telemetry.metrics import LABELS, METRICS, PROCESS
 from app.telemetry.names import LATER, NOBODY, Names, Server, Who, server_at
-from app.types import Decision, Usage
+from app.trail import CallRecord
+from app.types import Chunk, Decision, Usage
 
 ECONOMY = {"preset": "economy", "policy": "entropy_switch"}
 WHO = Who("large", "economy", "entropy_switch")
@@ -214,6 +215,66 @@ def test_an_unknown_name_is_counted_as_other(telemetry):
     other = dict.fromkeys(("model", "preset", "policy"), "other")
     assert value(telemetry, "farthing_tokens_total", **other, kind="prompt") == 1
     assert value(telemetry, "farthing_requests_total", endpoint="/", **other, status="other") == 1
+
+
+def record(model="large", **more):
+    return CallRecord(model, 10, began=100.0, ended=102.5, **more)
+
+
+def test_calls_by_the_servers_that_had_a_part(telemetry):
+    telemetry.names.know([], {}, [], [Server("large", "a:1"), Server("large", "b:1")])
+    call = record(queued=0.5, outcome="ok")
+    call.tried("a:1", "failed")
+    call.tried("b:1", "ok")
+    call.tried("c:1", "ok")
+    telemetry.called(Answered(), call)
+    for server, outcome in (("a:1", "failed"), ("b:1", "ok"), ("other", "ok")):
+        labels = {"model": "large", "server": server, "outcome": outcome}
+        assert value(telemetry, "farthing_engine_attempts_total", **labels) == 1
+    assert value(telemetry, "farthing_engine_call_seconds_sum", model="large") == 2.5
+    assert value(telemetry, "farthing_queue_seconds_sum", model="large") == 0.5
+
+
+def test_a_call_that_never_had_a_place_was_given_to_nobody(telemetry):
+    telemetry.called(Answered(), record(outcome="refused"))
+    assert value(telemetry, "farthing_engine_call_seconds_count", model="large") == 1
+    assert value(telemetry, "farthing_queue_seconds_count", model="large") is None
+    assert not [s for s in samples(telemetry) if s.name == "farthing_engine_attempts_total"]
+
+
+def test_a_call_in_our_own_process_is_given_to_it(telemetry):
+    telemetry.names.know([], {}, [], [Server("large", "embedded")])
+    telemetry.called(Answered(), record(outcome="closed"))
+    labels = {"model": "large", "server": "embedded", "outcome": "closed"}
+    assert value(telemetry, "farthing_engine_attempts_total", **labels) == 1
+    assert value(telemetry, "farthing_queue_seconds_count", model="large") == 1
+
+
+def test_drafts_by_pass(telemetry):
+    call = record()
+    for usage in (
+        Usage(completion=1, drafted=4, accepted=1, passes=1),  # a pass whose tokens are told
+        Usage(completion=1, accepted=1),  # one by one
+        Usage(completion=1),
+        Usage(completion=1, passes=1),
+        Usage(completion=9, drafted=6, accepted=3, passes=4),  # several in one
+    ):
+        call.saw(Chunk(usage=usage))
+    telemetry.called(Answered(), call)
+    who = {"model": "large", **ECONOMY}
+    for name, total, short in (("draft", 10, 5), ("accepted", 5, 5)):
+        metric = f"farthing_{name}_length_tokens"
+        assert value(telemetry, f"{metric}_count", **who) == 6
+        assert value(telemetry, f"{metric}_sum", **who) == total
+        assert value(telemetry, f"{metric}_bucket", **who, le="2.0") == short + (name != "draft")
+
+
+def test_what_a_predicted_prompt_saved(telemetry):
+    decisions = [Decision("predict", "small", 0, saves=1.5), Decision("predict", "small", 0)]
+    telemetry.answered(Answered(decisions=decisions), "kept")
+    who = {"model": "small", **ECONOMY}
+    assert value(telemetry, "farthing_ttft_saved_seconds_sum", **who) == 1.5
+    assert value(telemetry, "farthing_ttft_saved_seconds_count", **who) == 1
 
 
 def test_where_nobody_answered_there_is_no_name(telemetry):

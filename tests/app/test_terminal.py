@@ -25,6 +25,14 @@ def delta(text: str, model: str, switched: bool = False) -> dict[str, Any]:
     return {"choices": [{"delta": {"content": text}}], "farthing": ours}
 
 
+def test_only_hand_overs_are_switches() -> None:
+    answer = Answer()
+    for kind in ("plain", "switch", "predict", "steer"):
+        answer.take({"farthing": {"switch": {"kind": kind}}})
+    answer.take({"farthing": {}})
+    assert answer.switches == 2
+
+
 def finish(how: str = "stop", **details: str) -> dict[str, Any]:
     choice: dict[str, Any] = {"delta": {}, "finish_reason": how}
     if details:

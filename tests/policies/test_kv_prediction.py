@@ -45,11 +45,20 @@ async def predictor(fake: Fake, asked: Order) -> str | None:
 async def test_a_long_prompt_is_predicted_by_the_best_there_is_and_said_to_be_approximate():
     fake = predicting()
     said, answer = await answered(fake, order())
-    assert said == WORDS and answer.fidelity == "approximate" and not answer.decisions
+    assert said == WORDS and answer.fidelity == "approximate"
+    (decision,) = answer.decisions
+    assert (decision.kind, decision.token, decision.saves) == ("predict", 0, None)
     (only,) = fake.calls
     assert only.decoding.kv == KVPrediction("layers-20", last=16, first=4, relevant=0.2)
     (line,) = answer.bill.lines
     assert line.usage == Usage(prompt=PROMPT, completion=LENGTH, predicted=PROMPT - 20)
+
+
+async def test_by_how_much_sooner_it_begins_is_told_by_the_pace_of_late():
+    _, answer = await answered(predicting(reading=0.01), order())
+    (decision,) = answer.decisions
+    share = KV["layers-20"]
+    assert decision.saves == pytest.approx((PROMPT - 20) * 0.01 * (1 - share))
 
 
 async def test_what_is_predicted_has_a_price_of_its_own():
@@ -144,7 +153,8 @@ async def test_repair_reads_the_prompt_exactly_and_goes_on_from_that():
     assert first.decoding.kv is not None
     assert second.decoding.kv is None and second.max_tokens == 1
     assert third.decoding.kv is None and 0 < len(third.written) < LENGTH
-    assert [(d.kind, d.token) for d in answer.decisions] == [("repair", len(third.written))]
+    told = [(d.kind, d.token) for d in answer.decisions]
+    assert told == [("predict", 0), ("repair", len(third.written))]
     (line,) = answer.bill.lines
     assert line.visible == LENGTH and line.usage.completion == fake.produced["large"]
     assert line.usage.prompt == 3 * PROMPT + len(third.written)
@@ -156,7 +166,7 @@ async def test_repair_that_cannot_be_paid_for_leaves_the_answer_as_it_is():
     asked = order(repair=True, usd=usd(PROMPT * 10 + LENGTH * 20 + 100))
     said, answer = await answered(fake, asked)
     assert said == WORDS and answer.spent == usd(PROMPT * 10 + LENGTH * 20)
-    assert not answer.decisions
+    assert [d.kind for d in answer.decisions] == ["predict"]
 
 
 async def test_an_answer_with_penalties_is_not_handed_on():

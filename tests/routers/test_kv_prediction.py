@@ -50,6 +50,8 @@ async def test_the_bill_tells_what_was_predicted(client: httpx.AsyncClient) -> N
     assert f'farthing_tokens_total{{kind="predicted",{who}}} 80.0' in counted
     assert f"farthing_predicted_prompts_total{{{who}}} 1.0" in counted
     assert "farthing_switches_total{" not in counted
+    assert f"farthing_ttft_saved_seconds_count{{{who}}} 1.0" in counted
+    assert f"farthing_ttft_saved_seconds_sum{{{who}}} 2.4" in counted  # 0.3 of 80 * 0.1
     listed = (await client.get("/v1/models/large")).json()
     assert listed["farthing"]["price"]["predicted"] == 10.0
     assert listed["farthing"]["kv_predictors"] == {"layers-20": 0.7, "layers-8": 0.3}
@@ -85,5 +87,5 @@ async def test_repair_is_said(client: httpx.AsyncClient, fake: Fake) -> None:
     headers["X-Policy"] += ";repair"
     body = (await client.post(URL, json=long(), headers=headers)).json()
     assert body["farthing"]["repaired"] is True
-    assert [each["kind"] for each in body["farthing"]["switches"]] == ["repair"]
+    assert [each["kind"] for each in body["farthing"]["switches"]] == ["predict", "repair"]
     assert len(fake.calls) == 3

@@ -115,6 +115,10 @@ async def test_guesses_are_counted_by_model_and_their_price_is_listed(open_clien
     who = 'model="large",policy="speculative",preset="none"'
     for kind, count in (("drafted", 13), ("accepted", 8), ("wasted", 5)):
         assert f'farthing_tokens_total{{kind="{kind}",{who}}} {count}.0' in counted
-    assert f"farthing_verification_passes_total{{{who}}} 12.0" in counted
+    for name, value in (
+        *(("verification_passes_total", 12), ("draft_length_tokens_count", 12)),
+        *(("draft_length_tokens_sum", 13), ("accepted_length_tokens_sum", 8)),
+    ):
+        assert f"farthing_{name}{{{who}}} {value}.0" in counted
     listed = (await client.get("/v1/models/large")).json()
     assert listed["farthing"]["price"]["drafted"] == 2.0

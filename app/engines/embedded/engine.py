@@ -185,6 +185,7 @@ class EmbeddedEngine:
     ) -> AsyncGenerator[Chunk]:
         _check_memory(served, sequence)
         served.scheduler.submit(sequence)
+        asked = time.monotonic()
         worker.wake()
         try:
             while True:
@@ -196,6 +197,9 @@ class EmbeddedEngine:
             if not sequence.finished:
                 served.scheduler.cancel(sequence)
                 worker.wake()
+            if sequence.call.watch is not None:
+                began = sequence.admitted or time.monotonic()
+                sequence.call.watch.waited(max(began - asked, 0.0))
 
     async def count(self, call: Call) -> int:
         """Prompt tokens that this call reads: template applied, `written` included.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -67,6 +68,7 @@ class RunningSequence:
         )
         self.constraint = constraint
         self.cache: SequenceCache | None = None
+        self.admitted: float | None = None  # time.monotonic()
         self.outbox: deque[Chunk] = deque()
         self.waited = False  # for a sibling to read the prompt
         self.finished = False
@@ -171,7 +173,7 @@ class RunningSequence:
 
     def admit(self, cache: SequenceCache) -> None:
         """Start on this cache, which may hold a prefix of the tokens already."""
-        self.cache = cache
+        self.cache, self.admitted = cache, time.monotonic()
         usage = Usage(prompt=self.prompt_length, cached=cache.length)
         self.outbox.append(Chunk(model=self.call.model, usage=usage))
 
