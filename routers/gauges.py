@@ -67,7 +67,7 @@ def _show_models(front: Front) -> None:
     queued, memory = dict[tuple[str, ...], float](), dict[tuple[str, ...], float]()
     for model, load in front.loads().items():
         label = (telemetry.names.model(model),)
-        queued[label] = max(load.waiting - theirs[model], 0)
+        queued[label] = max(load.waiting - theirs.get(model, 0), 0)
         if model not in theirs:
             memory[label] = load.kv_bytes
     telemetry.show("farthing_queue_waiting", queued)
