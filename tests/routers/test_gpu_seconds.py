@@ -99,7 +99,8 @@ async def test_where_one_model_does_not_say_the_sum_is_not_known(house):
     assert await recorded(house, settlements, answer["id"]) is None
 
 
-async def test_usage_adds_up_what_is_known(house):
+async def test_usage_adds_up_what_is_known(serve, ledger_url):
+    house = await serve(ledger=ledger_url)
     token = await house.token()
     told = 0.0
     for model in ("large", "small", "economy"):
