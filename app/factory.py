@@ -17,6 +17,7 @@ from app.errors import ConfigError
 from app.gateway import Gateway
 from app.serving import Serving, check_presets
 from app.settings import Settings
+from app.telemetry import series
 from app.telemetry.counting import Telemetry
 from app.telemetry.names import EMBEDDED, Server, server_at
 from app.types import Engine
@@ -41,6 +42,8 @@ from routers import (
 from routers.bounds import Bounds
 from routers.deps import Front
 from routers.doors import Door
+
+_ANSWERING = (chat, completions, responses, messages, embeddings)  # where models answer
 
 
 def create_app(
@@ -81,10 +84,17 @@ def create_app(
     shortcut.install(app, (chat.router, completions.router))
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
     schema.install(app)
-    generation = (chat, completions, responses, messages, embeddings, tokenize)
-    for room in (*generation, models, usage, admin, health, metrics):
+    for room in (*_ANSWERING, tokenize, models, usage, admin, health, metrics):
         app.include_router(room.router)
     return app
+
+
+def most_series(app: FastAPI) -> int:
+    """The most samples that /metrics may have under the names of today, whatever clients send."""
+    answering = {getattr(route, "path", "") for room in _ANSWERING for route in room.router.routes}
+    endpoints = {getattr(route, "path", "") for route in app.routes}
+    front: Front = app.state.front
+    return series.most_series(front.telemetry.names, len(endpoints), len(answering))
 
 
 def open_accounts(settings: Settings) -> Accounts | None:

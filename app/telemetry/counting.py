@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 from prometheus_client.exposition import generate_latest
 
@@ -16,12 +15,19 @@ from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import EMBEDDED, OTHER, Names, Who
 from app.telemetry.scraping import Scraper
 from app.trail import CallRecord
-from app.types import HAND_OVERS, Decision, Fidelity, Usage
+from app.types import HAND_OVERS, Decision, Fidelity, Tried, Usage
 
 PICO = 10**12  # money reaches us in 1e-12 USD
 CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
 FALLBACKS = ("plain", "whole", "repair")  # of the kinds of decisions
-STATUSES = frozenset((*map(int, HTTPStatus), CLIENT_GONE))
+KINDS = (
+    *("prompt", "cached", "completion", "discarded"),
+    *("drafted", "accepted", "wasted", "predicted"),
+)
+"""Of tokens."""
+OUTCOMES = ("kept", "cut", "steered", "deadline", "refused", "failed", "closed")
+"""Of answers."""
+TRIED = get_args(Tried)
 NO_ROUTE = "no_such_route"  # the reason of what the framework refuses
 
 
@@ -151,6 +157,7 @@ class Telemetry:
     def answered(self, answer: Answered, outcome: str) -> None:
         """One answer has ended, well or not."""
         who, bill = self.who(answer), answer.bill
+        outcome = outcome if outcome in OUTCOMES else OTHER
         how = who.preset, who.policy
         self._count["farthing_answers_total"](*how, answer.fidelity, outcome).inc()
         self._spread["farthing_overhead_seconds"](*how).observe(bill.overhead)
@@ -187,18 +194,14 @@ class Telemetry:
 
     def _paid(self, who: Who, line: Line) -> None:
         usage, count = line.usage, self._count["farthing_tokens_total"]
-        count(*who, "prompt").inc(usage.prompt)
-        count(*who, "completion").inc(usage.completion)
-        for kind, tokens in (
-            ("cached", usage.cached),
-            ("discarded", usage.completion - line.visible),
-            ("drafted", usage.drafted),
-            ("accepted", usage.accepted),
-            ("wasted", usage.wasted),
-            ("predicted", usage.predicted),
-        ):
-            if tokens > 0:
-                count(*who, kind).inc(tokens)
+        discarded = usage.completion - line.visible
+        tokens = (
+            *(usage.prompt, usage.cached, usage.completion, discarded),
+            *(usage.drafted, usage.accepted, usage.wasted, usage.predicted),
+        )
+        for kind, number in zip(KINDS, tokens, strict=True):
+            if number > 0:
+                count(*who, kind).inc(number)
         self._count["farthing_visible_tokens_total"](*who).inc(line.visible)
         self._count["farthing_cost_usd_total"](*who).inc(line.cost / PICO)
         if line.gpu_us is not None:
@@ -238,11 +241,18 @@ def reason_of(error: FarthingError) -> str:
     return error.code or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
 
 
-def reasons() -> set[str]:
-    """All that `reason_of` may say, and what the framework refuses."""
-    found, rest = {NO_ROUTE}, [FarthingError]
+def _errors() -> Iterator[type[FarthingError]]:
+    rest = [FarthingError]
     while rest:
         kind = rest.pop()
-        found.add(reason_of(kind("")))
+        yield kind
         rest += kind.__subclasses__()
-    return found
+
+
+def reasons() -> set[str]:
+    """All that `reason_of` may say, and what the framework refuses."""
+    return {NO_ROUTE, *(reason_of(kind("")) for kind in _errors())}
+
+
+# What we answer with, and the framework: no such route, or not with this method.
+STATUSES = frozenset((200, 201, 404, 405, CLIENT_GONE, *(kind.status for kind in _errors())))
