@@ -11,6 +11,7 @@ from app.telemetry.names import EMBEDDED, server_at
 from routers.deps import Front
 
 EVERY_S = 1.0
+_VERSION = version("farthing")
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +33,7 @@ def show(front: Front) -> None:
     front.telemetry.show_process()
     front.telemetry.show("farthing_workers", {(): 1})
     prices = "" if front.gateway is None else front.gateway.prices[1]
-    front.telemetry.show("farthing_build_info", {(version("farthing"), prices): 1})
+    front.telemetry.show("farthing_build_info", {(_VERSION, prices): 1})
 
 
 def _show_servers(front: Front) -> None:

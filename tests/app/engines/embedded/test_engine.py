@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from app.errors import (
     EngineUnavailable,
     Overloaded,
 )
+from app.trail import CallRecord
 from app.types import Call, Chunk, Decoding, Engine, EntropyStop, Sampling, Usage
 from tests.app.engines.embedded.tiny import CONTEXT, EOS
 from tests.app.engines.embedded.tiny_engine import (
@@ -95,6 +97,26 @@ async def test_a_file_is_read_once_for_all_its_models(
     engine = await start()
     assert len(read) == 1
     assert engine.models["tiny"].tokenizer is engine.models["tiny-int8"].tokenizer
+
+
+async def test_how_long_a_call_waited_for_its_turn_is_told(start: Start) -> None:
+    engine = await start(max_running=1)
+    first, second = (CallRecord("tiny", 5) for _ in range(2))
+    begun = asyncio.Event()
+
+    async def hold() -> None:
+        async with aclosing(engine.generate(replace(CALL, watch=first))) as stream:
+            async for chunk in stream:
+                if chunk.tokens:
+                    begun.set()
+
+    holding = asyncio.create_task(hold())
+    await begun.wait()
+    asked = time.monotonic()
+    await collect(engine.generate(replace(CALL, watch=second)))
+    await holding
+    took = time.monotonic() - asked
+    assert 0 <= first.queued < second.queued < took
 
 
 async def test_an_answer_handed_from_model_to_model_goes_on(start: Start) -> None:
