@@ -132,7 +132,7 @@ def check(settled, streams, price):
         if one.cost is not None:
             assert cost == one.cost
         # At least what the client saw, the prompt counted as if all of it were cached.
-        assert cost >= price.of(Usage(completion=one.tokens)) > 0
+        assert cost >= price.of(Usage(completion=one.tokens)) and cost > 0
         assert cost == one.estimate if outcome == "expired" else cost <= one.estimate
     # The rest are those of which no client saw anything; at most one for each such stream.
     assert len(settled) <= sum(one.id is None for one in streams)

@@ -138,10 +138,15 @@ def test_a_frozen_database_costs_a_request_seconds_and_not_its_life(new_ledger, 
     assert max(ended - began for began, ended, _ in load.answers) < 15
 
 
+def under_way(gateway):
+    """Calls of its model that are under way."""
+    return httpx.get(f"{gateway.url}/health").json()["models"]["small"]["running"]
+
+
 def test_a_gateway_that_dies_in_an_outage_is_paid_for_by_the_next(new_ledger, postgres):
     ledger = new_ledger(lease_s="60")
     key, token = ledger.new_key(usd_total="1")
-    gateway = Gateway(ledger, PROGRAM, "0.05").ready()
+    gateway = Gateway(ledger, PROGRAM, "0.2").ready()  # 6 s an answer, which outlives the database
 
     async def answers():
         async with connections(CLIENTS) as http:
@@ -149,7 +154,7 @@ def test_a_gateway_that_dies_in_an_outage_is_paid_for_by_the_next(new_ledger, po
                 asyncio.create_task(ask(http, gateway.url, token, stream=bool(n % 2)))
                 for n in range(CLIENTS)
             ]
-            await asyncio.sleep(0.7)  # they run
+            await until(lambda: under_way(gateway) == CLIENTS)
             await asyncio.to_thread(postgres.stop)
             return await asyncio.gather(*asked)
 

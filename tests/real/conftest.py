@@ -29,7 +29,7 @@ def real() -> Iterator[Real]:
         httpx.Client(base_url=url, timeout=300) as http,
     ):
         try:
-            until(lambda: server.started and http.get("/health/ready").status_code == 200, 120)
+            until(lambda: server.started and http.get("/health/ready").status_code == 200, 300)
             yield Real(url, sdk, http)
         finally:
             server.should_exit = True

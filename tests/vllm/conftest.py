@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -17,17 +19,26 @@ PIECES = ("--max-num-batched-tokens", "256", "--max-num-seqs", "16")
 
 
 @pytest.fixture(scope="session")
-def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    """The default model in int8."""
-    with serving("int8", 0, tmp_path_factory.mktemp("vllm"), FLAGS) as server:
-        yield server
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VLLMServer, ...]]:
+    """The small server and the large one, started at once: each has a core of its own."""
+    logs = tmp_path_factory.mktemp("vllm")
+    servers = serving("int8", 0, logs, FLAGS), serving("fp32", 1, logs, (*FLAGS, *PIECES))
+    with ExitStack() as stack:
+        with ThreadPoolExecutor() as pool:
+            started = tuple(pool.map(stack.enter_context, servers))
+        yield started
 
 
 @pytest.fixture(scope="session")
-def large_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+def small_server(both: tuple[VLLMServer, ...]) -> VLLMServer:
+    """The default model in int8."""
+    return both[0]
+
+
+@pytest.fixture(scope="session")
+def large_server(both: tuple[VLLMServer, ...]) -> VLLMServer:
     """The default model in fp32."""
-    with serving("fp32", 1, tmp_path_factory.mktemp("vllm"), (*FLAGS, *PIECES)) as server:
-        yield server
+    return both[1]
 
 
 @pytest.fixture(scope="session")

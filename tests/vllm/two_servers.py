@@ -55,7 +55,7 @@ def serving(fleet: Catalog, folder: Path, **settings: Any) -> Iterator[httpx.Cli
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     with httpx.Client(base_url=url, timeout=300) as http:
         try:
-            until(lambda: server.started and http.get("/health/ready").status_code == 200, 120)
+            until(lambda: server.started and http.get("/health/ready").status_code == 200, 300)
             yield http
         finally:
             server.should_exit = True
