@@ -66,7 +66,7 @@ async def prepare(settings: Settings) -> bool:
         try:
             await accounts.prepare()
             token = await accounts.keyring.create_first() if settings.first_key else None
-            keys = await accounts.keyring.any()
+            keys = await accounts.keyring.ever_made()
         finally:
             await accounts.close_database()
         if token is not None:

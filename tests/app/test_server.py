@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from app import server
+from app.accounts import keyring
 from app.errors import ConfigError
 from app.server import greeting, prepare, serve
 from app.settings import DEFAULT_CONFIG
@@ -41,6 +42,15 @@ def test_the_first_key_is_made_once_and_printed_once(with_ledger, capsys):
     assert asyncio.run(prepare(wished))
     assert asyncio.run(prepare(with_ledger))  # there is a key now: it may listen everywhere
     assert "sk-farthing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first_key", [True, False])
+def test_a_start_waits_longer_for_its_ledger_than_a_request_does(
+    with_ledger, monkeypatch, first_key
+):
+    asyncio.run(prepare(with_ledger.model_copy(update={"first_key": True})))
+    monkeypatch.setattr(keyring, "_PATIENCE_S", 0)
+    assert asyncio.run(prepare(with_ledger.model_copy(update={"first_key": first_key})))
 
 
 def test_without_auth_no_key_is_asked_for(with_ledger):

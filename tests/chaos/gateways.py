@@ -40,6 +40,15 @@ fake = engine([0.1] * 12 + [6.0] * 28, length=30, delay=float(sys.argv[1]))
 server.create_app = lambda settings, catalog: create_app(settings, catalog=fleet(), engine=fake)
 server.serve(Settings())
 """
+# Whose requests wait for the ledger however busy the machine is: none is refused for that.
+PATIENT = f"""
+from functools import partial
+from app.accounts import accounts, keyring
+from app.storage import database
+
+accounts.Book = partial(accounts.Book, patience_s=60)
+keyring._PATIENCE_S = database._PATIENCE_S = 60
+{PROGRAM}"""
 
 
 @dataclass
@@ -133,8 +142,10 @@ class Gateway:
 
 
 @contextmanager
-def gateways(ledger: Ledger, count: int, *args: str) -> Iterator[list[Gateway]]:
-    started = [Gateway(ledger, PROGRAM, *args) for _ in range(count)]
+def gateways(
+    ledger: Ledger, count: int, *args: str, program: str = PROGRAM
+) -> Iterator[list[Gateway]]:
+    started = [Gateway(ledger, program, *args) for _ in range(count)]
     try:
         yield [gateway.ready() for gateway in started]
     finally:

@@ -80,7 +80,7 @@ def settled_in_the_end(ledger, key, told):
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 @pytest.mark.parametrize(
-    ("lease_s", "headroom_s"), [("60", "0"), ("1", "0"), ("60", "1")],
+    ("lease_s", "headroom_s"), [("60", "0"), ("1", "0"), ("60", "3")],
     ids=["exact", "lease-shorter-than-the-outage", "headroom"],
 )  # fmt: skip
 def test_an_outage_under_load(new_ledger, postgres, mode, lease_s, headroom_s):
@@ -93,6 +93,7 @@ def test_an_outage_under_load(new_ledger, postgres, mode, lease_s, headroom_s):
         await asyncio.to_thread(postgres.stop, mode)
         times["down"] = time.monotonic()
         await asyncio.sleep(2.5)
+        await until(lambda: load.statuses(after=times["down"]).count(503) > CLIENTS)
         for url in load.urls:
             health = httpx.get(f"{url}/health").json()
             assert (health["status"], health["ledger"]["status"]) == ("ready", "away")

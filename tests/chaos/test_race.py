@@ -6,7 +6,7 @@ import time
 import pytest
 
 from app.catalog import PICO
-from tests.chaos.gateways import COST, Ledger, ask, connections, gateways
+from tests.chaos.gateways import COST, PATIENT, Ledger, ask, connections, gateways
 
 PROCESSES, AT_ONCE = 4, 64
 LIMIT = COST * (PROCESSES * AT_ONCE // 10)  # USD; a tenth of the requests exhausts it
@@ -54,7 +54,7 @@ def nothing_held(ledger, key):
 
 @pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_key_cannot_be_overspent(ledger, runs):
-    with gateways(ledger, PROCESSES, "0.001") as running:
+    with gateways(ledger, PROCESSES, "0.001", program=PATIENT) as running:
         urls = [gateway.url for gateway in running]
         for _ in range(runs):
             key, token = ledger.new_key(usd_per_month=str(LIMIT))
