@@ -169,7 +169,7 @@ def _url(value: str) -> str:
         or not parts.hostname
         or parts.query
         or parts.fragment
-        or parts.username
+        or "@" in parts.netloc  # credentials have their own key, api_key_env
     ):
         raise ValueError("must look like http://host:8000")
     return value.rstrip("/").removesuffix("/v1")

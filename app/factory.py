@@ -6,9 +6,11 @@ import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 import policies
 from app.accounts.accounts import Accounts, Terms
@@ -17,8 +19,9 @@ from app.errors import ConfigError
 from app.gateway import Gateway
 from app.serving import Serving, check_presets
 from app.settings import Settings
-from app.telemetry import series
+from app.telemetry import logs, series
 from app.telemetry.counting import Telemetry
+from app.telemetry.exports import Exports, Wish
 from app.telemetry.names import EMBEDDED, Server, server_at
 from app.types import Engine
 from routers import (
@@ -44,6 +47,13 @@ from routers.deps import Front
 from routers.doors import Door
 
 _ANSWERING = (chat, completions, responses, messages, embeddings)  # where models answer
+# FastAPI's own spans and logs hold queries, what fails validation, and exceptions' messages.
+_NONE_OF_ITS_OWN: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 
 
 def create_app(
@@ -68,7 +78,9 @@ def create_app(
     public, origins = not is_loopback(settings.host), settings.origins()
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
     front = Front(fleet, Telemetry(shared), bounds_of(settings), settings.keep_alive_s, door)
-    _know(front.telemetry, fleet)
+    wish = wished(settings)
+    front.exports = Exports(wish, front.telemetry.names) if wish else None
+    _know(front, fleet, settings)
     if accounts is not None:
         accounts.book.watcher = front.telemetry
     serving = None
@@ -76,13 +88,17 @@ def create_app(
         serving = Serving(settings, fleet)
         front.servers = serving.servers
     else:
-        front.gateway = Gateway(engine, fleet, front.telemetry)
-    app = FastAPI(title="Farthing", redirect_slashes=False, lifespan=_lifespan(front, serving))
+        front.gateway = Gateway(engine, fleet, front.observer)
+    lifespan = _lifespan(front, serving, settings)
+    app = FastAPI(
+        title="Farthing", redirect_slashes=False, lifespan=lifespan, telemetry=_NONE_OF_ITS_OWN
+    )
     app.state.end_answers = front.running.end
-    app.state.reload = lambda: _reload(front, serving)
+    app.state.reload = lambda: _reload(front, serving, settings)
     deps.install(app, front)
     shortcut.install(app, (chat.router, completions.router))
-    edge.install(app, front.telemetry, front.bounds, settings.root_path, origins)
+    told = edge.Told(front.exports, settings.access_log)
+    edge.install(app, front.telemetry, front.bounds, settings.root_path, origins, told)
     schema.install(app)
     for room in (*_ANSWERING, tokenize, models, usage, admin, health, metrics):
         app.include_router(room.router)
@@ -140,16 +156,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def wished(settings: Settings) -> Wish:
+    """What OpenTelemetry's variables ask us to export. Raises ConfigError."""
+    traces, metrics = (settings.exports(signal) for signal in ("traces", "metrics"))
+    return Wish(traces, metrics, settings.trace_content, settings.workers)
+
+
 def _lifespan(
-    front: Front, serving: Serving | None
+    front: Front, serving: Serving | None, settings: Settings
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     async def load(serving: Serving) -> None:
-        _serve(front, serving.catalog, await serving.start())
+        _serve(front, serving.catalog, await serving.start(), settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            # The ledger first: it is the last to close, when every answer has ended.
+            if front.exports is not None:  # threads are each worker's own
+                front.exports.open(version("farthing"))
+                stack.push_async_callback(asyncio.to_thread, front.exports.close)
+            # The ledger before the engines: it closes after them, when every answer has ended.
             if front.door.accounts is not None:
                 stack.push_async_callback(front.door.accounts.aclose)
                 await front.door.accounts.start()
@@ -170,25 +195,32 @@ async def _unload(loading: asyncio.Task[None], serving: Serving) -> None:
     await serving.aclose()
 
 
-async def _reload(front: Front, serving: Serving | None) -> None:
+async def _reload(front: Front, serving: Serving | None, settings: Settings) -> None:
     if serving is None:
         raise ConfigError("this gateway was made with its engine, and reads no file")
     fleet = await serving.reload()
-    _serve(front, serving.catalog, fleet)
+    _serve(front, serving.catalog, fleet, settings)
 
 
-def _serve(front: Front, catalog: Catalog, engine: Engine) -> None:
+def _serve(front: Front, catalog: Catalog, engine: Engine, settings: Settings) -> None:
     """From now on, requests are for this catalog."""
-    _know(front.telemetry, catalog)
-    front.catalog, front.gateway = catalog, Gateway(engine, catalog, front.telemetry)
+    _know(front, catalog, settings)
+    front.catalog, front.gateway = catalog, Gateway(engine, catalog, front.observer)
 
 
-def _know(telemetry: Telemetry, catalog: Catalog) -> None:
-    """Count under the names of this catalog."""
+def _know(front: Front, catalog: Catalog, settings: Settings) -> None:
+    """Count under the names of this catalog, and log none of its credentials."""
     presets = {preset.name: preset.policy for preset in catalog.presets.values()}
     servers = [
         Server(card.name, where)
         for card in catalog.models.values()
         for where in (*map(server_at, card.urls), *(() if card.urls else (EMBEDDED,)))
     ]
-    telemetry.names.know(catalog.models, presets, policies.names(), servers)
+    front.telemetry.names.know(catalog.models, presets, policies.names(), servers)
+    if front.exports is not None:
+        runs = {"embedded": "farthing", "vllm": "vllm"}
+        cards = catalog.models.values()
+        front.exports.providers = {c.name: runs.get(c.engine, c.kind) for c in cards}
+    variables = {card.api_key_env for card in catalog.models.values() if card.api_key_env}
+    secrets = filter(None, map(settings.credential, variables))
+    logs.hide(secret.get_secret_value().strip() for secret in secrets)

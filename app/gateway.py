@@ -34,10 +34,12 @@ Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "f
 
 
 class Observer(Protocol):
-    """Who is told of every answer at its end, and of its calls at their beginnings and ends."""
+    """Who is told of every answer at its end, of its calls at their beginnings and ends, and of
+    what is decided in it."""
 
     def calling(self, answer: Answer, record: CallRecord) -> None: ...
     def called(self, answer: Answer, record: CallRecord) -> None: ...
+    def decided(self, answer: Answer, decision: Decision) -> None: ...
     def answered(self, answer: Answer, outcome: Outcome) -> None: ...
 
 
@@ -140,6 +142,8 @@ class Answer:
         self._deadline = order.call.goals.deadline
         self._cut: Literal["deadline", "cancelled"] = "deadline"  # why, if it comes to that
         self._step: asyncio.Timeout | None = None
+        self.outcome: Outcome | Literal[""] = ""  # how it ended, once it has
+        self.finishes: list[str] = []  # of its choices
         self.ended = False  # settled, or soon to be: there is nothing left to stop
         self._stream = self._answer()
 
@@ -192,6 +196,16 @@ class Answer:
             overhead=max(self._busy - self._meter.waited, 0.0),
         )
 
+    @property
+    def visible(self) -> Mapping[str, int]:
+        """Tokens of the answer, by the model that wrote them."""
+        return self._visible
+
+    @property
+    def tokens(self) -> tuple[int, int, int]:
+        """Of the prompt, of these cached, of the answer: as its client is told."""
+        return self._prompt, self._cached, sum(self._visible.values())
+
     def calling(self, record: CallRecord) -> None:
         record.headers = self.order.trace
         if self._observer is not None:
@@ -224,7 +238,7 @@ class Answer:
             outcome = "failed"
             raise
         finally:
-            self.ended = True
+            self.ended, self.outcome = True, outcome
             try:
                 if self._observer is not None:
                     self._observer.answered(self, outcome)
@@ -339,6 +353,8 @@ class Answer:
         usd = None if rest is None else rest / PICO
         stamped = replace(chunk.decision, rest_usd=usd, choice=chunk.index)
         self.decisions.append(stamped)
+        if self._observer is not None:
+            self._observer.decided(self, stamped)
         best = self._policy.best_first(self._plan.model)[0]
         if stamped.kind == "whole" and stamped.model != best:
             self.fidelity = "approximate"
@@ -350,6 +366,8 @@ class Answer:
             self._writing.clear()
         self._writing.discard(chunk.index)
         self._reasons.add(chunk.reason)
+        if chunk.finish is not None:
+            self.finishes.append(chunk.finish)
         if self._writing:
             return "closed"
         if "deadline" in self._reasons:

@@ -31,6 +31,7 @@ class Order:
     best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
     request_id: str = ""  # what its client knows it by
     trace: Mapping[str, str] = field(default_factory=dict)  # headers: whose trace it is part of
+    span: object = None  # the observer's own, of the request
 
 
 @dataclass(frozen=True, slots=True)

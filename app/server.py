@@ -24,6 +24,7 @@ from app.connections import Patience, protocol
 from app.errors import ConfigError, FarthingError
 from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings, handed_down
+from app.telemetry import logs
 from app.telemetry.processes import VARIABLE, Folder
 from app.workers import CANNOT_START, Ready, supervise
 
@@ -37,7 +38,8 @@ def serve(settings: Settings) -> None:
     Raises ConfigError for a fleet that cannot be served, a ledger that cannot be opened, an
     address that cannot be bound, and for one beyond this machine where nobody needs a key.
     """
-    _log_to_stderr(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
+    logs.hide(settings.secrets())
     if _hears_hangups():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read anew
     catalog = read(settings.config_file())
@@ -101,19 +103,21 @@ def _work(
     settings: Settings, listening: socket.socket, text: str, metrics: Path, ready: Ready
 ) -> None:
     """One of several processes; the first that is ready says so for all."""
-    _log_to_stderr(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
+    logs.hide(settings.secrets())
     try:
         server = Server(create_app(settings, shared=metrics), settings)
         server.greeting, server.may_greet = text, ready.first
         server.run(sockets=[listening])
         failure = server.failure
-    except FarthingError as error:
+    except Exception as error:  # noqa: BLE001  told below, in words or as what it is
         failure = error
     if isinstance(failure, FarthingError):
         print(f"farthing: {failure.message}", file=sys.stderr)
         sys.exit(CANNOT_START)
-    if failure is not None:
-        raise failure
+    if failure is not None:  # not raised: multiprocessing would print it in a form of its own
+        log.critical("the worker ends with an error", exc_info=failure)
+        sys.exit(1)
 
 
 class Server(uvicorn.Server):
@@ -238,13 +242,3 @@ def _bound(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {reason};"
             " --port or FARTHING_PORT chooses another"
         ) from error
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    # Their own start and stop lines say less than ours.
-    chatty = logging.DEBUG if level == "debug" else logging.WARNING
-    for name in ("uvicorn", "alembic"):
-        logging.getLogger(name).setLevel(chatty)

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, TypeAlias
+from urllib.parse import unquote
 
 from pydantic import Field, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import ConfigError
 
 DEFAULT_CONFIG = Path(__file__).with_name("farthing.toml")
 
@@ -24,6 +27,24 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _passwords(url: str) -> Iterator[str]:
+    """That of this URL, as it stands there and as it is meant."""
+    user, at, _ = url.partition("://")[2].rpartition("@")
+    for name in ("password", "token"):  # PostgreSQL's and other drivers' parameters
+        for found in re.findall(rf"[?&]{name}=([^&#]+)", url):
+            yield from (found, unquote(found))
+    if at and (password := user.partition(":")[2]):
+        yield from (password, unquote(password))
+
+
+def _values(headers: str) -> Iterator[str]:
+    """Of `name=value,name=value`, and the whole of what is not written so."""
+    for header in _listed(headers):
+        value = header.partition("=")[2].strip() or header
+        for each in (value, unquote(value)):
+            yield from (each, each.rpartition(" ")[2])  # a token alone, too, without its `Bearer`
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -57,6 +78,11 @@ class Settings(BaseSettings):
     )
     data: Path | None = Field(None, description="folder of further prompts, for tests and benches")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = Field(False, description="a line for every request that has ended")
+    trace_content: bool = Field(
+        False, description="prompts and answers go into traces: whoever reads these reads those"
+    )
     max_body_bytes: PositiveInt = Field(8 * 2**20, description="larger bodies are refused")
     max_header_bytes: PositiveInt = Field(64 * 2**10, description="of a request, its URL too")
     max_headers: PositiveInt = Field(128, description="of a request")
@@ -103,7 +129,9 @@ class Settings(BaseSettings):
         Path("~/.local/state/farthing"), description="SQLite ledger, journal, key secret"
     )
     ledger: str | None = Field(
-        None, description="postgresql://..., sqlite:///path, or off; default: SQLite in STATE_DIR"
+        None,
+        repr=False,  # a URL may hold a password
+        description="postgresql://..., sqlite:///path, or off; default: SQLite in STATE_DIR",
     )
     key_secret: SecretStr | None = Field(
         None, description="what API keys are hashed with; default: a file in STATE_DIR"
@@ -116,7 +144,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=60, description="seconds of a key's spending to hold ahead of need in memory"
     )
     rate_store: str | None = Field(
-        None, description="memory, ledger, redis://...; default: memory if alone, else ledger"
+        None,
+        repr=False,
+        description="memory, ledger, redis://...; default: memory if alone, else ledger",
     )
 
     responses_keep_s: float = Field(
@@ -157,6 +187,37 @@ class Settings(BaseSettings):
         """A secret that farthing.toml only names: the environment variable of this name."""
         value = os.environ.get(variable)
         return SecretStr(value) if value else None
+
+    def secrets(self) -> tuple[str, ...]:
+        """All that must never be seen in a log line, the upstreams' credentials excepted."""
+        kept = [each.get_secret_value() for each in (self.key_secret, self.api_key) if each]
+        for url in (self.ledger, self.rate_store):
+            kept += _passwords(url or "")
+        for name in ("", "TRACES_", "METRICS_"):
+            kept += _values(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}HEADERS", ""))
+            kept += _passwords(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}ENDPOINT", ""))
+        return tuple(kept)
+
+    def exports(self, signal: Literal["traces", "metrics"]) -> bool:
+        """Whether OpenTelemetry's standard variables ask us to send this signal to a collector.
+
+        Raises ConfigError for a way of sending it that we do not have.
+        """
+        name, read = signal.upper(), os.environ.get
+        exporter = read(f"OTEL_{name}_EXPORTER", "").strip().lower()
+        if exporter not in ("", "otlp", "none"):
+            raise ConfigError(f"OTEL_{name}_EXPORTER: must be otlp or none, not {exporter!r}")
+        own, all_ = f"OTEL_EXPORTER_OTLP_{name}_", "OTEL_EXPORTER_OTLP_"
+        place = read(f"{own}ENDPOINT") or read(f"{all_}ENDPOINT")
+        disabled = read("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        if disabled or not (exporter == "otlp" or (place and not exporter)):
+            return False
+        protocol = read(f"{own}PROTOCOL") or read(f"{all_}PROTOCOL") or "http/protobuf"
+        if protocol != "http/protobuf":
+            raise ConfigError(
+                f"{all_}PROTOCOL: must be http/protobuf (port 4318, most often), not {protocol!r}"
+            )
+        return True
 
     def ledger_url(self) -> str | None:
         """The database of keys and spending; None: there is none."""

@@ -72,8 +72,8 @@ async def respond(
 def begin(request: Request, asked: Asked, account: Account) -> Answer:
     """What was asked, under way once it is iterated. Raises FarthingError for what is refused."""
     front, visit = front_of(request), visit_of(request)
-    order = replace(asked.order, request_id=visit.request_id, trace=visit.trace)
-    answer = front.opened().answer(order, account)
+    order = replace(asked.order, request_id=visit.request_id, trace=visit.trace, span=visit.span)
+    answer = visit.answer = front.opened().answer(order, account)
     visit.who = front.telemetry.who(answer)
     return answer
 
@@ -92,6 +92,8 @@ class Pace:
 
     def __init__(self, telemetry: Telemetry, visit: Visit) -> None:
         self._telemetry = telemetry
+        self._visit = visit
+        self._tell = None if visit.span is None else visit.span.note
         self._who = visit.who
         self._arrived = visit.arrived
         self._last: dict[int, float] = {}  # when a choice's last tokens came
@@ -102,6 +104,8 @@ class Pace:
     def note(self, chunk: Chunk) -> None:
         if chunk.echo:
             return
+        if self._tell is not None:
+            self._tell(chunk)
         if chunk.decision is not None and chunk.decision.kind in HAND_OVERS:
             self._taken[chunk.index] = chunk.decision.model
         tokens = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
@@ -114,6 +118,7 @@ class Pace:
             if self._taken and (to := self._taken.pop(chunk.index, None)) is not None:
                 self._telemetry.handed_over(self._who, to, now - last)
         elif not self._last:
+            self._visit.first = now
             self._telemetry.first_token(self._who, now - self._arrived)
         self._last[chunk.index] = now
         for token in chunk.tokens:
@@ -185,6 +190,7 @@ class Streamed(Response):
         try:
             await self._running.run(self._pump(scope, send), receive)
         except ClientGone:
+            self._visit.gone = True
             if not self._started:
                 raise
         except FarthingError as error:

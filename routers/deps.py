@@ -15,9 +15,10 @@ from app.accounts.accounts import Accounts
 from app.budget import ENDED, Account
 from app.catalog import Catalog
 from app.errors import EngineUnavailable
-from app.gateway import Gateway
+from app.gateway import Answer, Gateway
 from app.storage.records import KeyRow
 from app.telemetry.counting import Telemetry
+from app.telemetry.exports import Both, Exports, Span
 from app.telemetry.names import NOBODY, Who
 from app.types import Load
 from routers.bounds import Bounds
@@ -102,6 +103,12 @@ class Front:
     gateway: Gateway | None = None  # None until the engine has loaded
     servers: Callable[[], Sequence[Server]] = tuple
     created: int = field(default_factory=lambda: int(time.time()))
+    exports: Exports | None = None  # to a collector, where one is configured
+
+    @property
+    def observer(self) -> Both | Telemetry:
+        """Who is told of answers."""
+        return self.telemetry if self.exports is None else Both(self.telemetry, self.exports)
 
     def loads(self) -> dict[str, Load]:
         """How busy each model is; empty while they load."""
@@ -127,6 +134,10 @@ class Visit:
     reason: str = ""  # and why nobody did, or not to the end
     account: Account | None = None  # who pays, once that is known
     trace: Mapping[str, str] = field(default_factory=dict)  # headers that say whose trace it is in
+    span: Span | None = None  # its own place there
+    answer: Answer | None = None
+    first: float | None = None  # when the answer's first token came; time.monotonic()
+    gone: bool = False  # its client left
 
 
 def install(app: FastAPI, front: Front) -> None:

@@ -9,7 +9,8 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
-from http import HTTPStatus
+from dataclasses import dataclass
+from http import HTTPMethod, HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.budget import Rate
 from app.errors import BadRequest, FarthingError, HeadersTooLarge, InvalidKey, TooSlow
+from app.telemetry import logs
 from app.telemetry.counting import NO_ROUTE, Telemetry, reason_of
+from app.telemetry.ended import Ended, note
+from app.telemetry.exports import Exports
 from app.telemetry.names import OTHER
 from routers.bounds import Bounds
 from routers.deps import ClientGone, Visit
@@ -30,22 +34,37 @@ _SANE_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+_METHODS = frozenset(HTTPMethod)  # whatever else a client calls one
 _TRACESTATE = re.compile(r"[\x20-\x7e]{0,512}")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told of requests, beside the metrics."""
+
+    exports: Exports | None = None
+    access_log: bool = False
 
 
 class Edge:
     """The middleware around all others, but for what pages in browsers are told."""
 
     def __init__(
-        self, app: ASGIApp, telemetry: Telemetry, bounds: Bounds, prefix: str = ""
+        self,
+        app: ASGIApp,
+        telemetry: Telemetry,
+        bounds: Bounds,
+        prefix: str = "",
+        told: Told | None = None,
     ) -> None:
         """`prefix`: of our paths at a reverse proxy, whether it hands it on or takes it away."""
         self.app = app
         self.prefix = prefix
         self.telemetry = telemetry
         self.bounds = bounds
+        self.told = told or Told()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,6 +72,7 @@ class Edge:
             return
         visit = Visit(_request_id(scope), time.monotonic(), wording(scope["path"]))
         visit.trace = _trace(scope)
+        within = self._traced(visit, scope["method"])
         scope.setdefault("state", {})["visit"] = visit
         scope["root_path"] = self.prefix
         # What only we say of an answer cannot come from a client.
@@ -67,28 +87,65 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        try:
-            self.bounds.check_headers(scope)
-            with self.telemetry.in_flight():
-                await self.app(scope, receive, tagged)
-        except HeadersTooLarge as error:
-            visit.reason = reason_of(error)
-            await refusal(error, visit.worded)(scope, receive, tagged)
-        except (ClientGone, ClientDisconnect):
-            pass
-        except Exception:  # the process edge: whatever a bug raises is a 500
-            log.exception("request %s failed", visit.request_id)
-            bug = FarthingError("Internal server error")
-            visit.reason = reason_of(bug)
-            if status:
-                raise  # too late for an answer: the server drops the connection
-            await refusal(bug, visit.worded)(scope, receive, tagged)
-        finally:
-            endpoint = getattr(scope.get("route"), "path", OTHER)
-            seconds = time.monotonic() - visit.arrived
-            self.telemetry.requested(endpoint, visit.who, status, seconds)
-            if visit.reason:
-                self.telemetry.refused(visit.reason)
+        with logs.inside(within):
+            try:
+                self.bounds.check_headers(scope)
+                with self.telemetry.in_flight():
+                    await self.app(scope, receive, tagged)
+            except HeadersTooLarge as error:
+                visit.reason = reason_of(error)
+                await refusal(error, visit.worded)(scope, receive, tagged)
+            except (ClientGone, ClientDisconnect):
+                visit.gone = True
+            except Exception:  # the process edge: whatever a bug raises is a 500
+                log.exception("a request failed")
+                bug = FarthingError("Internal server error")
+                visit.reason = reason_of(bug)
+                if status:
+                    raise  # too late for an answer: the server drops the connection
+                await refusal(bug, visit.worded)(scope, receive, tagged)
+            finally:
+                self._ended(scope, visit, status)
+
+    def _traced(self, visit: Visit, method: str) -> logs.Inside:
+        """Begin its span, if there are to be any; and within what its log lines stand."""
+        if self.told.exports is not None:
+            name = method if method in _METHODS else "_OTHER"
+            visit.span = self.told.exports.arrived(name, visit.trace)
+        if visit.span is None:
+            return logs.Inside(visit.request_id, visit.trace.get("traceparent", "")[3:35])
+        visit.trace = visit.span.headers
+        return logs.Inside(visit.request_id, *visit.span.ids)
+
+    def _ended(self, scope: Scope, visit: Visit, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "")
+        now = time.monotonic()
+        seconds = now - visit.arrived
+        self.telemetry.requested(route or OTHER, visit.who, status, seconds)
+        if visit.reason:
+            self.telemetry.refused(visit.reason)
+        exports, first = self.told.exports, visit.first
+        if exports is None and not self.told.access_log:
+            return
+        ended = Ended(
+            method=scope["method"] if scope["method"] in _METHODS else "_OTHER",
+            route=route,
+            path=scope["path"],
+            scheme=scope["scheme"],
+            status=status,
+            seconds=seconds,
+            request_id=visit.request_id,
+            ttft=None if first is None else first - visit.arrived,
+            who=visit.who,
+            reason=visit.reason,
+            gone=visit.gone,
+            key="" if visit.account is None else visit.account.id,
+            answer=visit.answer,
+        )
+        if exports is not None:
+            exports.ended(visit.span, ended)
+        if self.told.access_log:
+            note(ended)
 
 
 def install(
@@ -97,9 +154,10 @@ def install(
     bounds: Bounds,
     prefix: str = "",
     origins: Sequence[str] = (),
+    told: Told | None = None,
 ) -> None:
     """Every error of this app takes OpenAI's shape; pages of `origins` may ask."""
-    app.add_middleware(Edge, telemetry=telemetry, bounds=bounds, prefix=prefix)
+    app.add_middleware(Edge, telemetry=telemetry, bounds=bounds, prefix=prefix, told=told)
     if origins:  # outermost: a browser shows a page no answer, an error neither, without its header
         app.add_middleware(
             CORSMiddleware,
@@ -148,7 +206,7 @@ async def on_ours(request: Request, error: Exception) -> Response:
     visit: Visit = request.state.visit
     visit.reason = reason_of(error)
     if error.status >= 500:
-        log.warning("request %s: %s: %s", visit.request_id, type(error).__name__, error.message)
+        log.warning("%s: %s", type(error).__name__, error.message)
     response = refusal(error, visit.worded)
     if visit.account is not None:
         response.headers.update(rate_headers(visit.account.rates))

@@ -66,14 +66,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.prompt_files": (),
     "app.estimates": (),
     "app.training": (*TOOLS, "app.engines.embedded", "app.training"),
-    "app.bench": (
-        *TOOLS,
-        "app.catalog",
-        "app.engines",
-        "app.budget",
-        "app.gateway",
-        "app.bench",
-    ),
+    "app.bench": (*TOOLS, "app.catalog", "app.engines", "app.budget", "app.gateway", "app.bench"),
     "app.factory": EVERYTHING,
     "app.cli": EVERYTHING,
     "app.till": EVERYTHING,
@@ -230,6 +223,8 @@ def defines_metrics(module: Module) -> bool:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prometheus_client"):
             foreign |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opentelemetry"):
+            return True
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "prometheus_client":
             foreign.add(node.attr)
     return bool(foreign & METRICS)
@@ -381,6 +376,7 @@ def test_a_package_is_imported_with_what_is_in_it() -> None:
         (reads_environment, "import os\nos.environ['A']", "import os\nos.replace(a, b)"),
         (reads_environment, "from os import getenv", "from os import replace"),
         (defines_metrics, "from prometheus_client import Gauge", "from enum import Enum"),
+        (defines_metrics, "from opentelemetry import trace", "import app"),
         (defines_metrics, "import prometheus_client\nprometheus_client.Counter()", "Counter()"),
         (prints, "def f():\n    print('a')", "console.print('a')"),
         (lambda m: not opens_with_a_sentence(m), '"""Two. Sentences."""', '"""One: a.b, c."""'),

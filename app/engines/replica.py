@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from app.catalog import ModelCard
 from app.engines.backend import Backend
 from app.engines.breaker import Backoff, Breaker
+from app.engines.remote.origin import said
 from app.errors import EngineError, EngineUnavailable, FarthingError
 from app.telemetry.names import server_at
 
@@ -242,7 +243,7 @@ class Replica:
 def _of(error: FarthingError) -> str:
     """Its message, and that of what caused it, which may be plainer."""
     cause = error.__cause__
-    return f"{error.message} ({cause})" if cause is not None and str(cause) else error.message
+    return error.message if cause is None else f"{error.message} ({said(cause)})"
 
 
 def _report(task: asyncio.Task[None]) -> None:

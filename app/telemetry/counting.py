@@ -154,6 +154,9 @@ class Telemetry:
             accepted = self._of("farthing_accepted_length_tokens", who, record.model)
             accepted.observe_often(kept, passes)
 
+    def decided(self, answer: Answered, decision: Decision) -> None:
+        """Something was decided in it: it is counted at its end."""
+
     def answered(self, answer: Answered, outcome: str) -> None:
         """One answer has ended, well or not."""
         who, bill = self.who(answer), answer.bill

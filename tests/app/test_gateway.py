@@ -13,7 +13,7 @@ from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
 from app.gateway import Answer, Gateway, Order, Plan
 from app.trail import CallRecord
-from app.types import Chunk, Fidelity, Goals, Usage
+from app.types import Chunk, Decision, Fidelity, Goals, Usage
 from policies.base import Policy
 from tests.policies.scripts import ask, call, engine, fleet, read, usd
 
@@ -26,6 +26,9 @@ class Watcher:
         pass
 
     def called(self, answer: Answer, record: CallRecord) -> None:
+        pass
+
+    def decided(self, answer: Answer, decision: Decision) -> None:
         pass
 
     def answered(self, answer: Answer, outcome: str) -> None:

@@ -12,7 +12,7 @@ from app.budget import Meter, Purse
 from app.errors import BadRequest, EngineError, EngineUnavailable, Overloaded
 from app.gateway import MOST_CALLS, Answer, Gateway, Order
 from app.trail import CallRecord
-from app.types import Usage
+from app.types import Decision, Usage
 from tests.app.engines.scripted import END, card, run, servers, token
 from tests.app.engines.scripted import call as asked
 from tests.policies.scripts import call, engine, fleet, usd
@@ -37,6 +37,9 @@ class Clerk:
     def called(self, *told: Answer | CallRecord) -> None:
         assert isinstance(told[-1], CallRecord)
         self.ended.append(told[-1])
+
+    def decided(self, answer: Answer, decision: Decision) -> None:
+        pass
 
     def answered(self, answer: Answer, outcome: str) -> None:
         pass

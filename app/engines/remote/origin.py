@@ -145,7 +145,7 @@ class Origin:
         return self._session
 
     def _fault(self, error: Exception, *, begun: bool) -> FarthingError:
-        log.warning("model %s at %s: %s", self.model, self.url, _said(error))
+        log.warning("model %s at %s: %s", self.model, self.url, said(error))
         if begun:
             slow = isinstance(error, TimeoutError)
             why = f"sent nothing for {self.patience.silence:g} s" if slow else "broke off"
@@ -163,7 +163,8 @@ class Origin:
         body = await response.content.read(_MOST_ERROR)
         message, param, _ = error_of(body)
         status = response.status
-        log.info("model %s at %s: status %s: %s", self.model, self.url, status, message[:500])
+        log.info("model %s at %s: status %s", self.model, self.url, status)
+        _quoted(self.model, message)
         return refusal(self.model, status, message, param, _retry_after(response))
 
 
@@ -233,7 +234,8 @@ def refusal_in_stream(model: str, data: bytes, *, begun: bool) -> FarthingError:
     """An event that is an error: vLLM checks some fields when status 200 has gone out already."""
     message, param, code = error_of(data)
     if begun or code not in (400, 422):
-        log.warning("model %s: an error in the stream: %s", model, message[:500])
+        log.warning("model %s: an error in the stream", model)
+        _quoted(model, message)
         return EngineError(f"The engine of {model} failed in mid-answer")
     return refusal(model, code, message, param)
 
@@ -289,5 +291,14 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
     return min(float(text), 600.0) if text.isdecimal() else 1.0
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _quoted(model: str, message: str) -> None:
+    """What a server says may quote what it was asked: nobody's prompt is logged by default."""
+    log.debug("model %s says: %s", model, message[:500])
+
+
+def said(error: BaseException) -> str:
+    """An error of the connection, for the log. What the HTTP parser objects to is not shown: it may
+    be a piece of an answer."""
+    quotes = isinstance(error, aiohttp.ClientError) and not isinstance(error, OSError)
+    told = "" if quotes else str(error)
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__

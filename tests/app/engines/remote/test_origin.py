@@ -340,11 +340,16 @@ async def test_what_is_read_to_its_end_gives_its_connection_back() -> None:
     assert len(peers) == 1
 
 
-async def test_where_it_is_goes_to_the_log_without_the_key(caplog: Any) -> None:
-    with caplog.at_level(logging.INFO):
+@pytest.mark.parametrize(("level", "says"), [(logging.INFO, False), (logging.DEBUG, True)])
+async def test_where_it_is_goes_to_the_log_without_the_key(
+    caplog: Any, level: int, says: bool
+) -> None:
+    """What a server says may quote the prompt: only who debugs sees it."""
+    with caplog.at_level(level):
         async with served(answering(500, {"error": "boom"})) as origin:
             await failed(origin)
-    assert origin.url in caplog.text and "boom" in caplog.text
+    assert origin.url in caplog.text and "status 500" in caplog.text
+    assert ("boom" in caplog.text) == says
     assert KEY not in caplog.text
 
 
