@@ -26,6 +26,7 @@ _LIKE_SECRETS = re.compile(
     r"|(?i:(?<=bearer ))[\x21-\x7e]{4,}"
 )
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
+_CONTROLS[10] = "\n  | "  # whoever wrote the text, no second line of it looks like one of ours
 _log = logging.getLogger(__name__)
 _hidden: set[str] = set()
 _known: re.Pattern[str] | None = None
@@ -98,7 +99,6 @@ class Text(logging.Formatter):
         request = _INSIDE.get()
         about = "" if request is None else f" [{request.request_id}]"
         time = f"{self.formatTime(record)} {record.levelname} {record.name}{about}"
-        # A line that somebody else's text is part of stays one line.
         lines = [f"{time} {record.getMessage().translate(_CONTROLS)}"]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))

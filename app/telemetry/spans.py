@@ -12,12 +12,12 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.telemetry.content import Heard, asked
-from app.telemetry.counting import HAND_OVERS, PICO
+from app.telemetry.counting import PICO
 from app.telemetry.ended import Ended, Known
 from app.telemetry.gen_ai import OPERATIONS, OURSELVES, error_of, named, operation, writer_of
 from app.telemetry.names import EMBEDDED, Names, Server
 from app.trail import Attempt, CallRecord
-from app.types import Chunk, Decision
+from app.types import HAND_OVERS, Chunk, Decision
 
 Attributes: TypeAlias = dict[str, str | int | float | bool | Sequence[str]]
 _LONGEST = 128  # characters of a name that a client chose

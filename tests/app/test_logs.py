@@ -60,9 +60,10 @@ def test_json_is_one_object_with_what_is_known() -> None:
     assert set(told) == {"timestamp", "level", "logger", "message"}
 
 
-def test_somebody_else_s_text_stays_in_its_line() -> None:
-    text = line(logs.Text(), "said: %s", "a\nERROR app.x forged\x1b[2J")
-    assert "\n" not in text and "\x1b" not in text
+def test_somebody_else_s_text_never_looks_like_a_line_of_ours() -> None:
+    text = line(logs.Text(), "said: %s", "a\nERROR app.x forged\x1b[2J\r")
+    first, second = text.split("\n")
+    assert first.endswith("said: a") and second == "  | ERROR app.x forged\\x1b[2J\\x0d"
     assert "\n" not in line(logs.Json(), "said: %s", "a\nb")
 
 

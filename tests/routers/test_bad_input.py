@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from app.engines.fake import Fake, Script
 from app.errors import FarthingError
+from app.telemetry.logs import Text
 from tests.routers.reading import asking
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -192,6 +193,7 @@ async def test_a_bug_is_a_500_that_tells_nothing(client, fake, monkeypatch, capl
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(fake, "count", bug)
+    monkeypatch.setattr(caplog.handler, "formatter", Text())
     for streamed in (False, True):
         answer = await client.post(CHAT, json=asking(stream=streamed))
         error = refused(answer, 500)
