@@ -59,6 +59,23 @@ def gateway(ledger):
     gateway.kill()
 
 
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+)
+def running(request, tmp_path_factory):
+    """A ledger, and a gateway on it that no test ends."""
+    folder = tmp_path_factory.mktemp("workers")
+    url = f"sqlite:///{folder / 'ledger.db'}"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres").new_database()
+    ledger = Ledger(url, folder, environment(folder))
+    gateway = Gateway(ledger, PROGRAM)
+    try:
+        yield ledger, gateway.ready()
+    finally:
+        gateway.kill()
+
+
 def children(gateway):
     pid = gateway.process.pid
     with open(f"/proc/{pid}/task/{pid}/children") as file:
@@ -96,7 +113,8 @@ def asked(gateway, token, count):
     return asyncio.run(run())
 
 
-def test_they_share_one_ledger_and_its_limits(ledger, gateway):
+def test_they_share_one_ledger_and_its_limits(running):
+    ledger, gateway = running
     key, token = ledger.new_key(usd_total=str(COST * 10), requests_per_minute=1000)
     answers = asked(gateway, token, 60)
     assert {answer.status for answer in answers} <= {200, 402, 429}
@@ -105,13 +123,15 @@ def test_they_share_one_ledger_and_its_limits(ledger, gateway):
     assert told == ledger.settled(key)
 
 
-def test_requests_per_minute_are_counted_by_all_together(ledger, gateway):
+def test_requests_per_minute_are_counted_by_all_together(running):
+    ledger, gateway = running
     _, token = ledger.new_key(requests_per_minute=20)
     statuses = [answer.status for answer in asked(gateway, token, 60)]
     assert (statuses.count(200), statuses.count(429)) == (20, 40)
 
 
-def test_a_worker_that_dies_is_replaced(ledger, gateway):
+def test_a_worker_that_dies_is_replaced(running):
+    ledger, gateway = running
     _, token = ledger.new_key()
     before = children(gateway)
     assert len(before) == 3
