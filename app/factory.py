@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -47,6 +48,7 @@ from routers.deps import Front
 from routers.doors import Door
 
 _ANSWERING = (chat, completions, responses, messages, embeddings)  # where models answer
+_ROOMS = (*_ANSWERING, tokenize, models, usage, admin, health, metrics)
 # FastAPI's own spans and logs hold queries, what fails validation, and exceptions' messages.
 _NONE_OF_ITS_OWN: TelemetryConfig = {
     "tracing": False,
@@ -100,17 +102,22 @@ def create_app(
     told = edge.Told(front.exports, settings.access_log)
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins, told)
     schema.install(app)
-    for room in (*_ANSWERING, tokenize, models, usage, admin, health, metrics):
+    for room in _ROOMS:
         app.include_router(room.router)
     return app
 
 
 def most_series(app: FastAPI) -> int:
     """The most samples that /metrics may have under the names of today, whatever clients send."""
-    answering = {getattr(route, "path", "") for room in _ANSWERING for route in room.router.routes}
-    endpoints = {getattr(route, "path", "") for route in app.routes}
     front: Front = app.state.front
+    framework = {getattr(route, "path", "") for route in app.routes}  # not of what it includes
+    answering = _paths(_ANSWERING)
+    endpoints = framework | _paths(_ROOMS)
     return series.most_series(front.telemetry.names, len(endpoints), len(answering))
+
+
+def _paths(rooms: Sequence[ModuleType]) -> set[str]:
+    return {getattr(route, "path", "") for room in rooms for route in room.router.routes}
 
 
 def open_accounts(settings: Settings) -> Accounts | None:

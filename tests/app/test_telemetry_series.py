@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import factory
 from app.factory import most_series as most_of_app
 from app.gateway import Outcome
 from app.telemetry.counting import FALLBACKS, KINDS, OUTCOMES, STATUSES, TRIED, Telemetry, reasons
@@ -100,3 +101,10 @@ def test_an_app_tells_its_bound(gateway_app):
     front = gateway_app.state.front
     front.telemetry.names.know(["third"], {}, ())
     assert one < most_of_app(gateway_app) < 2 * one
+
+
+def test_all_of_its_routes_count(gateway_app):
+    names, routes = gateway_app.state.front.telemetry.names, len(gateway_app.openapi()["paths"])
+    assert routes > 20
+    answering = factory._paths(factory._ANSWERING)
+    assert most_of_app(gateway_app) >= most_series(names, routes, len(answering))

@@ -36,6 +36,7 @@ class Generation:
     chat: bool
     request_id: str = ""
     plugin: bool = False
+    asked: Sequence[str] = ()  # of other plugins' arguments, those that this server hears
     cached: int = 0
     deltas: Sequence[Event] | None = None  # of a chat: what it says instead of the script
     further: Event = field(default_factory=dict)  # fields that only this server knows
@@ -50,14 +51,18 @@ class Generation:
         self.usage_last = bool(options.get("include_usage"))
         self.usage_always = self.usage_last and bool(options.get("continuous_usage_stats"))
         self._check()
-        self.xargs = self.body.get("vllm_xargs") or {}
-        if not self.plugin:
-            self.xargs = {}
+        xargs = self.body.get("vllm_xargs") or {}
+        ours = (*asks.SPECULATION, *asks.PREDICTION)
+        heard = {name for name in xargs if name in self.asked or (self.plugin and name not in ours)}
+        self.xargs = {name: xargs[name] for name in heard}
         limits = (self.body.get("max_completion_tokens"), self.body.get("max_tokens"))
         room = script.CONTEXT - len(self.prompt)
         self.limit = next((limit for limit in limits if limit is not None), room)
         if not self.chat and limits == (None, None):
             self.limit = 16
+        if self.body.get("echo"):
+            self.limit = max(self.limit, 1)  # it writes a token that nobody sees
+        self.placed = self._placed()
         if self.limit > room:
             raise Refused(
                 400,
@@ -84,6 +89,16 @@ class Generation:
             raise Refused(400, text, "logprobs", late=True)
         if self.plugin and asks.HELLO in (self.body.get("vllm_xargs") or {}):
             raise Refused(400, f"{asks.MARKER} vllm=0.32.0", late=True)
+
+    def _placed(self) -> asks.Placed | None:
+        """Of a prompt that is predicted: how much, and how much is computed beside it."""
+        if asks.KV not in self.xargs:
+            return None
+        computed = int(self.xargs.get(asks.KV_FIRST, 0))
+        predicted = len(self.prompt) - int(self.xargs[asks.KV_LAST]) - computed
+        placed = asks.Placed(max(predicted, 0), computed)
+        self.cached = placed.predicted + placed.computed
+        return placed
 
     def written(self) -> Iterator[tuple[int, str, str | None, Any]]:
         """Each token: its id, the text it completes, finish_reason and stop_reason."""
@@ -195,6 +210,8 @@ def _deltas(asked: Generation) -> Iterator[tuple[Event, Any, str | None, Any]]:
 def _text_events(asked: Generation) -> Iterator[Event | bytes]:
     head = asked.envelope("text_completion")
     totals = 0
+    if asked.placed is not None:
+        yield asks.format_placed(asked.placed)
     for index in range(asked.choices):
         for number, (id, text, finish, stopped) in enumerate(asked.written()):
             if index == 0 and asks.CALL in asked.xargs:
@@ -202,7 +219,7 @@ def _text_events(asked: Generation) -> Iterator[Event | bytes]:
             totals += 1
             choice = {
                 "index": index,
-                "text": text,
+                "text": _echo(asked) + text if number == 0 else text,
                 "logprobs": text_logprobs(asked, number, id),
                 "finish_reason": finish,
                 "stop_reason": stopped,
@@ -230,9 +247,63 @@ def _with_usage(event: Event, asked: Generation, written: int) -> Event:
 
 def _last(asked: Generation, head: Event, written: int) -> Event:
     usage = asked.counts(written * asked.choices, last=True)
-    metrics = {"time_to_first_token_ms": 1.5, "generation_time_ms": 2.5}
+    metrics = {"time_to_first_token_ms": 1.5, "generation_time_ms": 2.5, **_guesses(asked, written)}
     found = {**head, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
     return {**found, "metrics": metrics} if asked.choices == 1 else found
+
+
+def _guesses(asked: Generation, written: int) -> Event:
+    """Of an answer that is guessed ahead: every pass keeps two guesses, if it may make so many."""
+    longest = int(asked.xargs.get(asks.SPEC_K, 0))
+    if not longest:
+        return {}
+    kept = min(longest, 2)
+    passes = -(-written // (kept + 1))
+    told = {"num_draft_tokens": passes * longest, "num_accepted_draft_tokens": passes * kept}
+    return {"speculative_decoding": {**told, "num_spec_steps": passes}}
+
+
+def _echo(asked: Generation) -> str:
+    return decode(asked.prompt) if asked.body.get("echo") else ""
+
+
+def stream_together(asked: Sequence[Generation]) -> list[Event | bytes]:
+    """The events of answers to several prompts, and of one as `stream` has them."""
+    if len(asked) == 1:
+        return stream(asked[0])
+    events: list[Event | bytes] = []
+    for number, one in enumerate(asked):
+        for event in stream(one):
+            assert isinstance(event, dict)
+            if event["choices"]:
+                events.append(_shifted(event, number * one.choices))
+    if asked[0].usage_last:
+        usages = [whole(one)["usage"] for one in asked]
+        last = {**asked[0].envelope("text_completion"), "choices": [], "usage": _added(usages)}
+        events.append(last)
+    return events
+
+
+def whole_together(asked: Sequence[Generation]) -> Event:
+    """The same in one piece."""
+    if len(asked) == 1:
+        return whole(asked[0])
+    bodies = [_shifted(whole(one), number * one.choices) for number, one in enumerate(asked)]
+    choices = [choice for body in bodies for choice in body["choices"]]
+    usage = _added([body["usage"] for body in bodies])
+    return {**bodies[0], "choices": choices, "usage": usage}
+
+
+def _shifted(event: Event, by: int) -> Event:
+    choices = [{**choice, "index": choice["index"] + by} for choice in event["choices"]]
+    return {**event, "choices": choices}
+
+
+def _added(usages: Sequence[Event]) -> Event:
+    names = ("prompt_tokens", "total_tokens", "completion_tokens")
+    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    sums: Event = {name: sum(usage[name] for usage in usages) for name in names}
+    return {**sums, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def whole(asked: Generation) -> Event:
@@ -241,7 +312,7 @@ def whole(asked: Generation) -> Event:
     count = len(written) if asked.deltas is None else len(asked.deltas)
     kind = "chat.completion" if asked.chat else "text_completion"
     ended: Event = {"finish_reason": written[-1][2], "stop_reason": written[-1][3]}
-    text = "".join(text for _, text, _, _ in written)
+    text = _echo(asked) + "".join(text for _, text, _, _ in written)
     choices: list[Event] = []
     for index in range(asked.choices):
         said: Event = {"text": text}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.vllm_plugins import asks
 from tests.servers import free_port
 from tests.upstreams import formats, script, vocabulary
 from tests.upstreams.formats import Event, Generation, Refused
@@ -55,6 +56,8 @@ class Upstream:
     model: str = "small"  # whose script it follows
     served: str = ""  # its name here; empty: the script's
     plugin: bool = False
+    speculation: asks.Speculating | None = None  # by request, as our worker does it
+    prediction: asks.Predicting | None = None  # of prompts by request, as our connector does it
     scale_out: bool = True
     key: str | None = None
     pace: float = 0.0  # seconds a token
@@ -176,26 +179,32 @@ class Upstream:
             if request.path not in GENERATES:
                 return fault.steps(self._small(request))
             asked = self._asked(request)
-            if asked.whole:
-                body = formats.whole(asked)
+            if asked[0].whole:
+                body = formats.whole_together(asked)
                 slowly = Pause(self.pace * len(script.ANSWER))
                 steps = document(*fault.shape([body]))
                 return [slowly, *fault.steps(steps)]
-            return fault.steps(events(fault.shape(formats.stream(asked))))
+            return fault.steps(events(fault.shape(formats.stream_together(asked))))
         except Refused as error:
             late = error.late and request.body.get("stream")
             return events([error.body]) if late else document(error.body, error.status)
 
-    def _asked(self, request: Request) -> Generation:
+    def _asked(self, request: Request) -> list[Generation]:
+        """One for each prompt."""
         body = request.body
         self._check_model(body)
         chat = request.path == "/v1/chat/completions"
-        prompt = self._rendered(body) if chat else body["prompt"]
-        prompt = vocabulary.encode(prompt) if isinstance(prompt, str) else prompt
         if self.overruns:
             body = {**body, "max_tokens": 1000, "max_completion_tokens": None}
+        asked = [self._rendered(body)] if chat else _prompts(body["prompt"])
+        return [self._generation(request, body, prompt, chat) for prompt in asked]
+
+    def _generation(
+        self, request: Request, body: Event, prompt: list[int], chat: bool
+    ) -> Generation:
         if (complaint := script.complaint(prompt)) is not None:
             self.complaints.append(complaint)
+        heard = asks.SPECULATION if self.speculation else ()
         return Generation(
             model=self.model,
             body=body,
@@ -203,7 +212,8 @@ class Upstream:
             chat=chat,
             request_id=request.headers.get("x-request-id", ""),
             plugin=self.plugin,
-            cached=self._cached(prompt),
+            asked=(*heard, *(asks.PREDICTION if self.prediction else ())),
+            cached=0 if body.get("cache_salt") else self._cached(prompt),
             deltas=self.deltas if chat else None,
             further=self.further,
         )
@@ -217,23 +227,8 @@ class Upstream:
 
     def _small(self, request: Request) -> list[Step]:
         body = request.body or {}
-        if request.path == "/v1/models":
-            card = {
-                "id": self.served or self.model,
-                "object": "model",
-                "max_model_len": script.CONTEXT,
-            }
-            return document({"object": "list", "data": [card]})
-        if request.path == "/version":
-            return document({"version": "0.32.0"})
-        if request.path == "/health":
-            return document("")
-        if request.path == "/metrics":
-            name = f'{{engine="0",model_name="{self.model}"}}'
-            return document(
-                f"vllm:num_requests_running{name} {self.open:.1f}\n"
-                f"vllm:num_requests_waiting{name} 0.0\n"
-            )
+        if (known := self._known().get(request.path)) is not None:
+            return document(known)
         self._check_model(body)
         if request.path == "/tokenize":
             chat = "messages" in body
@@ -245,7 +240,25 @@ class Upstream:
             if not self.scale_out:
                 raise Refused(403, "This endpoint needs --enable-scale-out")
             return document({"token_ids": self._rendered(body), "model": self.model})
+        if request.path == "/v1/embeddings":
+            return document(_vectors(_prompts(body["input"])))
         raise Refused(404, "Not Found")
+
+    def _known(self) -> Event:
+        """What is answered whatever is asked, by path."""
+        name = self.served or self.model
+        label = f'{{engine="0",model_name="{self.model}"}}'
+        drafts = f"vllm:spec_decode_num_drafts{label} 0.0\n" if self.speculation else ""
+        card = {"id": name, "object": "model", "max_model_len": script.CONTEXT}
+        return {
+            "/v1/models": {"object": "list", "data": [card]},
+            "/version": {"version": "0.32.0"},
+            "/health": "",
+            "/metrics": f"vllm:num_requests_running{label} {self.open:.1f}\n"
+            f"vllm:num_requests_waiting{label} 0.0\n{drafts}",
+            asks.SPECULATES_PATH: self.speculation and self.speculation.to_json(),
+            asks.PREDICTS_PATH: self.prediction and self.prediction.to_json(),
+        }
 
     def _check_model(self, body: Event) -> None:
         if body.get("model") != (self.served or self.model):
@@ -255,6 +268,25 @@ class Upstream:
         if not isinstance(body.get("messages"), list):
             raise Refused(400, "1 validation error: messages", "body.messages")
         return vocabulary.chat(body["messages"], body.get("tools"))
+
+
+def _prompts(given: Any) -> list[list[int]]:
+    """The ids of each prompt, of one or several, in text or ids."""
+    many = isinstance(given, list) and given and not isinstance(given[0], int)
+    return [
+        vocabulary.encode(one) if isinstance(one, str) else one
+        for one in (given if many else [given])
+    ]
+
+
+def _vectors(prompts: Sequence[Sequence[int]]) -> Event:
+    data = [
+        {"object": "embedding", "index": index, "embedding": [float(len(prompt)), 1.0]}
+        for index, prompt in enumerate(prompts)
+    ]
+    read = sum(map(len, prompts))
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    return {"object": "list", "data": data, "model": "vectors", "usage": usage}
 
 
 async def _read(line: Line) -> Request | None:

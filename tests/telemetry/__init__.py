@@ -1,0 +1,1 @@
+"""What the metrics say, beside what the ledger has and what clients were told."""
