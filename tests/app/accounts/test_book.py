@@ -314,10 +314,10 @@ async def test_leases_are_renewed_however_much_there_is_to_adopt(new_book, datab
     dead = Journal(tmp_path / "journal", "dead")
     dead.write([paid(Grant(f"{n}.hold", 5, windows_at(0), 0), str(n), 1) for n in range(3000)])
     dead.close()
-    book = new_book(lease_s=0.4)
+    book = new_book(lease_s=1.0)
     await book.start()
     grant = await book.reserve(asked("a"))
-    for _ in range(15):
+    for _ in range(25):
         await asyncio.sleep(0.1)
         assert await reap(Ledger(database)) == 0
     await book.keep(paid(grant, "a", 7))
