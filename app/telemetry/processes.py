@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
@@ -66,36 +68,84 @@ class Folder:
 
 
 class Together(Collector):
-    """The metrics of all workers: those of the dead too, gauges but of the living."""
+    """The metrics of all workers: those of the dead too, gauges but of the living.
+
+    The library's own collector makes an object of every number of every process, each time: with
+    thousands of series, collecting that garbage holds up all else for longer than a token takes.
+    Here what a series is called is looked into once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._files = MultiProcessCollector(None, str(path))
 
     def collect(self) -> Iterator[Family]:
+        families: dict[str, Family] = {}
+        histograms: dict[str, _Spread] = {}
+        for key, values in self._read().items():
+            metric, name, labels, child = _parsed(key)
+            family = families.get(metric)
+            if family is None:
+                known = METRICS[metric]
+                family = families[metric] = Family(
+                    metric.removesuffix("_total"), known.text, known.kind
+                )
+            if family.type != "histogram":
+                together = _TOGETHER[METRICS[metric].across]
+                family.samples.append(Sample(name, labels, together(values)))
+                continue
+            spread = histograms.get(child)
+            if spread is None:
+                spread = histograms[child] = _Spread(family)
+            spread.take(name, labels, sum(values))
+        for spread in histograms.values():
+            spread.end()
+        yield from families.values()
+
+    def _read(self) -> dict[str, list[float]]:
+        """The numbers of each process, by what the library calls a series in its files."""
+        found: dict[str, list[float]] = {}
         with _lock(self._path):
-            families: Iterable[Family] = list(self._files.collect())
-        for family in families:
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            metric = METRICS[name]
-            family.documentation = metric.text
-            if family.type == "gauge":
-                family.samples = _together(family.samples, metric.across)
-            if family.samples:
-                yield family
+            for path in self._path.glob("*.db"):
+                if not path.stat().st_size:
+                    continue  # its worker has opened it just now
+                for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
+                    if value == value:  # else it is GONE
+                        found.setdefault(key, []).append(value)
+        return found
 
 
-def _together(samples: Iterable[Sample], across: Across) -> list[Sample]:
-    """One sample for each set of labels, of those of every process."""
-    name, values = "", dict[tuple[tuple[str, str], ...], list[float]]()
-    for sample in samples:
-        if not math.isnan(sample.value):
-            labels = tuple(pair for pair in sample.labels.items() if pair[0] != "pid")
-            name = sample.name
-            values.setdefault(labels, []).append(sample.value)
-    return [
-        Sample(name, dict(labels), _TOGETHER[across](found)) for labels, found in values.items()
-    ]
+class _Spread:
+    """One histogram under its labels: in the files its buckets do not include each other."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._labels: dict[str, str] = {}
+        self._sum = 0.0
+        self._buckets: list[tuple[float, dict[str, str], float]] = []
+
+    def take(self, name: str, labels: dict[str, str], value: float) -> None:
+        if name.endswith("_bucket"):
+            self._buckets.append((float(labels["le"]), labels, value))
+        else:
+            self._labels, self._sum = labels, value
+
+    def end(self) -> None:
+        name, count = self._family.name, 0.0
+        add = self._family.samples.append
+        for _, labels, value in sorted(self._buckets, key=lambda bucket: bucket[0]):
+            count += value
+            add(Sample(f"{name}_bucket", labels, count))
+        add(Sample(f"{name}_count", self._labels, count))
+        add(Sample(f"{name}_sum", self._labels, self._sum))
+
+
+@lru_cache(maxsize=2**17)
+def _parsed(key: str) -> tuple[str, str, dict[str, str], str]:
+    """The metric, the sample's name, its labels, and what all of a histogram have in common."""
+    family, name, labels, _ = json.loads(key)
+    child = json.dumps([family, {label: labels[label] for label in labels if label != "le"}])
+    metric = name if name in METRICS else family
+    return metric, name, labels, child
 
 
 def _lock(path: Path) -> FileLock:

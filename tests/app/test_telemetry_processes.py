@@ -1,13 +1,16 @@
 """What several processes count is put together, the dead's too."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from app.telemetry.metrics import METRICS
-from app.telemetry.processes import GONE, Folder, Together
+from app.telemetry.processes import GONE, VARIABLE, Folder, Together
 
 
 @pytest.fixture
@@ -91,9 +94,67 @@ def test_the_dead_are_gathered_in_one_file(folder):
     }
 
 
+def test_who_has_just_begun_has_not_counted_yet(folder):
+    (folder.path / "counter_7.db").touch()
+    assert read(folder) == {}
+
+
 def test_who_died_before_it_counted_leaves_nothing(folder):
     folder.bury(77)
     assert read(folder) == {}
+
+
+COUNTING = """
+import json, sys
+from pathlib import Path
+from prometheus_client import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from app.telemetry.counting import Telemetry
+from app.telemetry.names import Who
+from app.telemetry.processes import Together
+
+path = Path(sys.argv[1])
+telemetry = Telemetry(path)
+telemetry.names.know(["m"], {}, ["p"])
+for n in range(40):
+    telemetry.requested("/", Who("m", "none", "p"), 200, n / 10)
+    telemetry.next_tokens(Who("m", "none", "p"))(n / 100, 3)
+    telemetry.refused("queue_full")
+telemetry.show("farthing_workers", {(): 1})
+telemetry.show("farthing_queue_waiting", {("m",): 2, ("n",): 3})
+telemetry.show("farthing_queue_waiting", {("m",): 4})
+
+def told(collector):
+    return sorted(
+        [s.name, sorted(s.labels.items()), s.value]
+        for family in collector.collect()
+        for s in family.samples
+        if family.type != "gauge" and family.name != "process_cpu_seconds"
+    )
+
+text = generate_latest(telemetry._made.registry).decode()
+assert "# TYPE farthing_refusals_total counter" in text, text
+gauges = {s.name: s.value for f in telemetry._made.registry.collect() for s in f.samples}
+print(json.dumps([told(Together(path)), told(MultiProcessCollector(None, str(path))), gauges]))
+"""
+
+
+def test_real_counts_are_read_as_the_library_reads_them(folder):
+    """A change of what its files hold would show here."""
+    environment = {**os.environ, VARIABLE: str(folder.path)}
+    for pid in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTING, str(folder.path)],
+            env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        ours, theirs, gauges = json.loads(done.stdout)
+        assert ours == theirs
+        assert len(ours) > 50
+        counts = {name: value for name, labels, value in ours if name.endswith(("_total", "count"))}
+        assert counts["farthing_refusals_total"] == 40 * (pid + 1)
+        assert counts["farthing_inter_token_latency_seconds_count"] == 120 * (pid + 1)
+        assert gauges["farthing_queue_waiting"] == 4 * (pid + 1)
+        assert gauges["farthing_workers"] == pid + 1
 
 
 def test_the_library_writes_no_help_into_each_number(folder):
