@@ -258,13 +258,14 @@ class Meter:
     async def _metered(self, call: Call) -> AsyncGenerator[Chunk]:
         prompts = [await self.count(each) for each in call.apart()]
         run, capped = self._admit(call, prompts)
-        self._runs.append(run)
-        self._read = run.prompt
+        call = replace(call, max_tokens=call.max_tokens if call.max_tokens == 0 else run.cap)
+        if self.beneath is not None:
+            self.beneath._admit(call, prompts)  # what it refuses has not been a call either
         with self._recorded(run) as record:
+            self._runs.append(run)
+            self._read = run.prompt
             try:
-                cap = call.max_tokens if call.max_tokens == 0 else run.cap
-                watch = record if call.watch is None else call.watch
-                call = replace(call, max_tokens=cap, watch=watch)
+                call = replace(call, watch=record if call.watch is None else call.watch)
                 async with aclosing(self.engine.generate(call)) as stream:
                     while (chunk := await self._next(stream)) is not None:
                         chunk = run.booked(chunk, capped)

@@ -80,6 +80,14 @@ async def test_a_refusal_names_the_bound_that_is_too_near():
             assert (paid.bound, paid.beneath.bound) == (0, 0)
 
 
+async def test_what_the_bound_beneath_refuses_has_not_been_a_call():
+    clerk = Clerk()
+    async with meters(engine(), usd(1000), seconds(7), witness=clerk) as paid:
+        with pytest.raises(Unaffordable):
+            await anext(paid.generate(call("small")))
+    assert (clerk.began, clerk.ended) == ([], [])
+
+
 async def test_what_may_have_been_written_unseen_is_held_back_from_both():
     fake = Played([used(5, 1), None], overrun=4)
     async with meters(fake, usd(1000), seconds(1000)) as paid:

@@ -97,6 +97,21 @@ async def test_calls_of_shares_are_told_too():
     assert [each.model for each in clerk.ended] == ["small"]
 
 
+@pytest.mark.parametrize("moment", ["calling", "called"])
+async def test_a_witness_that_fails_leaves_nothing_open_and_nothing_unpaid(moment):
+    clerk = Clerk()
+
+    def fails(record):
+        raise RuntimeError(moment)
+
+    setattr(clerk, moment, fails)
+    async with paid(engine(), clerk) as meter:
+        with pytest.raises(RuntimeError):
+            [_ async for _ in meter.generate(call("small", max_tokens=3))]
+        spent = usd(5 + 2 * 3) if moment == "called" else 0
+        assert meter.cost == meter.bound == spent
+
+
 async def test_an_answer_keeps_its_calls_and_each_is_told_whose_trace_it_is_part_of():
     clerk, fake = Clerk(told={"tracestate": "a=b"}), engine([0.1] * 12 + [6.0] * 28)
     order = Order(call("economy"), trace=TRACE)
