@@ -207,13 +207,14 @@ def test_an_unknown_name_is_counted_as_other(telemetry):
     line = Line("m", Usage(1, 0, 1), 1, 1)
     stranger = Answered("m", "p", "q", decisions=decisions, bill=Bill([line]))
     telemetry.answered(stranger, "kept")
+    telemetry.answered(stranger, "astray")
     telemetry.requested("/", telemetry.who(stranger), 799, 0.1)
     telemetry.handed_over(WHO, "m", 0.1)
     telemetry.entropies(WHO, "m")(1.0)
     found = {label for sample in samples(telemetry) for label in sample.labels.values()}
-    assert not found & {"m", "p", "q", "799"}
+    assert not found & {"m", "p", "q", "799", "astray"}
     other = dict.fromkeys(("model", "preset", "policy"), "other")
-    assert value(telemetry, "farthing_tokens_total", **other, kind="prompt") == 1
+    assert value(telemetry, "farthing_tokens_total", **other, kind="prompt") == 2
     assert value(telemetry, "farthing_requests_total", endpoint="/", **other, status="other") == 1
 
 

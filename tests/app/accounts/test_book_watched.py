@@ -1,6 +1,7 @@
 """Who watches the book hears what reached the ledger, and how long the rest has waited."""
 
 import asyncio
+import time
 
 from tests.app.accounts.test_book import asked, book, database, new_book, paid, until
 
@@ -45,6 +46,7 @@ async def test_the_lag_is_the_age_of_the_oldest_that_is_owed(book, database):
     first = book._owed[0].since
     await book.keep(paid(grants[1], "a1", 5))
     assert [one.since for one in book._owed][0] == first < book._owed[1].since
+    assert book.lag > time.monotonic() - book._owed[1].since
     database.before = 0.0
     await until(lambda: book.owed == 0)
     assert book.lag == 0
