@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.telemetry import logs, series
 from app.telemetry.counting import Telemetry
 from app.telemetry.exports import Exports, Wish
+from app.telemetry.muted import Muted
 from app.telemetry.names import EMBEDDED, Server, server_at
 from app.types import Engine
 from routers import (
@@ -48,7 +49,7 @@ from routers.deps import Front
 from routers.doors import Door
 
 _ANSWERING = (chat, completions, responses, messages, embeddings)  # where models answer
-_ROOMS = (*_ANSWERING, tokenize, models, usage, admin, health, metrics)
+_ROOMS = (*_ANSWERING, tokenize, models, usage, admin, health, metrics)  # the last may be off
 # FastAPI's own spans and logs hold queries, what fails validation, and exceptions' messages.
 _NONE_OF_ITS_OWN: TelemetryConfig = {
     "tracing": False,
@@ -79,7 +80,8 @@ def create_app(
     accounts = open_accounts(settings)
     public, origins = not is_loopback(settings.host), settings.origins()
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
-    front = Front(fleet, Telemetry(shared), bounds_of(settings), settings.keep_alive_s, door)
+    telemetry = Telemetry(shared) if settings.metrics else Muted()
+    front = Front(fleet, telemetry, bounds_of(settings), settings.keep_alive_s, door)
     wish = wished(settings)
     front.exports = Exports(wish, front.telemetry.names) if wish else None
     _know(front, fleet, settings)
@@ -102,7 +104,7 @@ def create_app(
     told = edge.Told(front.exports, settings.access_log)
     edge.install(app, front.telemetry, front.bounds, settings.root_path, origins, told)
     schema.install(app)
-    for room in _ROOMS:
+    for room in _ROOMS if settings.metrics else _ROOMS[:-1]:
         app.include_router(room.router)
     return app
 

@@ -299,14 +299,30 @@ def accounts(
 
 
 @bench.command()
+def scrape(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer requests and scrapes.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Measure a scrape of /metrics of a large catalog, and whether streams stall meanwhile."""
+    from app.bench.scrape import run
+
+    run(quick=quick, json_file=json_file)
+
+
+@bench.command()
 def overhead(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds.")] = False,
+    telemetry: Annotated[
+        bool, typer.Option("--telemetry", help="Measure what metrics, traces and logs cost of it.")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Measure what the gateway adds to a request and to a chunk, beside its upstream alone."""
-    from app.bench.overhead import run
+    from app.bench import observing
+    from app.bench import overhead as adding
 
-    run(quick=quick, json_file=json_file)
+    chosen = observing if telemetry else adding
+    chosen.run(quick=quick, json_file=json_file)
 
 
 @bench.command()

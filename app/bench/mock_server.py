@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ _ID = "0" * 32  # stands in what is made once where each answer has its own, whi
 _MODELS = {"data": [{"id": name, "max_model_len": CONTEXT} for name in (BURST, PACED)]}
 _TOO_MANY = {"message": f"out-of-vocab token ids. Vocabulary size: {VOCABULARY}", "code": 400}
 _IDS = {"count": PROMPT, "tokens": list(range(PROMPT)), "token_ids": list(range(PROMPT))}
+_COUNTS = Counter[str]()  # requests, by path
 _SMALL: Mapping[str, Any] = {  # what is asked beside answers; anything else is a 404
     "/version": {"version": "mock"},
     "/metrics": "vllm:num_requests_running 0.0\nvllm:num_requests_waiting 0.0\n",
@@ -30,6 +32,10 @@ _SMALL: Mapping[str, Any] = {  # what is asked beside answers; anything else is 
     "/v1/chat/completions/render": _IDS,
     "/tokenize": _IDS,
     "/detokenize": {"prompt": _TEXT},
+    "/counts": _COUNTS,
+    # A collector of OpenTelemetry takes what it is sent, and has nothing to say.
+    "/v1/traces": " ",
+    "/v1/metrics": " ",
 }
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -81,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
+        _COUNTS[self._path] += 1
         if self._path not in ("/v1/chat/completions", "/v1/completions"):
             found = _SMALL.get(self._path)
             text = found if isinstance(found, str) else _encode(found)
@@ -148,7 +155,7 @@ def _stream(shape: Shape) -> tuple[bytes, ...]:
         choice: dict[str, Any] = {
             "index": 0,
             **({"delta": delta} if shape.chat else {"text": _TEXT}),
-            "logprobs": {"tokens": [_TEXT], "token_logprobs": [0.0]} if shape.logprobs else None,
+            "logprobs": _certain(number) if shape.logprobs else None,
             "finish_reason": "length" if number == shape.tokens else None,
             **({"token_ids": [number]} if shape.ids else {}),
         }
@@ -158,6 +165,12 @@ def _stream(shape: Shape) -> tuple[bytes, ...]:
     end = (_event(last) if shape.usage else b"") + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked"
     return head + b"\r\n\r\n", *events[:-1], events[-1] + end
+
+
+def _certain(id: int) -> dict[str, Any]:
+    """Log-probabilities of a token that could be no other."""
+    top = [{f"token_id:{id}": 0.0}]
+    return {"tokens": [_TEXT], "token_logprobs": [0.0], "top_logprobs": top}
 
 
 def _event(content: object) -> bytes:

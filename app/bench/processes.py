@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import httpx
 
 from app.errors import ConfigError
 
+_NONE: Mapping[str, str] = {}
 CLI = ("-c", "from app.cli import main; main()")
 """What python is told for `farthing`, wherever that is installed."""
 
@@ -28,26 +32,47 @@ class Served:
 
 @contextmanager
 def serving(
-    arguments: Sequence[str], settings: Mapping[str, str], cores: Set[int] = frozenset()
+    arguments: Sequence[str],
+    settings: Mapping[str, str],
+    cores: Set[int] = frozenset(),
+    *,
+    variables: Mapping[str, str] = _NONE,
+    log: Path | None = None,
 ) -> Iterator[Served]:
     """A python process with these arguments that says on its first line at which URL it is.
 
-    `cores`: those that it may use; none: all. Raises ConfigError where it does not start.
+    `cores`: those that it may use; none: all. `variables`: others than settings. `log`: where what
+    it says on stderr goes; without, it may say little. Raises ConfigError where it does not start.
     """
-    process = subprocess.Popen(
-        [*_environment(settings), sys.executable, "-u", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    pin(process.pid, cores)
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            raise ConfigError(f"a server did not start: {process.communicate()[1].strip()}")
-        url = urlsplit(line.split()[-1])
-        yield Served(url.hostname or "", url.port or 0, process.pid)
-    finally:
-        process.kill()
-        process.communicate()
+    others = (f"{name}={value}" for name, value in variables.items())
+    with ExitStack() as stack:
+        errors = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
+        process = subprocess.Popen(
+            [*_environment(settings), *others, sys.executable, "-u", *arguments],
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        pin(process.pid, cores)
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                said = process.communicate()[1] or (log.read_text() if log else "")
+                raise ConfigError(f"a server did not start: {said.strip()}")
+            url = urlsplit(line.split()[-1])
+            yield Served(url.hostname or "", url.port or 0, process.pid)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def wait_until_ready(gateway: Served, workers: int) -> None:
+    """Until all workers of a gateway serve, as good as surely. Raises ConfigError."""
+    url = f"http://{gateway.host}:{gateway.port}/health/ready"
+    for _ in range(600):
+        # A connection each: they are spread over the workers.
+        if all(httpx.get(url).is_success for _ in range(8 * workers)):
+            return
+        time.sleep(0.1)
+    raise ConfigError(f"not all of {workers} workers have started")
 
 
 def new_key(settings: Mapping[str, str], *limits: str) -> str:
@@ -77,6 +102,13 @@ def cpu_seconds(pid: int) -> float:
     What /proc/PID/stat tells in hundredths of a second, by the kernel's clock of that process.
     """
     return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it has started; Linux only."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = children.read_text().split() if children.exists() else []
+    return [pid, *map(int, found)]
 
 
 def _environment(settings: Mapping[str, str]) -> list[str]:

@@ -22,19 +22,20 @@ def serving(ledger: Ledger, fleet: fleets.Fleet, workers: int) -> Iterator[Gatew
     try:
         gateway.ready()
         wait_for(lambda: fleet.known_to(workers), 60, "every worker has looked at every server")
-        wait_for(lambda: _ready(gateway.url), 60, "all are ready")
+        wait_for(lambda: ready(gateway.url), 60, "all are ready")
         yield gateway
     finally:
         gateway.kill()
 
 
-def _ready(url: str) -> bool:
+def ready(url: str) -> bool:
     return all(httpx.get(f"{url}/health/ready").status_code == 200 for _ in range(20))
 
 
-def quiet(gateway: Gateway, ledger: Ledger, fleet: fleets.Fleet) -> Metrics:
+def quiet(gateway: Gateway, ledger: Ledger, fleet: fleets.Fleet | None = None) -> Metrics:
     """What the metrics say when no answer is under way, nor anything to be settled."""
-    fleet.quiet()
+    if fleet is not None:
+        fleet.quiet()
     wait_for(lambda: ledger.reservations() == 0, 30, "nothing is held")
 
     def idle() -> bool:
