@@ -17,6 +17,7 @@ from app.budget import Account
 from app.errors import DeadlineExceeded, EngineError, FarthingError
 from app.gateway import Answer
 from app.telemetry.counting import Telemetry, reason_of
+from app.telemetry.safely import safely
 from app.types import HAND_OVERS, Chunk
 from routers import body
 from routers.costs import end_headers, start_headers
@@ -102,6 +103,9 @@ class Pace:
         self._entropies: dict[str, Callable[[float], None]] = {}  # by writer
 
     def note(self, chunk: Chunk) -> None:
+        safely(self._note, chunk)
+
+    def _note(self, chunk: Chunk) -> None:
         if chunk.echo:
             return
         if self._tell is not None:

@@ -18,7 +18,7 @@ from app.errors import EngineUnavailable
 from app.gateway import Answer, Gateway
 from app.storage.records import KeyRow
 from app.telemetry.counting import Telemetry
-from app.telemetry.exports import Both, Exports, Span
+from app.telemetry.exports import Exports, Observers, Span
 from app.telemetry.names import NOBODY, Who
 from app.types import Load
 from routers.bounds import Bounds
@@ -106,9 +106,9 @@ class Front:
     exports: Exports | None = None  # to a collector, where one is configured
 
     @property
-    def observer(self) -> Both | Telemetry:
+    def observer(self) -> Observers:
         """Who is told of answers."""
-        return self.telemetry if self.exports is None else Both(self.telemetry, self.exports)
+        return Observers(self.telemetry, self.exports)
 
     def loads(self) -> dict[str, Load]:
         """How busy each model is; empty while they load."""

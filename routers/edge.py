@@ -26,6 +26,7 @@ from app.telemetry.counting import NO_ROUTE, Telemetry, reason_of
 from app.telemetry.ended import Ended, note
 from app.telemetry.exports import Exports
 from app.telemetry.names import OTHER
+from app.telemetry.safely import safely
 from routers.bounds import Bounds
 from routers.deps import ClientGone, Visit
 from routers.wordings import Wording, openai, wording
@@ -105,13 +106,13 @@ class Edge:
                     raise  # too late for an answer: the server drops the connection
                 await refusal(bug, visit.worded)(scope, receive, tagged)
             finally:
-                self._ended(scope, visit, status)
+                safely(self._ended, scope, visit, status)
 
     def _traced(self, visit: Visit, method: str) -> logs.Inside:
         """Begin its span, if there are to be any; and within what its log lines stand."""
         if self.told.exports is not None:
             name = method if method in _METHODS else "_OTHER"
-            visit.span = self.told.exports.arrived(name, visit.trace)
+            visit.span = safely(self.told.exports.arrived, name, visit.trace)
         if visit.span is None:
             return logs.Inside(visit.request_id, visit.trace.get("traceparent", "")[3:35])
         visit.trace = visit.span.headers
@@ -121,9 +122,9 @@ class Edge:
         route = getattr(scope.get("route"), "path", "")
         now = time.monotonic()
         seconds = now - visit.arrived
-        self.telemetry.requested(route or OTHER, visit.who, status, seconds)
+        safely(self.telemetry.requested, route or OTHER, visit.who, status, seconds)
         if visit.reason:
-            self.telemetry.refused(visit.reason)
+            safely(self.telemetry.refused, visit.reason)
         exports, first = self.told.exports, visit.first
         if exports is None and not self.told.access_log:
             return
@@ -143,7 +144,7 @@ class Edge:
             answer=visit.answer,
         )
         if exports is not None:
-            exports.ended(visit.span, ended)
+            safely(exports.ended, visit.span, ended)
         if self.told.access_log:
             note(ended)
 

@@ -12,6 +12,7 @@ from app.errors import ConfigError
 from app.telemetry.counting import Telemetry
 from app.telemetry.ended import Ended, Known
 from app.telemetry.names import Names
+from app.telemetry.safely import safely
 from app.trail import CallRecord
 from app.types import Chunk, Decision
 
@@ -115,23 +116,27 @@ class Exports:
 
 
 @dataclass(frozen=True, slots=True)
-class Both:
-    """An observer that is two."""
+class Observers:
+    """Those who observe answers, as one: where one of them fails the others are told all the
+    same, and the answer goes on."""
 
     telemetry: Telemetry
-    exports: Exports
+    exports: Exports | None = None
 
     def calling(self, answer: Known, record: CallRecord) -> None:
-        self.telemetry.calling(answer, record)
-        self.exports.calling(answer, record)
+        safely(self.telemetry.calling, answer, record)
+        if self.exports is not None:
+            safely(self.exports.calling, answer, record)
 
     def called(self, answer: Known, record: CallRecord) -> None:
-        self.telemetry.called(answer, record)
-        self.exports.called(answer, record)
+        safely(self.telemetry.called, answer, record)
+        if self.exports is not None:
+            safely(self.exports.called, answer, record)
 
     def decided(self, answer: Known, decision: Decision) -> None:
-        self.telemetry.decided(answer, decision)
-        self.exports.decided(answer, decision)
+        safely(self.telemetry.decided, answer, decision)
+        if self.exports is not None:
+            safely(self.exports.decided, answer, decision)
 
     def answered(self, answer: Known, outcome: str) -> None:
-        self.telemetry.answered(answer, outcome)
+        safely(self.telemetry.answered, answer, outcome)
