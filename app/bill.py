@@ -1,9 +1,9 @@
-"""What a request cost and took, model by model, and at which prices."""
+"""What a request cost and took, model by model, and what its account is told of it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from app.catalog import GpuSeconds, Price
@@ -45,3 +45,14 @@ def version(prices: Mapping[str, Price], gpu: Mapping[str, GpuSeconds]) -> str:
     tariffs = [*prices.items(), *gpu.items()]
     table = sorted((name, tariff.model_dump_json()) for name, tariff in tariffs)
     return hashlib.sha256(repr(table).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one request did with its account's money."""
+
+    bill: Bill
+    outcome: str
+    id: str = ""  # ours
+    request_id: str = ""  # what its client knows it by
+    explain: Callable[[], str] | None = None  # why it came out so: JSON, without a word of it

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
-from app.bill import Bill, Line
-from app.catalog import GpuSeconds, Tariff
-from app.errors import FarthingError, Unaffordable, UnknownModel
+from app.bill import Line, Receipt
+from app.catalog import PICO, GpuSeconds, Tariff
+from app.errors import BudgetExceeded, FarthingError, Unaffordable, UnknownModel
 from app.exposure import Run
 from app.trail import CallRecord, Witness
-from app.types import Call, Capabilities, Chunk, Decision, Engine, Load, Tokens, Usage
+from app.types import Call, Capabilities, Chunk, Engine, Load, Tokens, Usage
 
 ENDED = "the server ends"
 """What a task is cancelled with when it is we who end an answer."""
@@ -31,15 +31,6 @@ class Wanted:
     most: int  # 1e-12 USD: its budget, or its worst case where that is less
     least: int  # 1e-12 USD: with less it need not begin
     tokens: int  # prompt and the most that it may write, where it says so
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What one request did with its account's money."""
-
-    bill: Bill
-    outcome: str
-    decisions: tuple[Decision, ...] = ()
 
 
 class Reservation(Protocol):
@@ -102,6 +93,9 @@ class Account(Protocol):
         """
         ...
 
+    def refused(self, receipt: Receipt) -> None:
+        """Note, where there is room for it, an answer for which nothing was ever held."""
+
 
 @dataclass
 class Purse:
@@ -118,6 +112,9 @@ class Purse:
 
     async def reserve(self, wanted: Wanted) -> _FromPurse:
         return _FromPurse(self, wanted.most)
+
+    def refused(self, receipt: Receipt) -> None:
+        pass
 
 
 @dataclass
@@ -353,6 +350,16 @@ class Meter:
         if model not in self.prices:
             raise UnknownModel(f"The model {model!r} has no price", param="model")
         return self.prices[model]
+
+
+def check(most: int, limit: int | None, may: str, param: str) -> None:
+    """Raises BudgetExceeded where an answer may need more than there is, in 1e-12 units."""
+    if limit is not None and most > limit:
+        raise BudgetExceeded(
+            f"The answer may {may.format(most / PICO)}, the budget is {limit / PICO:.9f};"
+            " lower max_tokens, raise the budget, or let X-Budget-Fallback be `cheapest`",
+            param=param,
+        )
 
 
 def _tokens(number: int) -> str:

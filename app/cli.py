@@ -1,5 +1,5 @@
-"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, train,
-bench and map.
+"""The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, explain,
+train, bench and map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
-from app import measure, till, train
+from app import measure, telling, till, train
 from app.errors import FarthingError
 from app.telemetry.metrics import as_markdown
 
@@ -34,6 +34,7 @@ cli.add_typer(till.keys, name="keys")
 cli.add_typer(measure.bench, name="bench")
 cli.add_typer(train.train, name="train")
 cli.command()(till.usage)
+cli.command()(telling.explain)
 
 _EMBEDDED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
 

@@ -15,6 +15,7 @@ Every error raised on purpose, each with its HTTP status:
   + UnknownKey (404): an administrator named a key that does not exist
   + TooSlow (408): the request did not arrive in time
   + UnknownResponse (404): none is kept under this id for whoever asks
+  + UnknownAnswer (404): there is none of this id to explain to whoever asks
   + BodyTooLarge (413)
   + HeadersTooLarge (431)
   + Overloaded (429): the queue is full; try again after a while
@@ -116,6 +117,12 @@ class UnknownResponse(FarthingError):
     status = 404
     type = "invalid_request_error"
     code = "response_not_found"
+
+
+class UnknownAnswer(FarthingError):
+    status = 404
+    type = "invalid_request_error"
+    code = "answer_not_found"
 
 
 class BodyTooLarge(FarthingError):

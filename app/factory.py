@@ -30,6 +30,7 @@ from routers import (
     admin,
     chat,
     completions,
+    decisions,
     deps,
     edge,
     embeddings,
@@ -49,7 +50,8 @@ from routers.deps import Front
 from routers.doors import Door
 
 _ANSWERING = (chat, completions, responses, messages, embeddings)  # where models answer
-_ROOMS = (*_ANSWERING, tokenize, models, usage, admin, health, metrics)  # the last may be off
+# The last may be off.
+_ROOMS = (*_ANSWERING, tokenize, models, usage, decisions, admin, health, metrics)
 # FastAPI's own spans and logs hold queries, what fails validation, and exceptions' messages.
 _NONE_OF_ITS_OWN: TelemetryConfig = {
     "tracing": False,
@@ -139,6 +141,8 @@ def open_accounts(settings: Settings) -> Accounts | None:
             rate_store=settings.rate_store or ("memory" if alone else "ledger"),
             responses_keep_s=settings.responses_keep_s,
             responses_mib=settings.responses_mib,
+            decisions_keep_s=settings.decisions_keep_s,
+            decisions_mib=settings.decisions_mib,
         )
     )
 

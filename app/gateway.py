@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, Protocol, TypeAlias
 
 from app import choices
-from app.bill import Bill, Line, version
-from app.budget import Account, Meter, Rate, Receipt, Reservation, Wanted
+from app.bill import Bill, Line, Receipt, version
+from app.budget import Account, Meter, Rate, Reservation, Wanted, check
 from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
 from app.errors import (
@@ -22,6 +22,7 @@ from app.errors import (
     DeadlineExceeded,
     RateLimited,
 )
+from app.explaining import Notes, explained
 from app.orders import GPU_BUDGET, Order, Plan, bound, check_allowed, gpu_bound, planned, ranked
 from app.trail import CallRecord
 from app.types import Chunk, Decision, Engine, Fidelity
@@ -127,6 +128,7 @@ class Answer:
         self._plan = plan
         self._policy = plan.policy  # or what it says serves this call
         self._meter = meter
+        self.notes = Notes(plan, meter, plan.policy, self._drawn)
         meter.witness = self
         self._account = account
         self._reservation: Reservation | None = None
@@ -214,6 +216,8 @@ class Answer:
     def called(self, record: CallRecord) -> None:
         if len(self.calls) < MOST_CALLS:
             self.calls.append(record)
+        else:
+            self.notes.further += 1
         if self._observer is not None:
             self._observer.called(self, record)
 
@@ -228,14 +232,8 @@ class Answer:
                     if chunk.finish is not None:
                         outcome = self._ending(chunk)
                     yield self._stamped(chunk)
-        except (BudgetExceeded, RateLimited):
-            outcome = "refused"
-            raise
-        except DeadlineExceeded:
-            outcome = "deadline"
-            raise
-        except Exception:
-            outcome = "failed"
+        except Exception as error:
+            outcome, self.notes.error = _outcome(error), error
             raise
         finally:
             self.ended, self.outcome = True, outcome
@@ -243,9 +241,16 @@ class Answer:
                 if self._observer is not None:
                     self._observer.answered(self, outcome)
             finally:
-                if self._reservation is not None:
-                    receipt = Receipt(self.bill, outcome, tuple(self.decisions))
-                    await self._reservation.settle(receipt)
+                await self._settle(outcome)
+
+    async def _settle(self, outcome: Outcome) -> None:
+        order, bill = self.order, self.bill
+        explain = partial(explained, self, bill, outcome)
+        receipt = Receipt(bill, outcome, order.call.id, order.request_id, explain)
+        if self._reservation is None:
+            self._account.refused(receipt)
+        else:
+            await self._reservation.settle(receipt)
 
     async def _chunks(self) -> AsyncGenerator[Chunk]:
         """The policy's chunks, cut at the deadline."""
@@ -298,17 +303,19 @@ class Answer:
         call, meter, model = self.order.call, self._meter, self._plan.model
         policy = self._plan.policy.serving(call.to(model), meter, meter.prices)
         self._policy, self.fidelity = policy, policy.fidelity
+        self.notes.serving = policy
         echo = self.order.echo
         found = await choices.parts(call, policy, model, meter, self._drawn, echo)
+        self.notes.found = found
         scoring = sum(part.scoring for part in found)
         cost = sum(part.most for part in found)
         self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
         if self.order.strict:
-            _check(cost, self.budget, "cost {:.9f} USD", meter.param)
+            check(cost, self.budget, "cost {:.9f} USD", meter.param)
         if self.order.strict and meter.beneath is not None:
             most = sum(part.beneath.most for part in found if part.beneath is not None)
-            _check(most, meter.beneath.limit, "take {:.9f} accelerator-seconds", GPU_BUDGET)
+            check(most, meter.beneath.limit, "take {:.9f} accelerator-seconds", GPU_BUDGET)
         written = 0 if call.max_tokens is None else sum(part.completion for part in found)
         least = sum(part.least for part in found) + scoring
         await self._reserve(least, self._prompt + written)
@@ -335,6 +342,8 @@ class Answer:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def _note(self, chunk: Chunk) -> None:
+        if chunk.considered:
+            self.notes.note(chunk)
         # Of an engine's own bytes we know how many tokens they are, not which.
         shown = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
         if shown and not chunk.echo:
@@ -353,6 +362,7 @@ class Answer:
         usd = None if rest is None else rest / PICO
         stamped = replace(chunk.decision, rest_usd=usd, choice=chunk.index)
         self.decisions.append(stamped)
+        self.notes.decided.append(time.monotonic())
         if self._observer is not None:
             self._observer.decided(self, stamped)
         best = self._policy.best_first(self._plan.model)[0]
@@ -379,11 +389,7 @@ class Answer:
         return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"
 
 
-def _check(most: int, limit: int | None, may: str, param: str) -> None:
-    """Raises BudgetExceeded where an answer may need more than there is, in 1e-12 units."""
-    if limit is not None and most > limit:
-        raise BudgetExceeded(
-            f"The answer may {may.format(most / PICO)}, the budget is {limit / PICO:.9f};"
-            " lower max_tokens, raise the budget, or let X-Budget-Fallback be `cheapest`",
-            param=param,
-        )
+def _outcome(error: Exception) -> Outcome:
+    if isinstance(error, BudgetExceeded | RateLimited):
+        return "refused"
+    return "deadline" if isinstance(error, DeadlineExceeded) else "failed"

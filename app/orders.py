@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,8 @@ class Order:
     echo: bool = False  # show each choice's prompt before it
     best_of: int | None = None  # choices to draw of each prompt, to give the best; None: no more
     request_id: str = ""  # what its client knows it by
+    stream: bool = False  # whether its client reads it as it comes
+    arrived: float = field(default_factory=time.monotonic, compare=False)
     trace: Mapping[str, str] = field(default_factory=dict)  # headers: whose trace it is part of
     span: object = None  # the observer's own, of the request
 

@@ -137,7 +137,9 @@ class Settings(BaseSettings):
     key_secret: SecretStr | None = Field(
         None, description="what API keys are hashed with; default: a file in STATE_DIR"
     )
-    api_key: SecretStr | None = Field(None, description="the key that `farthing chat` sends")
+    api_key: SecretStr | None = Field(
+        None, description="the key that `farthing chat` and `explain` send"
+    )
     lease_s: float = Field(
         60.0, ge=1, description="a dead process's reservations are settled in full after it"
     )
@@ -154,6 +156,12 @@ class Settings(BaseSettings):
         86400.0, ge=0, description="how long responses can be named again; 0: nothing is kept"
     )
     responses_mib: PositiveInt = Field(256, description="of them for a key; the oldest go first")
+    decisions_keep_s: float = Field(
+        604800.0, ge=0, description="how long answers can be explained; 0: nothing is kept"
+    )
+    decisions_mib: PositiveInt = Field(
+        1024, description="of explanations, of all keys; the oldest go first"
+    )
 
     @field_validator("trusted_peers")
     @classmethod

@@ -236,6 +236,19 @@ def connect(
         raise ChatFailed(f"{url!r} is not an address: {error}") from error
 
 
+def look_up(http: httpx.Client, path: str) -> Any:
+    """The JSON at this path of the gateway. Raises ChatFailed where it gives none."""
+    try:
+        answer = http.get(path)
+        if answer.is_error:
+            raise ChatFailed(_refusal(answer))
+        return answer.json()
+    except httpx.HTTPError as error:
+        raise _unreachable(http, error) from error
+    except ValueError as error:
+        raise ChatFailed(f"what answers at {http.base_url} is not a gateway") from error
+
+
 def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a stream of server-sent events, up to [DONE]."""
     for line in lines:

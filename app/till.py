@@ -76,7 +76,7 @@ def create(
         key, token = await accounts.keyring.create(spec)
         return key.id, token
 
-    id, token = _with_accounts(make)
+    id, token = with_accounts(make)
     print(f"key {id} ({spec.name}); keep this, it is shown once:", file=sys.stderr)
     print(token)
 
@@ -86,19 +86,19 @@ def list_keys() -> None:
     """Show every key: its limits, what it has spent, whether it still opens."""
     from app.catalog import usd
 
-    held = _with_accounts(lambda accounts: accounts.keyring.all())
+    held = with_accounts(lambda accounts: accounts.keyring.all())
     rows = []
     for one in held:
         spent = one.account.spent
         amounts = (usd(spent["total"]), usd(spent["day"]), usd(one.account.held["total"]))
         rows.append([one.key.id, one.key.name, _state(one), *amounts, _limits(one)])
-    _show(["id", "name", "state", "spent", "of which today", "held", "limits"], rows)
+    show(["id", "name", "state", "spent", "of which today", "held", "limits"], rows)
 
 
 @keys.command()
 def revoke(id: Id) -> None:
     """Close the door to a key; what it spent stays known."""
-    _with_accounts(lambda accounts: accounts.keyring.revoke(id))
+    with_accounts(lambda accounts: accounts.keyring.revoke(id))
     print(f"key {id} is revoked; gateways that run know within 2 seconds", file=sys.stderr)
 
 
@@ -110,7 +110,7 @@ def rotate(
     ] = 0.0,
 ) -> None:
     """Make a new token for the same key; it is printed once, on stdout."""
-    token = _with_accounts(lambda accounts: accounts.keyring.rotate(id, grace_s))
+    token = with_accounts(lambda accounts: accounts.keyring.rotate(id, grace_s))
     print(f"a new token for key {id}; keep this, it is shown once:", file=sys.stderr)
     print(token)
 
@@ -136,7 +136,7 @@ def limit(
     changes = _fields(given, model, label)
     if not changes:
         raise ConfigError("nothing to change; `farthing keys limit --help` says what there is")
-    held = _with_accounts(lambda accounts: accounts.keyring.change(id, changes))
+    held = with_accounts(lambda accounts: accounts.keyring.change(id, changes))
     print(f"key {id}: {_limits(held) or 'no limits'}", file=sys.stderr)
 
 
@@ -157,9 +157,9 @@ def usage(
 
     names = groups(by, GROUPS)
     span = period(_day(since, "since"), _day(until, "until"))
-    rows = _with_accounts(lambda accounts: accounts.usage(names, key=key, **span))
+    rows = with_accounts(lambda accounts: accounts.usage(names, key=key, **span))
     if csv_file is None:
-        _show(headings(names), [list(map(str, cells(row))) for row in rows])
+        show(headings(names), [list(map(str, cells(row))) for row in rows])
     elif str(csv_file) == "-":
         sys.stdout.write(as_csv(names, rows))
     else:
@@ -169,12 +169,13 @@ def usage(
             raise ConfigError(f"--csv: {csv_file} cannot be written: {error.strerror}") from error
 
 
-def _show(headings: list[str], rows: list[list[str]]) -> None:
+def show(headings: list[str], rows: list[list[str]]) -> None:
     """A table; outside a terminal as wide as it must be, so that nothing is cut."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None)
+    columns = (Column(heading, overflow="fold") for heading in headings)
+    table = Table(*columns, box=None, show_header=any(headings))
     for row in rows:
         table.add_row(*row)
     # Names are text, whatever brackets and colons are in them.
@@ -222,14 +223,14 @@ def _limits(held: Held) -> str:
     return " ".join(f"{name}={value}" for name, value in lists.items())
 
 
-def _with_accounts(ask: Callable[[Accounts], Awaitable[T]]) -> T:
+def with_accounts(ask: Callable[[Accounts], Awaitable[T]]) -> T:
     """What is asked of the ledger that the settings name."""
     from app.factory import open_accounts
     from app.settings import Settings
 
     accounts = open_accounts(Settings())
     if accounts is None:
-        raise ConfigError("there is no ledger (FARTHING_LEDGER=off), and so there are no keys")
+        raise ConfigError("there is no ledger (FARTHING_LEDGER=off), and so nothing is kept")
 
     async def run() -> T:
         try:

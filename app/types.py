@@ -7,6 +7,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
+from app.reasons import Alternative as Alternative
+from app.reasons import Decision as Decision
+
 Message: TypeAlias = Mapping[str, Any]
 """One message of a chat, as OpenAI's JSON has it."""
 
@@ -256,23 +259,6 @@ HAND_OVERS = ("switch", "steer", "failover")  # kinds of decisions: another mode
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What a policy decided in mid-answer, and why."""
-
-    # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
-    # engine cannot or it does not pay; predict: the prompt's KV was predicted; repair: and has been
-    # computed; whole: one model answers alone, as a hand-over would spoil what is asked for.
-    kind: Literal["switch", "steer", "failover", "plain", "predict", "repair", "whole"]
-    model: str  # who writes from here on
-    token: int  # index in the answer of the first token that is written under it
-    entropy: float | None = None  # rolling mean, bits
-    threshold: float | None = None  # bits
-    saves: float | None = None  # seconds by which the answer begins sooner, by estimate
-    rest_usd: float | None = None  # stamped by the gateway
-    choice: int = 0  # of which answer; stamped by the gateway too
-
-
-@dataclass(frozen=True, slots=True)
 class Chunk:
     """A difference: what came since the last chunk.
 
@@ -309,6 +295,7 @@ class Chunk:
     decision: Decision | None = None
     vectors: tuple[array[float], ...] = ()  # of a call that embeds: fp32, one for each prompt
     raw: bytes | None = None  # native: the engine's bytes, its events or its whole body
+    considered: tuple[Alternative, ...] = ()  # by the policy, before these came
 
 
 @dataclass(frozen=True, slots=True)

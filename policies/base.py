@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict
 
 from app.catalog import Catalog, Tariff
 from app.errors import EngineError, Overloaded, Unaffordable
-from app.types import Call, Chunk, Decision, Decoding, Fidelity, MeteredEngine, Usage
+from app.types import (
+    Alternative,
+    Call,
+    Chunk,
+    Decision,
+    Decoding,
+    Fidelity,
+    MeteredEngine,
+    Usage,
+)
 
 _LIKELY = 256  # tokens of an answer whose request names no bound
 
@@ -96,7 +105,9 @@ class Whole(Policy):
         return all(engine.capabilities(model).native for model in self.models)
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        left = await self._ordered(call, engine)
+        buys = {model: await self._buys(call.to(model), engine) for model in self.models}
+        wanted = (call.max_tokens or _LIKELY) * call.choices
+        left, failed = self._ordered(buys, wanted), dict[str, str]()
         while left:
             model = left.pop(0)
             native = engine.capabilities(model).native
@@ -108,17 +119,19 @@ class Whole(Policy):
                     aclosing(_spoken(stream)) as chunks,
                 ):
                     async for chunk in chunks:
-                        yield replace(chunk, decision=decided)
-                        decided = None
+                        if decided is not None:
+                            considered = _weighed(model, left, failed, buys, wanted)
+                            chunk = replace(chunk, decision=decided, considered=considered)
+                            decided = None
+                        yield chunk
                 return
-            except (Unaffordable, Overloaded, EngineError):
+            except (Unaffordable, Overloaded, EngineError) as error:
                 if not left or decided is None:
                     raise
+                failed[model] = type(error).__name__
 
-    async def _ordered(self, call: Call, engine: MeteredEngine) -> list[str]:
+    def _ordered(self, buys: Mapping[str, int], wanted: int) -> list[str]:
         """In which order they are asked."""
-        wanted = (call.max_tokens or _LIKELY) * call.choices
-        buys = {model: await self._buys(call.to(model), engine) for model in self.models}
         rich = [model for model in self.models if buys[model] >= wanted]
         poor = [model for model in self.models if buys[model] < wanted]
         return rich + sorted(poor, key=lambda model: -buys[model])
@@ -133,6 +146,35 @@ class Whole(Policy):
             return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
         except EngineError:
             return 0
+
+
+def _weighed(
+    chosen: str,
+    after: Sequence[str],
+    failed: Mapping[str, str],
+    buys: Mapping[str, int],
+    wanted: int,
+) -> tuple[Alternative, ...]:
+    """The models in the order in which they were, or would have been, asked."""
+    told = {model: f"it failed before its first word ({error})" for model, error in failed.items()}
+    enough = buys[chosen] >= wanted
+    told[chosen] = (
+        f"the best one that may write {wanted} tokens and did not fail"
+        if enough
+        else f"none may write {wanted} tokens that did not fail; it may write most"
+    )
+    told |= dict.fromkeys(after, f"{chosen} was asked first, and did not fail")
+    return tuple(
+        Alternative(
+            kind="model",
+            name=model,
+            chosen=model == chosen,
+            reason=reason,
+            fits=None if buys[model] == sys.maxsize else buys[model] >= wanted,
+            tokens=None if buys[model] == sys.maxsize else buys[model],
+        )
+        for model, reason in told.items()
+    )
 
 
 async def _spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:

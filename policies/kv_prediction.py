@@ -14,6 +14,7 @@ from pydantic import Field
 from app.catalog import Catalog
 from app.errors import BadRequest, EngineUnsupported, FarthingError, Unaffordable
 from app.types import (
+    Alternative,
     Call,
     Chunk,
     Decision,
@@ -24,6 +25,8 @@ from app.types import (
     Usage,
 )
 from policies.base import Policy
+
+_MARGIN_S = 1e-6  # of sums that must come out even
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class KvPrediction(Policy):
     conversation: str = Field(
         "",
         max_length=64,
+        repr=False,  # a client's own words
         description="its later turns, which name it too, go on from what was predicted",
     )
     edited: bool = Field(
@@ -119,19 +123,18 @@ class KvPrediction(Policy):
 
     async def _read(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         shares = self._shares(engine)
-        kv = await self._chosen(call, engine, shares) if shares else None
+        kv, ways = await self._chosen(call, engine, shares) if shares else (None, ())
         if kv is None:
             native = engine.capabilities(self.target).native
             plain = engine.generate(call.decoded(Decoding(native=native)))
-            return _told(Decision("plain", self.target, len(call.written)), plain)
+            return _told(Decision("plain", self.target, len(call.written)), plain, ways)
         asked = call.decoded(Decoding(kv=kv))
         # What one token less to read is worth.
         saved = engine.load(self.target).reading * (1 - shares[kv.predictor])
         # Not every engine knows in its next call which tokens are to be penalised.
         whole = call.sampling.presence_penalty or call.sampling.frequency_penalty
-        if self.repair and not whole:
-            return _predicted(saved, self._repaired(asked, engine))
-        return _predicted(saved, engine.generate(asked))
+        answer = self._repaired(asked, engine) if self.repair and not whole else None
+        return _told(None, _predicted(saved, answer or engine.generate(asked)), ways)
 
     def _shares(self, engine: MeteredEngine) -> Mapping[str, float]:
         """The predictors that may be used, and the share of a prefill that each takes.
@@ -152,25 +155,44 @@ class KvPrediction(Policy):
 
     async def _chosen(
         self, call: Call, engine: MeteredEngine, shares: Mapping[str, float]
-    ) -> KVPrediction | None:
-        """How the prompt is read; None: exactly."""
+    ) -> tuple[KVPrediction | None, tuple[Alternative, ...]]:
+        """How the prompt is read, None: exactly; and what ways there were."""
         prompt = await engine.count(call)
-        if prompt < max(self.least, self.first + self.last + 1):
-            return None
+        exactly, least = self.first + self.last, max(self.least, self.first + self.last + 1)
         best_first = sorted(shares, key=lambda name: -shares[name])
+        if prompt < least:
+            return None, (_exactly(f"a prompt of {prompt} tokens is below {least}", chosen=True),)
         reading = engine.load(self.target).reading
         if call.goals.first_token is None or not reading:
-            return self._by(best_first[0], self.relevant)
+            kv = self._by(best_first[0], self.relevant)
+            why = "it is the most exact" if self.predictor is None else "it was named"
+            return kv, (
+                _exactly("nobody says by when the answer should begin"),
+                _by_predictor(kv, why),
+            )
         left = call.goals.first_token - time.monotonic()
         if prompt * reading <= left:
-            return None
-        exactly = self.first + self.last
+            why = "it is expected to begin in time"
+            return None, (_exactly(why, prompt * reading, left, chosen=True),)
         room = (left / reading - exactly) / (prompt - exactly)  # by what reading it exactly takes
+        ways = [_exactly("it is expected to begin too late", prompt * reading, left)]
+
+        def seconds(name: str, relevant: float) -> float:
+            share = shares[name] + (1 - shares[name]) * relevant
+            return reading * (exactly + (prompt - exactly) * share)
+
         for name in best_first:
             fits = (room - shares[name]) / max(1 - shares[name], 1e-9)
             if fits >= self.relevant:
-                return self._by(name, fits)
-        return self._by(best_first[-1], max(fits, 0.0))
+                kv = self._by(name, fits)
+                why = "the most exact that is expected to begin in time"
+                return kv, (*ways, _by_predictor(kv, why, seconds(name, kv.relevant), left))
+            kv = self._by(name, self.relevant)
+            why = "it is expected to begin too late"
+            ways.append(_by_predictor(kv, why, seconds(name, self.relevant), left, chosen=False))
+        kv = self._by(best_first[-1], max(fits, 0.0))
+        why = "the quickest, with less of the prompt read exactly"
+        return kv, (*ways[:-1], _by_predictor(kv, why, seconds(kv.predictor, kv.relevant), left))
 
     def _by(self, predictor: str, relevant: float) -> KVPrediction:
         return KVPrediction(predictor, self.last, self.first, relevant, self.conversation)
@@ -235,10 +257,37 @@ async def _predicted(saved: float, answer: AsyncGenerator[Chunk]) -> AsyncGenera
             yield chunk
 
 
-async def _told(decided: Decision, answer: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
-    """The answer, and with its first chunk what was decided."""
-    said: Decision | None = decided
+def _exactly(
+    reason: str, seconds: float | None = None, left: float = 0.0, *, chosen: bool = False
+) -> Alternative:
+    """Reading all of the prompt; `left`: seconds until the answer should begin."""
+    fits = None if seconds is None else seconds <= left
+    return Alternative("reading", "exact", chosen, reason, fits=fits, first_token=seconds)
+
+
+def _by_predictor(
+    kv: KVPrediction,
+    reason: str,
+    seconds: float | None = None,
+    left: float = 0.0,
+    *,
+    chosen: bool = True,
+) -> Alternative:
+    """The same by a predictor, with so much read exactly as `kv` says."""
+    fits = None if seconds is None else seconds <= left + _MARGIN_S
+    why = f"{reason}; {kv.relevant:.0%} of the rest is read exactly"
+    return Alternative("reading", kv.predictor, chosen, why, fits=fits, first_token=seconds)
+
+
+async def _told(
+    decided: Decision | None, answer: AsyncGenerator[Chunk], ways: tuple[Alternative, ...] = ()
+) -> AsyncGenerator[Chunk]:
+    """The answer, and with its first chunk what was decided, and among what."""
+    told = False
     async with aclosing(answer) as stream:
         async for chunk in stream:
-            yield replace(chunk, decision=said)
-            said = None
+            if told:
+                yield chunk
+            else:
+                yield replace(chunk, decision=chunk.decision or decided, considered=ways)
+                told = True

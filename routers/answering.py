@@ -73,7 +73,14 @@ async def respond(
 def begin(request: Request, asked: Asked, account: Account) -> Answer:
     """What was asked, under way once it is iterated. Raises FarthingError for what is refused."""
     front, visit = front_of(request), visit_of(request)
-    order = replace(asked.order, request_id=visit.request_id, trace=visit.trace, span=visit.span)
+    order = replace(
+        asked.order,
+        request_id=visit.request_id,
+        stream=asked.stream,
+        arrived=visit.arrived,
+        trace=visit.trace,
+        span=visit.span,
+    )
     answer = visit.answer = front.opened().answer(order, account)
     visit.who = front.telemetry.who(answer)
     return answer

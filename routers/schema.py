@@ -69,6 +69,7 @@ _REFUSES = {  # by a route's tag
     "fleet": (401, 403, 404, 503),
     "reading": (401, 403, 404, 429, 502, 503),
     "accounts": (401, 403, 503),
+    "decisions": (401, 403, 404, 503),
     "administration": (401, 403, 404, 503),
     "operation": (),
 }

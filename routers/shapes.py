@@ -194,6 +194,36 @@ ANSWERS: dict[str, dict[str, Any]] = {
         dict.fromkeys(("day", "model", "policy", "tenant", "key"), TEXT) | _TAKEN, **_COUNTS
     ),
     "UsageReport": listed("Spending", total=ref("Spending")),
+    "Decisions": shape(
+        {
+            "tenant": TEXT,
+            "at": TEXT,
+            "error": shape({"param": maybe(TEXT)}, type=TEXT, code=maybe(TEXT)),
+            "estimate": OBJECT,
+            "alternatives": items(
+                shape(
+                    {"usd": AMOUNT, "fits": FLAG, "tokens": COUNT, "quality": NUMBER}
+                    | {"first_token_s": NUMBER, "latency_s": NUMBER},
+                    kind=one_of("plan", "model", "preset", "reading"),
+                    name=TEXT,
+                    chosen=FLAG,
+                    reason=TEXT,
+                )
+            ),
+            "calls": items(shape(model=TEXT, outcome=TEXT, attempts=items(OBJECT), usd=AMOUNT)),
+            "cost": shape(usd=AMOUNT, models=table(OBJECT)),
+            "times": OBJECT,
+            "left_out": table(COUNT),
+        },
+        id=TEXT,
+        object=one_of("decisions"),
+        request_id=TEXT,
+        key=TEXT,
+        outcome=TEXT,
+        request=OBJECT,
+        plan=OBJECT,
+        decisions=items(shape(kind=TEXT, model=TEXT, token=COUNT)),
+    ),
     "Key": shape(
         {"token": TEXT},
         id=TEXT,

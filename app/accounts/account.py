@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, field
 
 from app.accounts.book import Book
+from app.accounts.explanations import Explanations
 from app.accounts.headroom import Headroom
 from app.accounts.rates import Rates
-from app.bill import Bill
-from app.budget import Rate, Receipt, Wanted
+from app.bill import Bill, Receipt
+from app.budget import Rate, Wanted
 from app.catalog import usd
 from app.errors import KeySpent, RateLimited
 from app.storage.records import (
     ANONYMOUS,
-    Decided,
     Grant,
     KeyRow,
     Line,
+    Owner,
     Refusal,
     Reserve,
     Settle,
@@ -41,6 +42,7 @@ class KeyAccount:
 
     headroom: Headroom
     counters: Rates
+    explanations: Explanations
     key: KeyRow | None = None
     tenant: str = ""  # on whose behalf, where a trusted peer says so
     rates: list[Rate] = field(default_factory=list)
@@ -77,6 +79,9 @@ class KeyAccount:
         if isinstance(granted, Refusal):
             raise _refused(granted, wanted.least)
         return KeyReservation(self, wanted, granted)
+
+    def refused(self, receipt: Receipt) -> None:
+        self.explanations.refused(Owner(self.id, self.tenant), receipt)
 
 
 @dataclass
@@ -122,10 +127,7 @@ class KeyReservation:
             gpu_us=bill.gpu_us,
             prices=bill.prices,
             lines=_lines(bill),
-            decisions=tuple(
-                Decided(d.kind, d.model, d.token, d.entropy, d.threshold, d.rest_usd)
-                for d in receipt.decisions
-            ),
+            explanation=self.account.explanations.of(receipt),
         )
 
 

@@ -15,6 +15,7 @@ from limits.errors import ConfigurationError
 
 from app.accounts.account import KeyAccount
 from app.accounts.book import Book
+from app.accounts.explanations import Explanations
 from app.accounts.headroom import Headroom
 from app.accounts.journal import Journal
 from app.accounts.keyring import Keyring
@@ -23,8 +24,9 @@ from app.accounts.rates import Rates, RedisCounters
 from app.accounts.responses import Responses
 from app.errors import ConfigError
 from app.storage.database import Database
+from app.storage.explanations import ExplanationStore
 from app.storage.keys import KeyStore
-from app.storage.ledger import Ledger
+from app.storage.ledger import Ledger, milliseconds
 from app.storage.rates import LedgerStorage
 from app.storage.records import KeyRow
 from app.storage.responses import ResponseStore
@@ -44,6 +46,8 @@ class Terms:
     rate_store: str = "ledger"  # memory, ledger, or a Redis URL
     responses_keep_s: float = 86400.0
     responses_mib: int = 256  # for a key
+    decisions_keep_s: float = 604800.0
+    decisions_mib: int = 1024  # of all keys
 
 
 class Accounts:
@@ -69,6 +73,9 @@ class Accounts:
         self.usage = UsageStore(self._database).spent
         responses = ResponseStore(self._database)
         self.responses = Responses(responses, terms.responses_keep_s, terms.responses_mib * 2**20)
+        explained = ExplanationStore(self._database, milliseconds)
+        most = terms.decisions_mib * 2**20
+        self.explanations = Explanations(explained, terms.decisions_keep_s, most)
 
     async def prepare(self) -> None:
         """Bring the tables up to date. Raises ConfigError where they cannot be used."""
@@ -91,10 +98,12 @@ class Accounts:
         await self.book.start()
         self.headroom.start()
         self.responses.start()
+        self.explanations.start()
 
     async def aclose(self) -> None:
         """Settle what there is to settle, and give back what is held ahead."""
         await self.responses.aclose()
+        await self.explanations.aclose()
         await self.headroom.aclose()
         await self.rates.aclose()
         await self.book.aclose()
@@ -107,7 +116,7 @@ class Accounts:
 
     def of(self, key: KeyRow | None, tenant: str = "") -> KeyAccount:
         """The account of this key; of everybody without one."""
-        return KeyAccount(self.headroom, self.rates, key, tenant)
+        return KeyAccount(self.headroom, self.rates, self.explanations, key, tenant)
 
 
 def _secret(terms: Terms) -> bytes:

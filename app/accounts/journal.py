@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from app.storage.records import Decided, Line, Release, Settle, Settlement, Windows
+from app.storage.records import Explanation, Line, Release, Settle, Settlement, Windows
 
 Entry = Settle | Release
+_KEPT_MS = 7 * 86_400_000  # as long as new ones by default
 log = logging.getLogger(__name__)
 
 
@@ -136,5 +137,25 @@ def _entry(document: dict[str, Any]) -> Entry:
     windows = Windows(**document.pop("windows"))
     settlement = document.pop("settlement")
     settlement["lines"] = tuple(Line(**line) for line in settlement["lines"])
-    settlement["decisions"] = tuple(Decided(**decision) for decision in settlement["decisions"])
+    if (explained := _explanation(settlement)) is not None:
+        settlement["explanation"] = Explanation(**explained)
     return Settle(**document, windows=windows, settlement=Settlement(**settlement))
+
+
+def _explanation(settlement: dict[str, Any]) -> dict[str, Any] | None:
+    """Of a version before there were any: its decisions, and they are what is left of it."""
+    decided = settlement.pop("decisions", None)
+    if not decided:
+        explained: dict[str, Any] | None = settlement.get("explanation")
+        return explained
+    content = {
+        "outcome": settlement["outcome"],
+        "request": {"model": settlement["model"]},
+        "plan": {"policy": settlement["policy"]},
+        "decisions": decided,
+    }
+    return {
+        "request_id": settlement["id"],
+        "keep": _KEPT_MS,
+        "content": json.dumps(content),
+    }

@@ -22,13 +22,15 @@ from sqlalchemy import (
 
 from app.storage.balance import WINDOWS, Balance, windows_at
 from app.storage.database import Database
+from app.storage.explanations import write_explanations
 from app.storage.prepared import Among, Prepared, inserting
 from app.storage.records import (
     AccountRow,
-    Decided,
+    Explained,
     Grant,
     Line,
     Op,
+    Owner,
     Refusal,
     Release,
     Reserve,
@@ -37,7 +39,7 @@ from app.storage.records import (
     Settlement,
     Windows,
 )
-from app.storage.tables import accounts, decisions, lines, reservations, settlements
+from app.storage.tables import accounts, lines, reservations, settlements
 
 _MANY = 500  # values in one statement
 
@@ -71,7 +73,6 @@ _END = Among(lambda ids: delete(reservations).where(reservations.c.id.in_(ids)))
 _RESERVE = inserting(reservations)
 _SETTLE = inserting(settlements)
 _PAY = inserting(lines)
-_DECIDE = inserting(decisions)
 
 
 def milliseconds() -> int:
@@ -351,20 +352,19 @@ def _write_settlements(
     paid = [{"settlement_id": s.id, **_fields(line)} for s, _ in new for line in s.lines]
     if paid:
         _PAY.run(connection, paid)
-    decided = [
-        {"settlement_id": s.id, "position": position, **_fields(decision)}
+    explained = [
+        Explained(s.id, Owner(s.key, s.tenant), s.explanation)
         for s, _ in new
-        for position, decision in enumerate(s.decisions)
+        if s.explanation is not None
     ]
-    if decided:
-        _DECIDE.run(connection, decided)
+    write_explanations(connection, explained, now)
 
 
 def _rows(found: CursorResult[Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in found.mappings()]
 
 
-def _fields(record: Line | Decided) -> dict[str, Any]:
+def _fields(record: Line) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
 
 

@@ -12,7 +12,7 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who made a response, and may name it."""
+    """Whose request it was, who may name what is kept of it."""
 
     key: str
     tenant: str = ""
@@ -43,15 +43,21 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """One decision of a policy, as it was logged."""
+class Explanation:
+    """Why an answer came out as it did."""
 
-    kind: str
-    model: str
-    token: int
-    entropy: float | None = None
-    threshold: float | None = None
-    rest_usd: float | None = None
+    request_id: str  # what its client knows it by
+    keep: int  # milliseconds, from when it is written
+    content: str  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The explanation of one answer, and whose it is."""
+
+    id: str
+    owner: Owner
+    explanation: Explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,8 @@ class Settlement:
     prices: str = ""
     tenant: str = ""
     lines: tuple[Line, ...] = ()
-    decisions: tuple[Decided, ...] = ()
     gpu_us: int | None = None  # the sum of the lines; None where one does not say
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The ledger's tables: keys, accounts, reservations, settlements, decisions, rates, responses.
+"""The ledger's tables: keys, accounts, reservations, settlements, explanations, rates, responses.
 
 Money is in 1e-12 USD, times are milliseconds since 1970 (UTC) unless a comment says otherwise.
 """
@@ -10,7 +10,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
     Index,
     Integer,
     LargeBinary,
@@ -120,17 +119,20 @@ lines = Table(
     Column("gpu_us", BigInteger),  # accelerator-microseconds; null: its card does not say
 )
 
-decisions = Table(
-    "decisions",
+# Why answers came out as they did: of those that were settled, and of some that were refused.
+explanations = Table(
+    "explanations",
     metadata,
-    Column("settlement_id", String(96), primary_key=True),
-    Column("position", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("model", String(256), nullable=False),
-    Column("token", BigInteger, nullable=False),
-    Column("entropy", Float),
-    Column("threshold", Float),
-    Column("rest_usd", Float),
+    Column("id", String(96), primary_key=True),  # our request id
+    Column("key_id", String(32), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),  # the client's, which it may use again
+    Column("at", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),  # bytes of the content
+    Column("content", Text, nullable=False),  # JSON
+    Index("explanations_by_request", "request_id"),
+    Index("explanations_by_expiry", "expires", "size"),
 )
 
 rates = Table(

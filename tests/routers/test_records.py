@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sqlalchemy import select
 
-from app.storage.tables import decisions, lines, settlements
+from app.storage.tables import lines, settlements
 from app.types import Usage
 from tests.policies.scripts import SPECULATES
 
@@ -32,7 +32,8 @@ async def test_an_answer_is_on_record_as_its_client_was_told(house):
     assert sum(line["cost"] for line in by_model.values()) == settled["cost"]
     for name, tokens in told["farthing"]["models"].items():
         assert by_model[name]["visible"] == tokens
-    (decided,) = await rows(house, decisions, told["id"])
+    found = await house.accounts.explanations.find(told["id"], None)
+    (decided,) = found.content["decisions"]
     (switch,) = told["farthing"]["switches"]
     for name in ("kind", "model", "token", "entropy", "threshold", "rest_usd"):
         assert decided[name] == switch[name]

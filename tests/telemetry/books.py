@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from app.catalog import PICO
-from app.storage.tables import decisions, lines, settlements
+from app.storage.tables import explanations, lines, settlements
 from tests.chaos.gateways import Ledger
 from tests.telemetry.clients import Told
 
@@ -120,12 +121,17 @@ def decided(ledger: Ledger) -> Counter[tuple[str, str, str]]:
     """Decisions by plan, kind and model."""
 
     async def rows(accounts: Any) -> list[Any]:
-        query = select(settlements.c.policy, decisions.c.kind, decisions.c.model).join(
-            decisions, decisions.c.settlement_id == settlements.c.id
+        query = select(settlements.c.policy, explanations.c.content).join(
+            explanations, explanations.c.id == settlements.c.id
         )
         return await accounts.ledger.database.read(lambda c: c.execute(query).all())  # type: ignore[no-any-return]
 
-    return Counter((policy, kind, model) for policy, kind, model in ledger.ask(rows))
+    found: Counter[tuple[str, str, str]] = Counter()
+    for policy, content in ledger.ask(rows):
+        document = json.loads(content)
+        assert "decisions" not in document.get("left_out", {})
+        found.update((policy, one["kind"], one["model"]) for one in document["decisions"])
+    return found
 
 
 def sums(settled: Iterable[Settled]) -> Sums:

@@ -1,12 +1,14 @@
 """What could not be settled yet: on disk, whole lines only, and adopted by one process."""
 
+import json
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
 from app.accounts.journal import Journal, Orphan
-from app.storage.records import Decided, Line, Release, Settle, Settlement, Windows
+from app.storage.records import Explanation, Line, Release, Settle, Settlement, Windows
 
 SETTLE = Settle(
     "r.hold",
@@ -14,7 +16,7 @@ SETTLE = Settle(
     Windows(60, 0, 0),
     Settlement(
         "r", "k", "economy", "m", "steered", 3, 4, 7, "v1", "a tenant",
-        (Line("m", 3, 1, 4, 4, 7, 5, 2, 0, 8),), (Decided("steer", "m", 3, 1.5, None, 0.25),), 8,
+        (Line("m", 3, 1, 4, 4, 7, 5, 2, 0, 8),), 8, Explanation("theirs", 1000, '{"a":"\\u00e9"}'),
     ),
 )  # fmt: skip
 RELEASE = Release("x.hold", "k")
@@ -107,6 +109,25 @@ def test_what_a_newer_version_wrote_is_kept_for_it(journal, tmp_path):
     path.write_text(newer + path.read_text())
     assert read(path) == [SETTLE]
     assert path.with_suffix(".rejected").read_text() == newer
+
+
+def test_what_an_older_version_wrote_is_settled_with_its_decisions(journal, tmp_path):
+    journal.write(
+        [SETTLE, replace(SETTLE, settlement=replace(SETTLE.settlement, explanation=None))]
+    )
+    journal.close()
+    path = tmp_path / "journal" / "p.jsonl"
+    explained, plain = map(json.loads, path.read_text().splitlines())
+    decided = {"kind": "steer", "model": "m", "token": 3, "entropy": 1.5, "rest_usd": 0.25}
+    for entry, decisions in ((explained, [decided]), (plain, [])):
+        del entry["settlement"]["explanation"]
+        entry["settlement"]["decisions"] = decisions
+    path.write_text(f"{json.dumps(explained)}\n{json.dumps(plain)}\n")
+    old, none = read(path)
+    assert replace(old.settlement, explanation=None) == none.settlement
+    assert old.settlement.explanation.request_id == "r"
+    content = json.loads(old.settlement.explanation.content)
+    assert (content["decisions"], content["outcome"]) == ([decided], "steered")
 
 
 def test_a_full_disk_keeps_whole_lines(journal, tmp_path, monkeypatch):

@@ -1,0 +1,41 @@
+"""What a policy tells of itself in band: what it decided, and among which ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy decided in mid-answer, and why."""
+
+    # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
+    # engine cannot or it does not pay; predict: the prompt's KV was predicted; repair: and has been
+    # computed; whole: one model answers alone, as a hand-over would spoil what is asked for.
+    kind: Literal["switch", "steer", "failover", "plain", "predict", "repair", "whole"]
+    model: str  # who writes from here on
+    token: int  # index in the answer of the first token that is written under it
+    entropy: float | None = None  # rolling mean, bits
+    threshold: float | None = None  # bits
+    saves: float | None = None  # seconds by which the answer begins sooner, by estimate
+    rest_usd: float | None = None  # stamped by the gateway
+    choice: int = 0  # of which answer; stamped by the gateway too
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One of the ways that there were. None: nobody looked, or it cannot be said."""
+
+    kind: Literal["plan", "model", "preset", "reading"]
+    """What the name is of: what the request asks for; a model that answers alone; another preset;
+    a way to read the prompt."""
+    name: str
+    chosen: bool
+    reason: str  # why, or why not: in our words
+    cost: int | None = None  # 1e-12 USD, at worst
+    fits: bool | None = None  # what had to be kept to: the budget, or the time
+    tokens: int | None = None  # of an answer, that the budget buys
+    first_token: float | None = None  # seconds until the answer begins
+    latency: float | None = None  # seconds until it is whole
+    quality: float | None = None  # as measured, relative to the best model's

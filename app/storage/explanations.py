@@ -1,0 +1,114 @@
+"""Every SQL statement about why answers came out as they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
+
+from app.storage.database import Database
+from app.storage.prepared import inserting
+from app.storage.records import Explained, Explanation, Owner
+from app.storage.tables import explanations
+
+_MANY = 500  # rows in one statement: the lock is money's too
+_EXPLAIN = inserting(explanations)
+
+
+def write_explanations(connection: Connection, new: Sequence[Explained], now: int) -> None:
+    """Keep these from now on, which is in milliseconds."""
+    if not new:
+        return
+    rows = [
+        {
+            "id": one.id,
+            "key_id": one.owner.key,
+            "tenant": one.owner.tenant,
+            "request_id": one.explanation.request_id,
+            "at": now,
+            "expires": now + one.explanation.keep,
+            "size": len(one.explanation.content),
+            "content": one.explanation.content,
+        }
+        for one in new
+    ]
+    _EXPLAIN.run(connection, rows)
+
+
+class ExplanationStore:
+    """The explanations in a database. Every method raises LedgerUnavailable.
+
+    What has expired is as if it were not there.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+        """`clock`: milliseconds."""
+        self._database = database
+        self._clock = clock
+
+    async def add(self, new: Sequence[Explained]) -> None:
+        """These, of answers that are not settled."""
+        now = self._clock()
+        await self._database.write(lambda c: write_explanations(c, new, now))
+
+    async def find(self, id: str, owner: Owner | None) -> Explained | None:
+        """That of the answer with this id, else of the newest one whose client gave it this id.
+
+        `owner`: whose it must be; None: anybody's.
+        """
+        live: list[ColumnElement[bool]] = [explanations.c.expires > self._clock()]
+        if owner is not None:
+            live.append(explanations.c.key_id == owner.key)
+            live.append(explanations.c.tenant == owner.tenant)
+        ours = select(explanations).where(explanations.c.id == id, *live)
+        theirs = (
+            select(explanations)
+            .where(explanations.c.request_id == id, *live)
+            .order_by(explanations.c.at.desc(), explanations.c.id)
+            .limit(1)
+        )
+
+        def work(connection: Connection) -> Row[tuple[object, ...]] | None:
+            return connection.execute(ours).first() or connection.execute(theirs).first()
+
+        row = await self._database.read(work)
+        if row is None:
+            return None
+        kept = Explanation(row.request_id, row.expires - row.at, row.content)
+        return Explained(row.id, Owner(row.key_id, row.tenant), kept)
+
+    async def sweep(self, most: int | None) -> int:
+        """Delete what has expired, and the oldest beyond `most` bytes; how many.
+
+        To sum up the bytes takes a look at each: None leaves that out.
+        """
+        gone = self._clock()
+        if most is not None:
+            gone = max(gone, await self._database.read(partial(_beyond, most)))
+        swept = count = await self._database.write(partial(_delete, gone))
+        while count == _MANY:
+            count = await self._database.write(partial(_delete, gone))
+            swept += count
+        return swept
+
+
+def _beyond(most: int, connection: Connection) -> int:
+    """What expires then or before is beyond so many bytes; 0: nothing is."""
+    newer = func.sum(explanations.c.size).over(
+        order_by=explanations.c.expires.desc(), range_=(None, 0)
+    )
+    sizes = select(explanations.c.expires, newer.label("size")).subquery()
+    query = select(func.max(sizes.c.expires)).where(sizes.c.size > most)
+    return connection.execute(query).scalar() or 0
+
+
+def _delete(gone: int, connection: Connection) -> int:
+    expired = (
+        select(explanations.c.id)
+        .where(explanations.c.expires <= gone)
+        .order_by(explanations.c.expires)
+        .limit(_MANY)
+    )
+    found = delete(explanations).where(explanations.c.id.in_(expired))
+    return connection.execute(found).rowcount
