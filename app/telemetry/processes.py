@@ -22,6 +22,7 @@ from app.telemetry.metrics import METRICS, Across
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """By which the library learns, when it is imported, that it is to write files, and where."""
 GONE = math.nan  # of a gauge whose labels are no more: what is in a file stays in it
+_PATIENCE_S = 10.0  # with a worker that was stopped while it read
 _DEAD = "dead"  # in place of a process's number
 _TOGETHER: dict[Across, Callable[[Iterable[float]], float]] = {
     "sum": sum,
@@ -40,7 +41,7 @@ class Folder:
         """A worker has died: what it counted stays, what it said of the moment goes.
 
         The counts of all the dead are in one file of each kind, or there would be more to read
-        with each that dies.
+        with each that dies. Raises filelock.Timeout where a worker that reads does not end.
         """
         with _lock(self.path):
             mark_process_dead(pid, str(self.path))
@@ -150,4 +151,4 @@ def _parsed(key: str) -> tuple[str, str, dict[str, str], str]:
 
 def _lock(path: Path) -> FileLock:
     # Not of the thread that took it: metrics are read in whatever thread is free.
-    return FileLock(path / "lock", thread_local=False)
+    return FileLock(path / "lock", timeout=_PATIENCE_S, thread_local=False)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from filelock import Timeout
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
+from app.telemetry import processes
 from app.telemetry.metrics import METRICS
 from app.telemetry.processes import GONE, VARIABLE, Folder, Together
 
@@ -92,6 +94,18 @@ def test_the_dead_are_gathered_in_one_file(folder):
         *(f"{kind}_{of}.db" for kind in ("counter", "histogram") for of in ("dead", 5)),
         "gauge_liveall_5.db",
     }
+
+
+def test_a_worker_that_was_stopped_while_it_read_holds_nobody_up_for_ever(folder, monkeypatch):
+    monkeypatch.setattr(processes, "_PATIENCE_S", 0.1)
+    write(folder, 1, "farthing_workers", 1.0)
+    with processes._lock(folder.path):
+        with pytest.raises(Timeout):
+            folder.bury(1)
+        with pytest.raises(Timeout):
+            read(folder)
+    folder.bury(1)
+    assert read(folder) == {}
 
 
 def test_who_has_just_begun_has_not_counted_yet(folder):
