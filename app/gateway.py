@@ -16,12 +16,7 @@ from app.bill import Bill, Line, Receipt, version
 from app.budget import Account, Meter, Rate, Reservation, Wanted, check
 from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
-from app.errors import (
-    BadRequest,
-    BudgetExceeded,
-    DeadlineExceeded,
-    RateLimited,
-)
+from app.errors import BadRequest, DeadlineExceeded, FarthingError
 from app.explaining import Notes, explained
 from app.orders import GPU_BUDGET, Order, Plan, bound, check_allowed, gpu_bound, planned, ranked
 from app.trail import CallRecord
@@ -390,6 +385,7 @@ class Answer:
 
 
 def _outcome(error: Exception) -> Outcome:
-    if isinstance(error, BudgetExceeded | RateLimited):
-        return "refused"
-    return "deadline" if isinstance(error, DeadlineExceeded) else "failed"
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    theirs = isinstance(error, FarthingError) and error.status < 500
+    return "refused" if theirs else "failed"

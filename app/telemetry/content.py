@@ -27,8 +27,9 @@ class Heard:
 
     def note(self, chunk: Chunk) -> None:
         if chunk.raw is not None:
-            self._raw.append(chunk.raw[: self._raw_left])
-            self._raw_left -= len(self._raw[-1])
+            if self._raw_left:
+                self._raw.append(chunk.raw[: self._raw_left])
+                self._raw_left -= len(self._raw[-1])
             return
         if chunk.text and self._left:
             self._add(chunk.index, chunk.text)
@@ -58,9 +59,11 @@ class Heard:
 
     def _relayed(self, choice: Mapping[str, Any]) -> None:
         index = choice.get("index", 0)
+        if not isinstance(index, int):
+            return
         said = choice.get("delta") or choice.get("message") or choice
-        text = said.get("content") or said.get("text")
-        if isinstance(text, str) and isinstance(index, int):
+        text = said.get("content") or said.get("text") if isinstance(said, dict) else None
+        if isinstance(text, str):
             self._add(index, text)
         if isinstance(finish := choice.get("finish_reason"), str):
             self._finishes[index] = finish

@@ -78,6 +78,11 @@ class Answered(Protocol):
     @property
     def budget(self) -> int | None: ...
     @property
+    def admitted(self) -> bool:
+        """Whether its money was held: else it never began."""
+        ...
+
+    @property
     def decisions(self) -> Sequence[Decision]: ...
     @property
     def bill(self) -> Bill: ...
@@ -169,7 +174,9 @@ class Telemetry:
         for decision in answer.decisions:
             self._decided(who, decision)
         if answer.budget is not None:
-            self._budgeted(how, answer.budget, bill.cost, outcome)
+            self._count["farthing_budget_outcomes_total"](*how, outcome).inc()
+            if answer.admitted:
+                self._budgeted(how, answer.budget, bill.cost)
 
     def show(self, name: str, values: Mapping[Labels, float]) -> None:
         """What this gauge says from now on, by labels; of what is not among them, nothing."""
@@ -227,11 +234,8 @@ class Telemetry:
             saved = self._of("farthing_ttft_saved_seconds", who, decision.model)
             saved.observe(decision.saves)
 
-    def _budgeted(self, how: tuple[str, str], admitted: int, spent: int, outcome: str) -> None:
-        self._count["farthing_budget_outcomes_total"](*how, outcome).inc()
+    def _budgeted(self, how: tuple[str, str], admitted: int, spent: int) -> None:
         self._count["farthing_budget_spent_usd_total"](*how).inc(spent / PICO)
-        if outcome == "refused":
-            return
         self._count["farthing_budget_admitted_usd_total"](*how).inc(admitted / PICO)
         over = max(spent - admitted, 0)
         self._count["farthing_budget_overshoot_usd_total"](*how).inc(over / PICO)

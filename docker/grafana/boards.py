@@ -161,10 +161,6 @@ def _slo(name: str) -> builders.CustomVariable:
     )
 
 
-def _words(seconds: float) -> str:
-    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
-
-
 def _filters() -> builders.AdHocVariable:
     return builders.AdHocVariable("filters").label("Filters").datasource(SOURCE)
 

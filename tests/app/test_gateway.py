@@ -10,7 +10,17 @@ import pytest
 
 from app.budget import Meter, Purse
 from app.engines.fake import Fake, Script
-from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError, UnknownModel
+from app.errors import (
+    BadRequest,
+    BudgetExceeded,
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineError,
+    EngineUnavailable,
+    FarthingError,
+    Overloaded,
+    UnknownModel,
+)
 from app.gateway import Answer, Gateway, Order, Plan
 from app.trail import CallRecord
 from app.types import Chunk, Decision, Fidelity, Goals, Usage
@@ -236,6 +246,25 @@ async def test_the_observer_hears_how_it_ended(fake, order, outcome):
     watcher = Watcher()
     with contextlib.suppress(BudgetExceeded, EngineError):
         await read(ask(gateway(fake, watcher), order))
+    assert watcher.outcomes == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        *((ContextOverflow("long"), "refused"), (Overloaded("full"), "refused")),
+        *((EngineUnavailable("none"), "failed"), (FarthingError("a bug"), "failed")),
+    ],
+)
+async def test_what_an_engine_refuses_for_its_client_s_fault_is_no_failure(error, outcome):
+    class Refusing(Fake):
+        async def generate(self, call):
+            raise error
+            yield
+
+    watcher = Watcher()
+    with pytest.raises(type(error)):
+        await read(ask(gateway(Refusing(engine().scripts), watcher), Order(call("large"))))
     assert watcher.outcomes == [outcome]
 
 

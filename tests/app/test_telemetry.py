@@ -47,6 +47,7 @@ class Answered:
     bill: Bill = field(
         default_factory=lambda: Bill([Line("small", Usage(10, 4, 7, 5, 3, 4), 2 * 10**12, 6)])
     )
+    admitted: bool = True
 
 
 @pytest.fixture
@@ -134,10 +135,17 @@ def test_without_a_budget_only_the_cost_counts(telemetry):
     assert value(telemetry, "farthing_budget_outcomes_total", **ECONOMY, outcome="kept") is None
 
 
-def test_a_refused_budget_was_not_admitted(telemetry):
-    telemetry.answered(Answered(bill=Bill([])), "refused")
-    assert value(telemetry, "farthing_budget_outcomes_total", **ECONOMY, outcome="refused") == 1
+@pytest.mark.parametrize("outcome", ["refused", "failed", "deadline"])
+def test_a_budget_that_never_began_was_not_admitted(telemetry, outcome):
+    telemetry.answered(Answered(admitted=False, bill=Bill([])), outcome)
+    assert value(telemetry, "farthing_budget_outcomes_total", **ECONOMY, outcome=outcome) == 1
     assert value(telemetry, "farthing_budget_admitted_usd_total", **ECONOMY) is None
+
+
+def test_one_that_began_was_admitted_even_if_it_is_refused_then(telemetry):
+    telemetry.answered(Answered(), "refused")
+    for said, usd in (("admitted", 3), ("spent", 2), ("overshoot", 0)):
+        assert value(telemetry, f"farthing_budget_{said}_usd_total", **ECONOMY) == usd
 
 
 def test_a_budget_of_nothing_has_no_share_that_was_spent(telemetry):
