@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ from app.factory import create_app, is_loopback, open_accounts
 from app.settings import Settings, handed_down
 from app.telemetry import logs
 from app.telemetry.processes import VARIABLE, Folder
-from app.workers import CANNOT_START, Ready, supervise
+from app.workers import CANNOT_START, Ready, orphaned, supervise
 
 log = logging.getLogger(__name__)
 _BACKSTOP_S = 5  # for what does not end when it is told to
@@ -112,6 +113,8 @@ def _work(
         failure = server.failure
     except Exception as error:  # noqa: BLE001  told below, in words or as what it is
         failure = error
+    if orphaned():
+        shutil.rmtree(metrics, ignore_errors=True)  # the others end too, and nobody else will
     if isinstance(failure, FarthingError):
         print(f"farthing: {failure.message}", file=sys.stderr)
         sys.exit(CANNOT_START)

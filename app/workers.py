@@ -63,6 +63,12 @@ def supervise(
         team.end(time.monotonic() + grace)
 
 
+def orphaned() -> bool:
+    """Whether we are a worker whose parent has died."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
 class _Team:
     """The workers, and the signals that we received."""
 

@@ -43,6 +43,7 @@ def environment(folder):
     return {
         "FARTHING_WORKERS": "3",
         "FARTHING_SHUTDOWN_GRACE_S": "1",
+        "TMPDIR": str(folder),
         "PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()]),
     }
 
@@ -235,7 +236,6 @@ def test_answers_that_died_with_their_worker_are_not_under_way(tmp_path):
 
 
 def test_the_files_of_metrics_are_gone_when_it_has_ended(ledger, tmp_path):
-    ledger.more["TMPDIR"] = str(tmp_path)
     gateway = Gateway(ledger, PROGRAM)
     try:
         gateway.ready()
@@ -281,10 +281,11 @@ def test_a_signal_ends_all_in_order(ledger, gateway, number):
     assert "Traceback" not in gateway.said()
 
 
-def test_without_their_parent_workers_end_too(ledger, gateway):
+def test_without_their_parent_workers_end_too(ledger, gateway, tmp_path):
     workers = children(gateway)
     gateway.kill()
     until(lambda: not any(alive(pid) for pid in workers))
+    assert not list(tmp_path.glob("farthing-metrics-*"))
 
 
 BROKEN = """
