@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -274,6 +275,21 @@ async def test_a_collector_that_is_away_is_said_once_and_harms_nobody(house, ote
     for what in ("spans", "metrics"):
         said = [r.levelname for r in told if what in r.getMessage()]
         assert said == ["WARNING", "INFO"], [r.getMessage() for r in told]
+
+
+async def test_a_collector_that_never_answers_is_not_waited_for(serve, monkeypatch):
+    """Neither by requests, whose spans find the queue full, nor at the end."""
+    for name, value in (("TIMEOUT", "3600"), ("METRICS_TIMEOUT", "3600")):
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    for name, value in (("MAX_QUEUE_SIZE", "8"), ("MAX_EXPORT_BATCH_SIZE", "4")):
+        monkeypatch.setenv(f"OTEL_BSP_{name}", value)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        house = await serve()
+        for _ in range(30):
+            assert (await house.ask()).status_code == 200
+        house.app.state.front.exports.close()
 
 
 async def test_what_is_left_is_sent_at_the_end(house, otel, monkeypatch):
