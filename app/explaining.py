@@ -235,9 +235,8 @@ def _alone(answer: Answered, model: str, told: Alternative | None) -> Iterator[A
 def _alone_usage(call: Call, notes: Notes, able: Capabilities) -> Usage:
     """The most that a model may read and write, its prompts as the first model counts them."""
     found = notes.found
-    each = (
-        found[:: notes.drawn] if able.native else found
-    )  # native: all choices of a prompt at once
+    # In its own words an engine makes all choices of a prompt at once.
+    each = found[:: notes.drawn] if able.native else found
     if len(found) == 1 and notes.drawn > 1:
         written = found[0].completion
     else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
 from app import gateway
+from app.bill import Bill, Receipt
 from app.engines.fake import Script
 from app.gateway import Order
 from app.storage.tables import explanations
@@ -260,20 +262,22 @@ async def test_what_a_limit_of_the_key_refuses_names_the_limit(house: Any) -> No
         assert (document["error"]["code"], document["error"]["param"]) == (code, param)
 
 
-async def test_refused_ones_are_written_by_themselves_and_not_more_than_can_wait(
+async def test_refused_ones_are_written_by_themselves_and_no_more_than_can_wait(
     house: Any,
 ) -> None:
-    token = await house.token(usd_total="0")
-    for number in range(300):
-        await house.ask(token, headers={"X-Request-Id": str(number)})
-        if len(house.accounts.explanations._waiting) == 256:
-            break
-    before = len(house.accounts.explanations._waiting)
+    key, token = await house.key()
+    account = house.accounts.of(await house.accounts.keyring.authenticate(token))
+    bill = Bill(0, 0, 0, (), 0, "v", 0.0)
+    for number in range(300):  # at once: nobody writes meanwhile
+        content = partial(json.dumps, {"outcome": "refused", "number": number})
+        account.refused(Receipt(bill, "refused", f"id{number}", f"theirs{number}", content))
     async with asyncio.timeout(20):
         while not await kept(house):
             await asyncio.sleep(0.05)
-    assert before <= 256
-    await explained(house, token, "0")
+    assert await kept(house) == 256
+    document = await explained(house, token, "theirs255")
+    assert (document["id"], document["key"], document["number"]) == ("id255", key, 255)
+    await none(house, token, "theirs256")
 
 
 async def test_one_that_failed_says_after_what(house: Any, fake: Any) -> None:
