@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -53,7 +54,7 @@ def serve(settings: Settings) -> None:
             _serve_in_several(settings, listening, text)
             return
         server = Server(app, settings)
-        server.greeting = text
+        server.greeting, server.when_loaded = text, _keep
         server.run(sockets=[listening])
     if server.failure is not None:
         raise server.failure
@@ -108,7 +109,7 @@ def _work(
     logs.hide(settings.secrets())
     try:
         server = Server(create_app(settings, shared=metrics), settings)
-        server.greeting, server.may_greet = text, ready.first
+        server.greeting, server.may_greet, server.when_loaded = text, ready.first, _keep
         server.run(sockets=[listening])
         failure = server.failure
     except Exception as error:  # noqa: BLE001  told below, in words or as what it is
@@ -145,6 +146,7 @@ class Server(uvicorn.Server):
         self.grace = settings.shutdown_grace_s
         self.greeting = ""
         self.may_greet: Callable[[], bool] = lambda: True
+        self.when_loaded: Callable[[], None] = lambda: None
         self.failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloads: set[asyncio.Future[None]] = set()
@@ -166,7 +168,9 @@ class Server(uvicorn.Server):
         self.failure = None if loading is None else loading.exception()
         if self.failure is not None:
             self.should_exit = True
-        elif self.greeting and self.may_greet():
+            return
+        self.when_loaded()
+        if self.greeting and self.may_greet():
             Console().print(self.greeting, markup=False, highlight=False, soft_wrap=True)
 
     def _reload(self) -> None:
@@ -198,6 +202,13 @@ class Server(uvicorn.Server):
         if self.should_exit and self._loop is not None and sig == signal.SIGINT:
             self._loop.call_soon_threadsafe(self.app.state.end_answers)  # asked twice: at once
         self.should_exit = True
+
+
+def _keep() -> None:
+    """What has been loaded stays: to look through it for garbage each time stops every stream for
+    tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def _patience(settings: Settings) -> Patience:

@@ -51,7 +51,7 @@ class Length:
     seconds: float  # of streams, without scrapes and with them
 
 
-FULL = Length(repeats=8, scrapes=20, seconds=8.0)
+FULL = Length(repeats=3, scrapes=20, seconds=8.0)
 QUICK = Length(repeats=1, scrapes=3, seconds=1.5)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -41,13 +43,27 @@ class Scraper:
         self, encode: Callable[[CollectorRegistry], bytes], kind: str, zipped: bool
     ) -> Page:
         async with self._writing:
-            content = await asyncio.to_thread(self._write, encode, zipped)
+            with _unswept():
+                content = await asyncio.to_thread(self._write, encode, zipped)
         headers = {"Content-Type": kind, "Vary": "Accept, Accept-Encoding"}
         return Page(content, headers | ({"Content-Encoding": "gzip"} if zipped else {}))
 
     def _write(self, encode: Callable[[CollectorRegistry], bytes], zipped: bool) -> bytes:
         content = encode(self._registry)
         return gzip.compress(content, compresslevel=4) if zipped else content
+
+
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """Without a search for garbage. What a page is made of is many objects but no such garbage; to
+    look through all of them, as their number would have it, stops the streams of this process."""
+    swept = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if swept:
+            gc.enable()
 
 
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:

@@ -1,7 +1,9 @@
 """Metrics are written down in the format that is asked for, once for all who ask."""
 
 import asyncio
+import gc
 import gzip
+from contextlib import suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -80,3 +82,27 @@ async def test_one_who_leaves_does_not_take_the_page_from_others(telemetry):
     await asyncio.sleep(0)
     first.cancel()
     assert b"farthing_refusals_total" in (await second).content
+
+
+@pytest.mark.parametrize("swept", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_nobody_looks_for_garbage_meanwhile(monkeypatch, fails, swept):
+    """It would take a while, and stop all else that the process does."""
+    seen = []
+
+    def write(encode, zipped):
+        seen.append(gc.isenabled())
+        if fails:
+            raise ValueError
+        return b""
+
+    scraper = Scraper(CollectorRegistry())
+    monkeypatch.setattr(scraper, "_write", write)
+    before = gc.isenabled()
+    (gc.enable if swept else gc.disable)()
+    try:
+        with suppress(ValueError):
+            await scraper.page("", "")
+        assert (seen, gc.isenabled()) == ([False], swept)
+    finally:
+        (gc.enable if before else gc.disable)()

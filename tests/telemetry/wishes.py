@@ -61,6 +61,9 @@ def _kinds() -> Iterator[tuple[str, str, dict[str, Any]]]:
                 yield CHAT, model, {"stream": stream, "_usd": usd}
             yield CHAT, model, {"stream": stream, "_usd": TOO_LITTLE}
             yield CHAT, model, {"stream": stream, "_usd": SHORT, "_fallback": "strict"}
+    for stream in (False, True):
+        for taken in ("0.004", "0.00001"):  # of an answer's 0.016 s, and of its prompt's
+            yield CHAT, "large", {"stream": stream, "_gpu": taken}
     yield from _policies()
     yield from _ends()
     yield TEXT, "large", {"echo": True}
@@ -108,6 +111,7 @@ def _wish(random: Random, path: str, model: str, special: dict[str, Any]) -> Wis
     fields = dict(special)
     ours = {name: fields.pop(name) for name in special if name.startswith("_")}
     names = {"_usd": "X-Budget-Usd", "_fallback": "X-Budget-Fallback", "_policy": "X-Policy"}
+    names["_gpu"] = "X-Budget-Gpu-Seconds"
     names["_latency"] = "X-Budget-Latency-Ms"
     headers = {names[name]: value for name, value in ours.items() if name in names}
     text = " ".join(random.choices(WORDS, k=random.randint(12, 40)))
