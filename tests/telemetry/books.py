@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -117,20 +117,29 @@ def ledger_of(ledger: Ledger, key: str) -> dict[str, Settled]:
     return found
 
 
-def decided(ledger: Ledger) -> Counter[tuple[str, str, str]]:
-    """Decisions by plan, kind and model."""
+def explained(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """The decision log: why answers came out as they did, those too of which nothing was held."""
 
     async def rows(accounts: Any) -> list[Any]:
-        query = select(settlements.c.policy, explanations.c.content).join(
-            explanations, explanations.c.id == settlements.c.id
-        )
+        query = select(explanations.c.id, explanations.c.content)
         return await accounts.ledger.database.read(lambda c: c.execute(query).all())  # type: ignore[no-any-return]
 
+    return {id: json.loads(content) for id, content in ledger.ask(rows)}
+
+
+def plan_of(document: Mapping[str, Any]) -> str:
+    """Preset, or else policy."""
+    plan: str = document["plan"]["preset"] or document["plan"]["policy"]
+    return plan
+
+
+def decided(log: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str, str]]:
+    """Decisions by plan, kind and model."""
     found: Counter[tuple[str, str, str]] = Counter()
-    for policy, content in ledger.ask(rows):
-        document = json.loads(content)
+    for document in log:
         assert "decisions" not in document.get("left_out", {})
-        found.update((policy, one["kind"], one["model"]) for one in document["decisions"])
+        plan = plan_of(document)
+        found.update((plan, one["kind"], one["model"]) for one in document["decisions"])
     return found
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from app.catalog import PICO
-from tests.chaos.gateways import Ledger, pico
+from tests.chaos.gateways import pico
 from tests.telemetry import fleets
 from tests.telemetry.books import (
     COLUMNS,
     Metrics,
     Settled,
     decided,
+    explained,
     ledger_of,
     lines_told,
+    plan_of,
     sums,
     told_sums,
 )
@@ -39,7 +41,7 @@ class Run:
     told: list[Told]
     settled: dict[str, Settled]
     metrics: Metrics
-    ledger: Ledger
+    log: dict[str, Any]  # of decisions, by id
 
 
 @pytest.fixture(
@@ -57,7 +59,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             fleet.fails(REQUESTS)
             told = asyncio.run(ask_all(gateway.url, token, mixed(REQUESTS), fleet.works_on))
             metrics = quiet(gateway, ledger, fleet)
-            return Run(told, ledger_of(ledger, key), metrics, ledger)
+            return Run(told, ledger_of(ledger, key), metrics, explained(ledger))
 
 
 def test_the_requests_were_mixed(run: Run) -> None:
@@ -68,7 +70,7 @@ def test_the_requests_were_mixed(run: Run) -> None:
     assert all(statuses[status] >= 3 for status in (200, 400, 402, 404, None)), statuses
     assert sum(one.left for one in run.told) >= 20
     assert sum(one.usage is not None for one in run.told) > REQUESTS / 2
-    assert {kind for _, kind, _ in decided(run.ledger)} >= {
+    assert {kind for _, kind, _ in decided(run.log.values())} >= {
         *("switch", "steer", "failover", "plain", "whole", "repair")
     }
     for column in COLUMNS:
@@ -119,19 +121,16 @@ def test_requests_are_counted_once_each_under_their_status(run: Run) -> None:
 
 
 def test_answers_are_counted_by_how_they_ended(run: Run) -> None:
+    """All that the decision log has; the ledger those of which money was held."""
+    logged = Counter((plan_of(one), one["outcome"]) for one in run.log.values())
+    assert run.metrics.by_plan("farthing_answers_total", "outcome") == logged
     settled = Counter((one.plan, one.outcome) for one in run.settled.values())
-    counted = run.metrics.by_plan("farthing_answers_total", "outcome")
-    for plan, outcome in settled.keys() | counted.keys():
-        if outcome in HELD:
-            assert counted[plan, outcome] == settled[plan, outcome], (plan, outcome)
-        else:  # some end before their money is held
-            assert counted[plan, outcome] >= settled[plan, outcome], (plan, outcome)
-    early = sum(counted.values()) - sum(settled.values())
-    assert early <= sum(one.usage is None for one in run.told)
+    assert settled <= logged
+    assert all(settled[key] == n for key, n in logged.items() if key[1] in HELD)
 
 
 def test_decisions_are_counted_as_they_were_logged(run: Run) -> None:
-    logged = decided(run.ledger)
+    logged = decided(run.log.values())
     counted = run.metrics.by_plan("farthing_switches_total", "kind", "to")
     assert counted == Counter(
         {key: n for key, n in logged.items() if key[1] in ("switch", "steer", "failover")}
@@ -156,11 +155,18 @@ def test_budgets_are_kept_and_add_up(run: Run) -> None:
     begun = [one for one in budgeted if one.status not in (400, 404)]
     assert sum(outcomes.values()) == len(begun)
     assert outcomes["refused"] == sum(one.status == 402 for one in begun) > 0
-    admitted = sum(
-        pico(one.headers.get("X-Farthing-Budget-Usd", one.wish.budget or ""))
-        for one in begun
-        if one.status != 402
-    )
+    budgets = {id: run.log[id]["estimate"]["budget_usd"] for id in run.settled}
+    admitted = sum(pico(budget) for budget in budgets.values() if budget is not None)
     assert metrics.one("farthing_budget_admitted_usd_total") * PICO == pytest.approx(
         admitted, rel=1e-9
     )
+    for one in begun:
+        if one.id in budgets and "X-Farthing-Budget-Usd" in one.headers:
+            assert pico(one.headers["X-Farthing-Budget-Usd"]) == pico(budgets[one.id])
+
+
+def test_every_settlement_can_be_explained(run: Run) -> None:
+    assert run.log.keys() >= run.settled.keys()
+    for id, one in run.settled.items():
+        explained = run.log[id]
+        assert (explained["outcome"], pico(explained["cost"]["usd"])) == (one.outcome, one.cost)
