@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -152,10 +153,17 @@ def _explanation(settlement: dict[str, Any]) -> dict[str, Any] | None:
         "outcome": settlement["outcome"],
         "request": {"model": settlement["model"]},
         "plan": {"policy": settlement["policy"]},
-        "decisions": decided,
+        "decisions": [
+            {name: _finite(value) for name, value in decision.items()} for decision in decided
+        ],
     }
     return {
         "request_id": settlement["id"],
         "keep": _KEPT_MS,
         "content": json.dumps(content),
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity, though our own lines do."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """What could not be settled yet: on disk, whole lines only, and adopted by one process."""
 
 import json
+import math
 import os
 import threading
 from dataclasses import replace
@@ -118,7 +119,7 @@ def test_what_an_older_version_wrote_is_settled_with_its_decisions(journal, tmp_
     journal.close()
     path = tmp_path / "journal" / "p.jsonl"
     explained, plain = map(json.loads, path.read_text().splitlines())
-    decided = {"kind": "steer", "model": "m", "token": 3, "entropy": 1.5, "rest_usd": 0.25}
+    decided = {"kind": "steer", "model": "m", "token": 3, "entropy": 1.5, "threshold": -math.inf}
     for entry, decisions in ((explained, [decided]), (plain, [])):
         del entry["settlement"]["explanation"]
         entry["settlement"]["decisions"] = decisions
@@ -127,7 +128,9 @@ def test_what_an_older_version_wrote_is_settled_with_its_decisions(journal, tmp_
     assert replace(old.settlement, explanation=None) == none.settlement
     assert old.settlement.explanation.request_id == "r"
     content = json.loads(old.settlement.explanation.content)
-    assert (content["decisions"], content["outcome"]) == ([decided], "steered")
+    # As new ones say it, in JSON that any reader takes.
+    assert content["decisions"] == [decided | {"threshold": "-inf"}]
+    assert content["outcome"] == "steered"
 
 
 def test_a_full_disk_keeps_whole_lines(journal, tmp_path, monkeypatch):

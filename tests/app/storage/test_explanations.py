@@ -111,6 +111,18 @@ async def test_beyond_so_many_bytes_the_oldest_go(store, clock):
     assert await ids(store) == ["4", "5"]
 
 
+async def test_what_has_expired_goes_whether_or_not_all_can_be_summed_up(store, clock, monkeypatch):
+    def too_long(most, connection):
+        raise TimeoutError
+
+    monkeypatch.setattr(explanations, "_beyond", too_long)
+    await store.add([one("s"), one("t", keep=2 * HOUR)])
+    clock.now += HOUR
+    with pytest.raises(LedgerUnavailable):
+        await store.sweep(1)
+    assert await ids(store) == ["t"]
+
+
 async def test_it_is_swept_little_by_little(store, clock, monkeypatch):
     monkeypatch.setattr(explanations, "_MANY", 4)
     sizes, delete = [], explanations._delete
