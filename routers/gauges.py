@@ -49,6 +49,8 @@ def _show_servers(front: Front) -> None:
             shown["up"][where] = server.state == "ready"
             shown["breaker_open"][where] = server.state == "open"
     outside = {server.model for server in servers}
+    if front.gateway is None:  # it loads them, and refuses whatever reaches it meanwhile
+        shown["up"].update(dict.fromkeys(telemetry.names.servers, 0))
     for model, load in front.loads().items():
         if model not in outside:
             where = telemetry.names.server(model, EMBEDDED)

@@ -11,10 +11,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.catalog import Catalog, ModelCard
 from app.engines.fake import Fake, Script
 from app.engines.replica import ReplicaStatus
+from app.factory import create_app
+from app.settings import Settings
 from app.telemetry.metrics import METRICS
 from app.telemetry.names import Server
+from tests.conftest import price
 from tests.routers.reading import asking
 
 
@@ -116,3 +120,20 @@ async def test_who_accepts_open_metrics_gets_them_zipped_if_it_likes(
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     names = {family.name for family in open_metrics(gzip.decompress(content).decode())}
     assert {name.removesuffix("_total") for name in METRICS} == names
+
+
+async def test_no_server_is_up_before_it_has_been_asked(settings: Settings) -> None:
+    """A gateway that loads refuses requests: were it silent, others of its processes would speak
+    for it."""
+    cards = [
+        ModelCard(
+            name=name, engine="vllm", urls=(f"http://127.0.0.1:9/{name}",), family="f",
+            price=price("1", "1", "2"),
+        )
+        for name in ("a", "b")
+    ]  # fmt: skip
+    app = create_app(settings, catalog=Catalog({card.name: card for card in cards}, {}))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
+        found = await told(client, "farthing_engine_up")
+    assert found == {("a", "127.0.0.1:9/a"): 0, ("b", "127.0.0.1:9/b"): 0}
