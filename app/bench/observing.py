@@ -180,10 +180,15 @@ class _Bench:
     def check(self) -> None:
         """Whether each told what it was asked to tell. Raises ConfigError."""
         for side, settings in SIDES.items():
-            url = f"http://{self.gateways[side].host}:{self.gateways[side].port}/metrics"
-            counts = httpx.get(url).is_success
+            url = f"http://{self.gateways[side].host}:{self.gateways[side].port}"
+            counts = httpx.get(f"{url}/metrics").is_success
             if counts != (settings["metrics"] == "true"):
                 raise ConfigError(f"{side}: /metrics is {'there' if counts else 'not there'}")
+            body = {"model": BURST, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+            id = httpx.post(f"{url}/v1/chat/completions", json=body).json()["id"]
+            explained = httpx.get(f"{url}/v1/decisions/{id}").is_success
+            if explained != (settings["decisions_keep_s"] != "0"):
+                raise ConfigError(f"{side}: {'' if explained else 'no '}answers are explained")
             logged = "farthing.access" in self.logs[side].read_text(encoding="utf-8")
             if logged != ("access_log" in settings):
                 raise ConfigError(f"{side}: {'requests' if logged else 'no requests'} in the log")
