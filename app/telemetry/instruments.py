@@ -18,6 +18,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from app.telemetry import allocated
 from app.telemetry.metrics import METRICS, PROCESS
 from app.telemetry.processes import GONE, Together
 
@@ -40,6 +41,8 @@ class Instruments:
 
     def __init__(self, shared: Path | None = None) -> None:
         """`shared`: the folder of several processes, where `processes.VARIABLE` names it too."""
+        if shared is not None:
+            allocated.install()
         # A second series for each one, that nobody asks for.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not say
         self.registry = CollectorRegistry()

@@ -6,23 +6,29 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from app.telemetry.allocated import Allocated
 from app.telemetry.metrics import METRICS, Across
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """By which the library learns, when it is imported, that it is to write files, and where."""
 GONE = math.nan  # of a gauge whose labels are no more: what is in a file stays in it
 _PATIENCE_S = 10.0  # with a worker that was stopped while it read
+_PREFIX = "farthing-metrics-"
+_OWNED = "owned"  # a lock that a parent holds as long as it lives, however it ends
+_YOUNG_S = 60.0  # a folder may not be owned yet
 _DEAD = "dead"  # in place of a process's number
 _TOGETHER: dict[Across, Callable[[Iterable[float]], float]] = {
     "sum": sum,
@@ -35,7 +41,10 @@ class Folder:
     """Where the workers of one parent write: new and empty, so that nobody's old numbers count."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="farthing-metrics-"))
+        _sweep(Path(tempfile.gettempdir()))
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._owned = FileLock(self.path / _OWNED, timeout=0, thread_local=False)
+        self._owned.acquire()
 
     def bury(self, pid: int) -> None:
         """A worker has died: what it counted stays, what it said of the moment goes.
@@ -51,6 +60,7 @@ class Folder:
                     self._add(of_it, self.path / f"{kind}_{_DEAD}.db")
 
     def remove(self) -> None:
+        self._owned.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _add(self, of_one: Path, of_all: Path) -> None:
@@ -60,7 +70,7 @@ class Folder:
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
                 sums[key] = sums.get(key, 0.0) + value
         whole = of_all.with_suffix(".new")
-        written = MmapedDict(str(whole))
+        written = Allocated(str(whole))
         for key, value in sums.items():
             written.write_value(key, value, 0.0)
         written.close()
@@ -147,6 +157,15 @@ def _parsed(key: str) -> tuple[str, str, dict[str, str], str]:
     child = json.dumps([family, {label: labels[label] for label in labels if label != "le"}])
     metric = name if name in METRICS else family
     return metric, name, labels, child
+
+
+def _sweep(folders: Path) -> None:
+    """Remove those whose parents were killed: nobody else will."""
+    for path in folders.glob(f"{_PREFIX}*"):
+        with suppress(OSError, Timeout):  # somebody else's, in use, or just removed by another
+            if time.time() - path.stat().st_mtime > _YOUNG_S:
+                with FileLock(path / _OWNED, timeout=0, thread_local=False):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(path: Path) -> FileLock:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from filelock import Timeout
@@ -11,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from app.telemetry import processes
+from app.telemetry.allocated import Allocated
 from app.telemetry.metrics import METRICS
 from app.telemetry.processes import GONE, VARIABLE, Folder, Together
 
@@ -175,3 +178,74 @@ def test_the_library_writes_no_help_into_each_number(folder):
     """Which would be most of what is read with each scrape."""
     key = json.loads(mmap_key("name", "name_total", ["a"], ["b"], ""))
     assert key == ["name", "name_total", {"a": "b"}, ""]
+
+
+def test_files_have_no_holes_that_a_full_disk_could_not_fill(tmp_path):
+    path = tmp_path / "counter_1.db"
+    file = Allocated(str(path))
+    for n in range(2000):
+        file.write_value(f"series {n:0200}", n, 0.0)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size >= file._used
+    assert [value for _, value, _ in file.read_all_values()] == list(range(2000))
+    file.close()
+
+
+FULL = """
+import resource, signal
+from pathlib import Path
+from app.telemetry.counting import Telemetry
+telemetry = Telemetry(Path({folder!r}))
+names = [f"m{{n}}" for n in range(200)]
+telemetry.names.know(names, {{}}, ["direct"])
+telemetry.settled(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+failed = 0
+for name in names:
+    try:
+        telemetry.requested("/v1", telemetry.names.who(name, "", "direct"), 200, 1.0)
+    except OSError:
+        failed += 1
+telemetry.settled(1)
+print(failed > 0, telemetry.scrape().decode().count("farthing_ledger_settled_total 2.0"))
+"""
+
+
+def test_who_may_write_no_more_goes_on_with_what_there_is(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL.format(folder=str(folder.path))],
+        env={**os.environ, VARIABLE: str(folder.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["True", "1"], done.stderr
+
+
+KILLED = """
+import os, signal
+from app.telemetry.processes import Folder
+print(Folder().path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_folder_of_a_parent_that_was_killed_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living = Folder()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    dead = Path(killed.stdout.strip())
+    assert dead.parent == tmp_path and dead.is_dir()
+    young = Folder()
+    assert dead.exists()  # it may be about to be owned
+    for path in (living.path, young.path, dead):
+        os.utime(path, (0, 0))
+    last = Folder()
+    assert sorted(tmp_path.iterdir()) == sorted([living.path, young.path, last.path])
+    for folder in (living, young, last):
+        folder.remove()
+    assert list(tmp_path.iterdir()) == []
