@@ -119,6 +119,9 @@ class Pool:
                 if begun or not self._elsewhere(call, replica, error, tried):
                     raise
                 failure = error
+            except Exception as error:
+                outcome = blamed(error)  # a bug of ours: it is nobody's wish that it ends
+                raise
             finally:
                 if spoke:  # whoever closed it: in mid-answer a server can still break off
                     replica.worked()

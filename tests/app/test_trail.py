@@ -170,6 +170,19 @@ def test_whoever_had_a_part_is_named_with_how_it_went():
     run(test)
 
 
+def test_one_that_a_bug_ended_has_failed():
+    async def test():
+        there = servers("a")
+        there["http://a:8000"].plays.append([token("a"), ZeroDivisionError()])
+        async with there.started() as fleet:
+            record = CallRecord("m", 7)
+            with pytest.raises(ZeroDivisionError):
+                [_ async for _ in fleet.generate(asked(watch=record))]
+            assert tried(record) == [("a:8000", "failed", "")]
+
+    run(test)
+
+
 def test_one_that_is_closed_in_mid_answer_was_closed_and_after_its_end_was_well():
     async def test():
         async with servers("a").started() as fleet:
