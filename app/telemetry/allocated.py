@@ -32,6 +32,12 @@ def install() -> None:
     values.MmapedDict = Allocated  # type: ignore[assignment, attr-defined]
 
 
+def in_memory() -> None:
+    """From now on this process keeps its numbers to itself: a folder that the library is told of by
+    the environment is another program's."""
+    values.ValueClass = values.MutexValue
+
+
 def _fill(file: int, size: int) -> None:
     """Make it that long, of zeros. Raises OSError."""
     while (left := size - os.fstat(file).st_size) > 0:

@@ -43,6 +43,8 @@ class Instruments:
         """`shared`: the folder of several processes, where `processes.VARIABLE` names it too."""
         if shared is not None:
             allocated.install()
+        else:
+            allocated.in_memory()
         # A second series for each one, that nobody asks for.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not say
         self.registry = CollectorRegistry()

@@ -249,3 +249,24 @@ def test_the_folder_of_a_parent_that_was_killed_is_removed_by_the_next(tmp_path,
     for folder in (living, young, last):
         folder.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+ALONE = """
+from app.telemetry.counting import Telemetry
+telemetry = Telemetry()
+telemetry.settled(1)
+print(telemetry.scrape().decode().count("farthing_ledger_settled_total 1.0"))
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_is_alone_leaves_another_program_s_folder_alone(tmp_path, there):
+    theirs = tmp_path if there else tmp_path / "gone"
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        env={**os.environ, VARIABLE: str(theirs)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1"], done.stderr
+    assert list(tmp_path.iterdir()) == []
