@@ -65,7 +65,7 @@ class ExplanationStore:
         theirs = (
             select(explanations)
             .where(explanations.c.request_id == id, *live)
-            .order_by(explanations.c.at.desc(), explanations.c.id)
+            .order_by(explanations.c.at.desc(), explanations.c.id.desc())  # as its index has them
             .limit(1)
         )
 

@@ -131,7 +131,7 @@ explanations = Table(
     Column("expires", BigInteger, nullable=False),
     Column("size", BigInteger, nullable=False),  # bytes of the content
     Column("content", Text, nullable=False),  # JSON
-    Index("explanations_by_request", "request_id"),
+    Index("explanations_by_request", "request_id", "at", "id"),
     Index("explanations_by_expiry", "expires", "size"),
 )
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app.errors import LedgerUnavailable
 from app.storage import database as module
@@ -91,6 +91,28 @@ async def test_our_id_comes_before_a_client_s_and_of_these_the_newest(store, clo
     await store.add([one("e", THEIRS, "again")])
     assert (await store.find("again", OURS)).id == "a"
     assert (await store.find("again", None)).id == "e"
+
+
+@pytest.mark.parametrize("owner", [OURS, None])
+async def test_however_often_an_id_is_used_again_its_rows_are_not_sorted(tmp_path, owner, clock):
+    database, asked = Database(f"sqlite:///{tmp_path}/ledger.db"), []
+    await database.migrate()
+
+    def plan(connection):
+        event.listen(connection, "before_cursor_execute", lambda *said: asked.append(said[2:4]))
+
+    class Watched:
+        async def read(self, work):
+            return await database.read(lambda c: (plan(c), work(c))[1])
+
+    assert await ExplanationStore(Watched(), clock).find("again", owner) is None
+    statement, values = asked[-1]
+    steps = await database.read(
+        lambda c: c.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    )
+    (step,) = [step.detail for step in steps]
+    assert "USING INDEX explanations_by_request" in step
+    await database.aclose()
 
 
 async def test_what_has_expired_is_not_there_and_is_swept(store, clock):

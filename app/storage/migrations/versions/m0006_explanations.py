@@ -41,7 +41,7 @@ def upgrade() -> None:
         Column("size", BigInteger, nullable=False),
         Column("content", Text, nullable=False),
     )
-    op.create_index("explanations_by_request", "explanations", ["request_id"])
+    op.create_index("explanations_by_request", "explanations", ["request_id", "at", "id"])
     op.create_index("explanations_by_expiry", "explanations", ["expires", "size"])
     _carry_over()
     op.drop_table("decisions")
