@@ -62,6 +62,7 @@ class Upstream:
     key: str | None = None
     pace: float = 0.0  # seconds a token
     overruns: bool = False  # writes on beyond max_tokens
+    waiting: int = 0  # calls in its queue, as it says
     deltas: Sequence[Event] | None = None
     further: Event = field(default_factory=dict)
     port: int = field(default_factory=free_port)
@@ -255,7 +256,7 @@ class Upstream:
             "/version": {"version": "0.32.0"},
             "/health": "",
             "/metrics": f"vllm:num_requests_running{label} {self.open:.1f}\n"
-            f"vllm:num_requests_waiting{label} 0.0\n{drafts}",
+            f"vllm:num_requests_waiting{label} {self.waiting:.1f}\n{drafts}",
             asks.SPECULATES_PATH: self.speculation and self.speculation.to_json(),
             asks.PREDICTS_PATH: self.prediction and self.prediction.to_json(),
         }

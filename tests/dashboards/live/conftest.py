@@ -1,0 +1,91 @@
+"""One load for all of these tests, and what was seen of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from app.catalog import PICO
+from tests import servers
+from tests.dashboards.live import load
+from tests.dashboards.live.house import House, standing
+from tests.dashboards.live.prometheus import Prometheus, scraping
+from tests.upstreams.server import wait_for
+
+FORMATS = {"text": "text/plain", "openmetrics": "application/openmetrics-text; version=1.0.0"}
+OWED = "farthing_ledger_owed"
+REQUESTS = 'sum by (endpoint, status) (farthing_requests_total{endpoint!="/metrics"})'
+UP = 'up{job="farthing"}'
+COST = "sum(farthing_cost_usd_total)"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A Prometheus that scraped a gateway from before its load until after its end."""
+
+    prometheus: Prometheus
+    house: House
+    told: Counter[tuple[str, str]]  # requests by path and status, as clients know them
+    counted: Counter[tuple[str, str]]  # and as Prometheus does
+    spent: float  # USD, in the ledger
+    cost: float  # and in Prometheus
+    pages: dict[str, str]  # what is scraped, by format
+    up: list[float]  # whether each scrape under load succeeded
+    alerts: dict[str, str]  # their states at the end
+
+
+@pytest.fixture(scope="package")
+def seen(
+    postgres: servers.Postgres,
+    promtool: str,  # which is in the same package: else there is nothing to scrape with
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("live")
+    with ExitStack() as stack:
+        house = stack.enter_context(standing(folder, postgres))
+        others = [upstream.url.removeprefix("http://") for upstream in house.upstreams.values()]
+        prometheus = stack.enter_context(scraping(house.address, others, folder))
+        yield _under_load(house, prometheus)
+
+
+def _under_load(house: House, prometheus: Prometheus) -> Seen:
+    done = asyncio.run(load.run(house))
+    pages = {name: house.metrics(kind) for name, kind in FORMATS.items()}
+    _settled(house, prometheus)
+    counted = Counter(
+        {
+            (series.labels["endpoint"], series.labels["status"]): int(series.last)
+            for series in prometheus.now(REQUESTS)
+        }
+    )
+    (cost,) = prometheus.now(COST)
+    (spent,) = house.ledger.ask(lambda accounts: accounts.usage(()))
+    up = [value for series in prometheus.over_time(UP) for _, value in series.points]
+    alerts = _ended(house, prometheus)
+    return Seen(
+        prometheus, house, done.told, counted, spent.cost / PICO, cost.last, pages, up, alerts
+    )
+
+
+def _settled(house: House, prometheus: Prometheus) -> None:
+    """Nothing is owed to the ledger, and Prometheus has seen the last of it."""
+    wait_for(lambda: house.gauge(OWED) == [0], 120, "all is settled")
+    since = time.time() + 2  # workers say each second how it stands with them
+    wait_for(lambda: prometheus.now("timestamp(farthing_workers)")[0].last > since)
+
+
+def _ended(house: House, prometheus: Prometheus) -> dict[str, str]:
+    """A worker dies, and then the gateway ends; the alerts before and meanwhile."""
+    wait_for(lambda: prometheus.alerts().get("FarthingNoEngine") == "firing", 90, "a minute passes")
+    before = prometheus.alerts()
+    house.lose_worker()
+    wait_for(lambda: "FarthingWorkersMissing" in prometheus.alerts(), what="a worker is missed")
+    house.gateway.stop()
+    wait_for(lambda: "FarthingDown" in prometheus.alerts(), what="the gateway is missed")
+    return before | {"FarthingDown": prometheus.alerts()["FarthingDown"]}
