@@ -165,6 +165,7 @@ def test_whichever_is_asked_tells_of_all(ledger, gateway):
     workers, seen = children(gateway), []
     assert len(workers) == 3
     until(lambda: metrics(gateway)["farthing_workers"] == 3)
+    until(lambda: metrics(gateway)["farthing_requests_in_flight"] == 1)  # that question alone
     for worker in workers:  # while the two others cannot answer
         others = [other for other in workers if other != worker]
         for other in others:

@@ -19,7 +19,7 @@ from tests.dashboards.live.prometheus import Prometheus, scraping
 from tests.upstreams.server import wait_for
 
 FORMATS = {"text": "text/plain", "openmetrics": "application/openmetrics-text; version=1.0.0"}
-OWED = "farthing_ledger_owed"
+OPEN = ("farthing_ledger_owed", "farthing_ledger_reservations")
 REQUESTS = 'sum by (endpoint, status) (farthing_requests_total{endpoint!="/metrics"})'
 UP = 'up{job="farthing"}'
 COST = "sum(farthing_cost_usd_total)"
@@ -74,8 +74,9 @@ def _under_load(house: House, prometheus: Prometheus) -> Seen:
 
 
 def _settled(house: House, prometheus: Prometheus) -> None:
-    """Nothing is owed to the ledger, and Prometheus has seen the last of it."""
-    wait_for(lambda: house.gauge(OWED) == [0], 120, "all is settled")
+    """Nothing is held or owed, and Prometheus has seen the last of it."""
+    for name in OPEN:
+        wait_for(lambda name=name: house.gauge(name) == [0], 120, f"{name} is 0")
     since = time.time() + 2  # workers say each second how it stands with them
     wait_for(lambda: prometheus.now("timestamp(farthing_workers)")[0].last > since)
 
