@@ -180,7 +180,8 @@ def test_whichever_is_asked_tells_of_all(ledger, gateway):
         assert found["farthing_inter_token_latency_seconds_count"] == 60 * 29
         assert found["farthing_workers"] == 3
         assert found["farthing_engine_up"] == 2  # of two models, not of six
-        assert found["farthing_requests_in_flight"] == 1  # the question
+        # The question; and the one before, where who answered it was stopped at its last word.
+        assert found["farthing_requests_in_flight"] in (1, 2)
         assert found["process_start_time_seconds"] == pytest.approx(time.time(), abs=600)
         each = 10 * 2**20
         assert found["process_resident_memory_bytes"] > len(workers) * each

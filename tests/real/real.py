@@ -28,10 +28,11 @@ class Real:
             model=model, extra_headers=headers, **{**asked, "temperature": 0, **more}
         )
 
-    def gauge(self, name: str) -> float:
-        """The sum of a metric's series."""
+    def gauge(self, name: str, label: str = "") -> float:
+        """The sum of a metric's series, of those alone that have this label."""
         lines = self.http.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+        ours = [line for line in lines if line.startswith(name + "{") and label in line]
+        return sum(float(line.split()[-1]) for line in ours)
 
 
 def until(condition: Any, seconds: float) -> None:

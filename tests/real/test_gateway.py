@@ -219,7 +219,7 @@ def test_predicted_prompts_begin_an_answer_and_leave_nothing_for_others(real: Re
         exact = real.ask(asked, model=model, max_tokens=8)
         assert exact.usage.prompt_tokens_details.cached_tokens < 64  # nothing of what was predicted
         assert "predicted_tokens" not in exact.usage.cost_details["models"][model]
-    assert real.gauge("farthing_predicted_tokens_total") > 1000
+    assert real.gauge("farthing_tokens_total", 'kind="predicted"') > 1000
 
 
 def test_a_conversation_of_responses_says_what_the_same_chat_says(real: Real) -> None:
