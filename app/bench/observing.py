@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +18,7 @@ from rich.table import Table
 from app.bench import processes
 from app.bench.load import Load, Observed
 from app.bench.mock_server import BURST, CONTEXT, PACED
-from app.bench.processes import Served
+from app.bench.processes import Clients, Length, Served
 from app.errors import ConfigError
 from app.estimates import Estimate, mean, ratio
 
@@ -49,15 +47,6 @@ _TITLES = {
     PACED: "stream, 10 ms a chunk",
     SWITCHED: "stream at once, entropy_switch",
 }
-
-
-@dataclass(frozen=True)
-class Length:
-    """How much is measured."""
-
-    rounds: int
-    seconds: float  # at each point in each round
-    idle: float  # seconds
 
 
 FULL = Length(rounds=6, seconds=0.8, idle=4.0)
@@ -148,7 +137,7 @@ class _Bench:
     upstream: Served
     gateways: Mapping[str, Served]
     logs: Mapping[str, Path]
-    load: subprocess.Popen[str]
+    clients: Clients
     pinned: bool
     idle: Mapping[str, float]  # CPU seconds a second, by side, while nobody asks
 
@@ -166,16 +155,10 @@ class _Bench:
 
     def observe(self, point: Point, seconds: float) -> Observed:
         """What the clients see. Raises ConfigError for an answer that is none."""
-        assert self.load.stdin is not None and self.load.stdout is not None
         gateway = self.gateways[point.side]
         request = _request(point.mode, gateway)
         load = Load(gateway.host, gateway.port, request, CLIENTS, seconds)
-        self.load.stdin.write(json.dumps(asdict(load)) + "\n")
-        self.load.stdin.flush()
-        found = json.loads(self.load.stdout.readline() or '{"error": "the clients have died"}')
-        if "error" in found:
-            raise ConfigError(f"{point.side}, {point.mode}: {found['error']}")
-        return Observed(**found)
+        return self.clients.observe(load, f"{point.side}, {point.mode}")
 
     def check(self) -> None:
         """Whether each told what it was asked to tell. Raises ConfigError."""
@@ -231,15 +214,8 @@ def _started() -> Iterator[_Bench]:
             gateways[side] = stack.enter_context(start)
         for gateway in gateways.values():
             processes.wait_until_ready(gateway, WORKERS)
-        load = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "app.bench.load"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-        stack.callback(load.kill)
-        processes.pin(load.pid, others)
-        yield _Bench(upstream, gateways, logs, load, bool(measured), {})
+        clients = stack.enter_context(processes.clients(others))
+        yield _Bench(upstream, gateways, logs, clients, bool(measured), {})
 
 
 def _config(url: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,23 +17,13 @@ from app.bench import processes
 from app.bench.load import Load, Observed
 from app.bench.mock_server import BURST, CONTEXT, PACED
 from app.bench.overhead_figures import DIRECT, WHOLE, Point, Sample, figures, show
-from app.bench.processes import Served
-from app.errors import ConfigError
+from app.bench.processes import Clients, Length, Served
 
 TOKENS = 64  # of every answer; a stream's chunks
 CONCURRENCY = (1, 32, 128)
 KINDS = ("openai", "vllm")  # how the gateway's file calls its upstream
 MODES = (WHOLE, BURST, PACED)
 _QUESTION = "Tell me of the lamp on the headland, who lit it first, and what it cost to keep it. "
-
-
-@dataclass(frozen=True)
-class Length:
-    """How much is measured."""
-
-    rounds: int
-    seconds: float  # at each point in each round
-    idle: float  # seconds
 
 
 FULL = Length(rounds=5, seconds=2.0, idle=6.0)
@@ -76,7 +64,7 @@ class _Bench:
     upstream: Served
     gateway: Served
     token: str  # of an API key
-    load: subprocess.Popen[str]
+    clients: Clients
     pinned: bool
     idle: float = 0.0  # the gateway's CPU seconds a second while nobody asks
 
@@ -96,16 +84,10 @@ class _Bench:
 
     def observe(self, point: Point, seconds: float) -> Observed:
         """What the clients see. Raises ConfigError for an answer that is none."""
-        assert self.load.stdin is not None and self.load.stdout is not None
         server = self.upstream if point.side == DIRECT else self.gateway
         request = _request(point, server, self.token)
         load = Load(server.host, server.port, request, point.at_once, seconds)
-        self.load.stdin.write(json.dumps(asdict(load)) + "\n")
-        self.load.stdin.flush()
-        found = json.loads(self.load.stdout.readline() or '{"error": "the clients have died"}')
-        if "error" in found:
-            raise ConfigError(f"{point.side}, {point.mode}: {found['error']}")
-        return Observed(**found)
+        return self.clients.observe(load, f"{point.side}, {point.mode}")
 
 
 @contextmanager
@@ -128,15 +110,8 @@ def _started() -> Iterator[_Bench]:
         gateway = stack.enter_context(
             processes.serving((*processes.CLI, "serve"), settings, measured)
         )
-        load = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "app.bench.load"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-        stack.callback(load.kill)
-        processes.pin(load.pid, others)
-        yield _Bench(upstream, gateway, token, load, bool(measured))
+        clients = stack.enter_context(processes.clients(others))
+        yield _Bench(upstream, gateway, token, clients, bool(measured))
 
 
 def _config(url: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
+from app.bench.load import Load, Observed
 from app.errors import ConfigError
 
 _NONE: Mapping[str, str] = {}
@@ -62,6 +64,46 @@ def serving(
         finally:
             process.kill()
             process.communicate()
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much is measured."""
+
+    rounds: int
+    seconds: float  # at each point in each round
+    idle: float  # seconds
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The process of those who ask."""
+
+    process: subprocess.Popen[str]
+
+    def observe(self, load: Load, point: str) -> Observed:
+        """What they see. Raises ConfigError, naming the point, for an answer that is none."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(asdict(load)) + "\n")
+        self.process.stdin.flush()
+        found = json.loads(self.process.stdout.readline() or '{"error": "the clients have died"}')
+        if "error" in found:
+            raise ConfigError(f"{point}: {found['error']}")
+        return Observed(**found)
+
+
+@contextmanager
+def clients(cores: Set[int]) -> Iterator[Clients]:
+    """They may use these cores; none: all."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "app.bench.load"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            pin(process.pid, cores)
+            yield Clients(process)
+        finally:
+            process.kill()
 
 
 def wait_until_ready(gateway: Served, workers: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.telemetry.counting import PICO, Answered
+from app.telemetry.counting import CLIENT_GONE, PICO, Answered
 from app.telemetry.names import NOBODY, Who
 from app.types import Call
 
@@ -81,7 +81,7 @@ class Ended:
         told: dict[str, Any] = {
             "method": self.method,
             "route": self.route or "none",
-            "status": self.status or 499,
+            "status": self.status or CLIENT_GONE,
             "seconds": round(self.seconds, 6),
         }
         if self.ttft is not None:
