@@ -260,6 +260,12 @@ def _way(way: Alternative) -> dict[str, Any]:
 
 
 def _decision(decision: Decision, at: float, arrived: float) -> dict[str, Any]:
+    said = {
+        "confidence": _number(decision.confidence),
+        "answers": decision.answers,
+        "dropped_tokens": decision.dropped,
+        "detail": decision.detail[:_WORDS] or None,
+    }
     return {
         "at_s": _since(at, arrived),
         "kind": decision.kind,
@@ -270,6 +276,7 @@ def _decision(decision: Decision, at: float, arrived: float) -> dict[str, Any]:
         "threshold": _number(decision.threshold),
         "rest_usd": decision.rest_usd,
         "saves_s": _seconds(decision.saves),
+        **{name: value for name, value in said.items() if value is not None},
     }
 
 

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal[
+    "switch",
+    "steer",
+    "failover",
+    "plain",
+    "predict",
+    "repair",
+    "whole",
+    "keep",
+    "escalate",
+    "select",
+    "refine",
+    "compress",
+    "precision",
+]
+STRATEGIES = ("keep", "escalate", "select", "refine", "compress", "precision")
+"""The kinds that are decided around whole answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +31,18 @@ class Decision:
     # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
     # engine cannot or it does not pay; predict: the prompt's KV was predicted; repair: and has been
     # computed; whole: one model answers alone, as a hand-over would spoil what is asked for.
-    kind: Literal["switch", "steer", "failover", "plain", "predict", "repair", "whole"]
+    # Of whole answers: keep, escalate: one is good enough, or the next model answers; select: the
+    # best of several; refine: the best of its versions; compress: some of the prompt was left out;
+    # precision: in which the model answers.
+    kind: Kind
     model: str  # who writes from here on
     token: int  # index in the answer of the first token that is written under it
     entropy: float | None = None  # rolling mean, bits
-    threshold: float | None = None  # bits
+    threshold: float | None = None  # bits, or of the confidence
+    confidence: float | None = None  # 0 to 1: chance of being right, share of votes, score
+    answers: int | None = None  # that were made for this one
+    dropped: int | None = None  # tokens of the prompt that were left out
+    detail: str = ""  # in our words, nothing of prompt or answer; 200 characters at most
     saves: float | None = None  # seconds by which the answer begins sooner, by estimate
     rest_usd: float | None = None  # stamped by the gateway
     choice: int = 0  # of which answer; stamped by the gateway too
@@ -27,9 +52,9 @@ class Decision:
 class Alternative:
     """One of the ways that there were. None: nobody looked, or it cannot be said."""
 
-    kind: Literal["plan", "model", "preset", "reading"]
+    kind: Literal["plan", "model", "preset", "reading", "answer"]
     """What the name is of: what the request asks for; a model that answers alone; another preset;
-    a way to read the prompt."""
+    a way to read the prompt; one of the answers that were made."""
     name: str
     chosen: bool
     reason: str  # why, or why not: in our words

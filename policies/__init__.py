@@ -1,4 +1,6 @@
-"""The policy `entropy_switch` is class `EntropySwitch` in policies/entropy_switch.py."""
+"""The policy `entropy_switch` is class `EntropySwitch` in policies/entropy_switch.py.
+
+A package in that folder is no policy: `answers` is what several of them do with whole answers."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +17,8 @@ from policies.base import Policy
 @cache
 def names() -> list[str]:
     """Every policy: the files are the register, as they were when first asked for."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+    found = [each.name for each in iter_modules(__path__) if not each.ispkg]
+    return sorted(name for name in found if name != "base")
 
 
 @cache

@@ -105,7 +105,10 @@ class Whole(Policy):
         return all(engine.capabilities(model).native for model in self.models)
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        buys = {model: await self._buys(call.to(model), engine) for model in self.models}
+        buys = {
+            model: await affordable(call.to(model), engine, self.prices[model])
+            for model in self.models
+        }
         wanted = (call.max_tokens or _LIKELY) * call.choices
         left, failed = self._ordered(buys, wanted), dict[str, str]()
         while left:
@@ -136,16 +139,18 @@ class Whole(Policy):
         poor = [model for model in self.models if buys[model] < wanted]
         return rich + sorted(poor, key=lambda model: -buys[model])
 
-    async def _buys(self, call: Call, engine: MeteredEngine) -> int:
-        """How many tokens after the prompt the budget pays for; 0 where nobody can say."""
-        tokens, price = engine.allowance(call.model), self.prices[call.model]
-        if tokens == sys.maxsize:
-            return tokens
-        try:
-            # Told in whole tokens: there may be almost one more.
-            return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
-        except EngineError:
-            return 0
+
+async def affordable(call: Call, engine: MeteredEngine, price: Tariff) -> int:
+    """How many tokens after this call's prompt the budget pays for, before anything was read;
+    sys.maxsize: nothing limits it; 0: none, or nobody can say."""
+    tokens = engine.allowance(call.model)
+    if tokens == sys.maxsize:
+        return tokens
+    try:
+        # Told in whole tokens: there may be almost one more.
+        return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
+    except EngineError:
+        return 0
 
 
 def _weighed(

@@ -6,7 +6,8 @@ from typing import Any
 
 from app.catalog import PICO, usd
 from app.gateway import Answer
-from app.types import Decision, Usage
+from app.reasons import STRATEGIES, Decision
+from app.types import Usage
 from routers.edge import rate_headers
 
 
@@ -78,6 +79,9 @@ def summary(answer: Answer, debug: bool) -> dict[str, Any]:
     whole = next((d for d in answer.decisions if d.kind == "whole"), None)
     if whole is not None:
         told["whole"] = whole.model
+    around = [d for d in answer.decisions if d.kind in STRATEGIES]
+    if around:  # of several choices: the last one's
+        told["decided"] = {"kind": around[-1].kind, "model": around[-1].model, **_why(around[-1])}
     for kind, said in (("plain", "plain"), ("repair", "repaired")):
         if any(d.kind == kind for d in answer.decisions):
             told[said] = True
@@ -111,6 +115,18 @@ def switch(decision: Decision) -> dict[str, Any]:
         "entropy": decision.entropy,
         "threshold": decision.threshold,
         "rest_usd": decision.rest_usd,
+        **_why(decision),
         **({"saves_s": decision.saves} if decision.saves is not None else {}),
         **({"choice": decision.choice} if decision.choice else {}),
     }
+
+
+def _why(decision: Decision) -> dict[str, Any]:
+    """What is told of a decision around a whole answer."""
+    said = {
+        "confidence": decision.confidence,
+        "answers": decision.answers,
+        "dropped_tokens": decision.dropped,
+        "detail": decision.detail or None,
+    }
+    return {name: value for name, value in said.items() if value is not None}

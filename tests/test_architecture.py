@@ -17,15 +17,19 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("app", "routers", "policies")
 EVERYTHING = (*ROOMS,)
 WORDS = ("app.types", "app.errors", "app.reasons")
+FLEET = ("app.catalog", "app.tariffs", "app.confidence", "app.sandbox")  # what the file says
 CHOSEN = (*WORDS, "app.settings", "app.catalog")
-MONEY = (*WORDS, "app.catalog", "app.bill", "app.budget")
+MONEY = (*WORDS, "app.catalog", "app.tariffs", "app.bill", "app.budget")
 TOOLS = (*WORDS, "app.nets", "app.estimates", "app.prompt_files")
 ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; longest name wins
     "app.reasons": (),
     "app.types": ("app.reasons",),
     "app.errors": (),
     "app.settings": WORDS,
-    "app.catalog": WORDS,
+    "app.tariffs": ("app.types",),
+    "app.confidence": ("app.types",),
+    "app.sandbox": ("app.errors", "app.sandbox"),
+    "app.catalog": (*WORDS, *FLEET),
     "app.telemetry": (*WORDS, "app.trail", "app.telemetry"),
     "app.storage": (*WORDS, "app.storage"),
     "app.accounts": (*MONEY, "app.storage", "app.accounts"),
@@ -44,7 +48,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.trail": WORDS,
     "app.bill": (*WORDS, "app.catalog"),
     "app.budget": (*WORDS, "app.catalog", "app.bill", "app.exposure", "app.trail"),
-    "policies": (*WORDS, "app.catalog", "policies"),
+    "policies": (*WORDS, *FLEET, "policies"),
     "app.choices": (*WORDS, "app.budget", "policies"),
     "app.orders": (*WORDS, "app.catalog", "app.budget", "policies"),
     "app.explaining": (*MONEY, "app.choices", "app.orders", "app.trail", "policies"),

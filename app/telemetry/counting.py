@@ -11,6 +11,7 @@ from typing import Protocol, get_args
 from prometheus_client.exposition import generate_latest
 
 from app.errors import FarthingError
+from app.reasons import STRATEGIES
 from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import EMBEDDED, OTHER, Names, Who
 from app.telemetry.scraping import Scraper
@@ -230,6 +231,10 @@ class Telemetry:
             self._count["farthing_switches_total"](*how, decision.kind, to).inc()
             if decision.entropy is not None:
                 self._spread["farthing_switch_entropy_bits"](*how, to).observe(decision.entropy)
+        elif decision.kind in STRATEGIES:
+            self._count["farthing_strategies_total"](*how, decision.kind).inc()
+            self._count["farthing_answers_made_total"](*how).inc(decision.answers or 0)
+            self._count["farthing_prompt_dropped_tokens_total"](*how).inc(decision.dropped or 0)
         elif decision.saves is not None:
             saved = self._of("farthing_ttft_saved_seconds", who, decision.model)
             saved.observe(decision.saves)

@@ -155,6 +155,16 @@ _POLICIES = {
         *_HOW,
         "kind",
     ),
+    "farthing_strategies_total": _counter(
+        "Decisions around whole answers: `keep` or `escalate` one, `select` of several, `refine`,"
+        " `compress` the prompt, answer in a `precision`",
+        *_HOW,
+        "kind",
+    ),
+    "farthing_answers_made_total": _counter(
+        "Answers that were made for those that clients saw, where a policy makes several", *_HOW
+    ),
+    "farthing_prompt_dropped_tokens_total": _counter("Tokens of prompts that were left out", *_HOW),
     "farthing_hand_over_gap_seconds": _histogram(
         "From the last token before a hand-over to the first one after it",
         *_HOW,

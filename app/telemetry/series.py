@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from app.reasons import STRATEGIES
 from app.telemetry.counting import FALLBACKS, KINDS, OUTCOMES, STATUSES, TRIED, reasons
 from app.telemetry.metrics import METRICS, Metric
 from app.telemetry.names import Names
@@ -14,6 +15,7 @@ _WORDS = {  # labels whose values are in the code, by metric where they differ
     ("farthing_tokens_total", "kind"): len(KINDS),
     ("farthing_switches_total", "kind"): len(HAND_OVERS),
     ("farthing_fallbacks_total", "kind"): len(FALLBACKS),
+    ("farthing_strategies_total", "kind"): len(STRATEGIES),
     ("farthing_engine_attempts_total", "outcome"): len(TRIED),
 }
 

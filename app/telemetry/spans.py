@@ -238,6 +238,9 @@ def _decision(decision: Decision) -> Attributes:
     for name, value in (
         ("farthing.entropy", decision.entropy),
         ("farthing.threshold", decision.threshold),
+        ("farthing.confidence", decision.confidence),
+        ("farthing.answers", decision.answers),
+        ("farthing.dropped", decision.dropped),
         ("farthing.rest.usd", decision.rest_usd),
     ):
         if value is not None:

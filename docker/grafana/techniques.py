@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models import dashboard
 
+from docker.grafana.around import around
 from docker.grafana.boards import TTFT, VISIBLE, Row, board
 from docker.grafana.panels import HALF, TILE, Said, graph, heat, stat
 from docker.grafana.queries import (
@@ -43,6 +44,7 @@ def techniques() -> dashboard.Dashboard:
             Row("Switching", _switching()),
             Row("Speculation", _speculation(), collapsed=True),
             Row("KV prediction", _prediction(), collapsed=True),
+            Row("Whole answers", around(), collapsed=True),
         ],
     )
 

@@ -105,6 +105,19 @@ def test_an_answer_that_was_plain_from_its_start_is_no_hand_over(telemetry):
     assert len(found) == 1
 
 
+def test_what_is_decided_around_whole_answers(telemetry):
+    decisions = [
+        Decision("compress", "small", 0, dropped=30),
+        Decision("escalate", "large", 0, confidence=0.3, answers=1),
+        Decision("keep", "large", 0, answers=1),
+    ]
+    telemetry.answered(Answered(decisions=decisions), "kept")
+    for kind in ("compress", "escalate", "keep"):
+        assert value(telemetry, "farthing_strategies_total", **ECONOMY, kind=kind) == 1
+    assert value(telemetry, "farthing_answers_made_total", **ECONOMY) == 2
+    assert value(telemetry, "farthing_prompt_dropped_tokens_total", **ECONOMY) == 30
+
+
 def test_money_in_usd(telemetry):
     telemetry.answered(Answered(), "kept")
     assert value(telemetry, "farthing_cost_usd_total", model="small", **ECONOMY) == 2

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import factory
 from app.factory import most_series as most_of_app
 from app.gateway import Outcome
+from app.reasons import STRATEGIES
 from app.telemetry.counting import FALLBACKS, KINDS, OUTCOMES, STATUSES, TRIED, Telemetry, reasons
 from app.telemetry.names import Server
 from app.telemetry.series import most_series
@@ -41,7 +42,7 @@ def everything(telemetry):
     for model, (preset, policy) in product(ANY, HOWS):
         decisions = [
             Decision(kind, to, 1, entropy=1.0, saves=1.0)
-            for kind, to in product((*HAND_OVERS, *FALLBACKS, "predict"), ANY)
+            for kind, to in product((*HAND_OVERS, *FALLBACKS, *STRATEGIES, "predict"), ANY)
         ]
         bill = Bill([Line(each, usage, 1, 3, 10**6) for each in ANY])
         for fidelity, outcome in product(("exact", "approximate"), (*OUTCOMES, "new")):

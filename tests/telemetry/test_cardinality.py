@@ -21,6 +21,7 @@ import routers
 from app.catalog import Catalog
 from app.engines.fake import Fake
 from app.factory import create_app, most_series
+from app.reasons import STRATEGIES
 from app.settings import Settings
 from app.telemetry.counting import (
     FALLBACKS,
@@ -55,7 +56,7 @@ class Bound:
         return {
             "model": models,
             "to": models,
-            "kind": (*KINDS, *HAND_OVERS, *FALLBACKS),
+            "kind": (*KINDS, *HAND_OVERS, *FALLBACKS, *STRATEGIES),
             "preset": {preset for preset, _ in pairs},
             "policy": {policy for _, policy in pairs},
             "endpoint": {*self.rooms, OTHER},

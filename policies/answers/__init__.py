@@ -1,0 +1,1 @@
+"""What policies that decide around whole answers have in common: asking, comparing, showing."""
