@@ -60,6 +60,11 @@ class Policy(BaseModel, ABC):
         """The models that may write, the best one first."""
         return tuple(self.worst_case(model, 0, 0))
 
+    def most_calls(self, call: Call) -> int | None:
+        """The most engine calls that one run makes, refused ones included; None: as many as the
+        tokens of its answer allow. Where it makes whole answers its options bound it."""
+        return None
+
     def serving(self, call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff]) -> Policy:
         """This policy; or, where the call offers tools or wants a form of answer that not all of
         the models' token loops keep through a hand-over, a whole answer by one of them."""
@@ -100,6 +105,9 @@ class Whole(Policy):
 
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         return dict.fromkeys(self.models, Usage(prompt=prompt, completion=completion))
+
+    def most_calls(self, call: Call) -> int:
+        return len(self.models)
 
     def relays(self, call: Call, engine: MeteredEngine) -> bool:
         return all(engine.capabilities(model).native for model in self.models)

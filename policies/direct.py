@@ -23,6 +23,9 @@ class Direct(Policy):
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         return {model: Usage(prompt=prompt, completion=completion)}
 
+    def most_calls(self, call: Call) -> int:
+        return 1
+
     def relays(self, call: Call, engine: MeteredEngine) -> bool:
         # An engine that embeds takes all prompts at once.
         return call.embeds or engine.capabilities(call.model).native

@@ -60,6 +60,16 @@ async def test_pays_for_every_token_that_was_made(name):
 
 
 @every_policy
+@pytest.mark.parametrize("length", [1, LENGTH])
+async def test_makes_no_more_calls_than_it_says(name, length):
+    fake = engine(small=[3.0] * 15, length=length)
+    gateway = Gateway(fake, fleet())
+    await read(ask(gateway, order(name)))
+    bound = gateway.plan(order(name)).policy.most_calls(call("large"))
+    assert bound is None or 1 <= len(fake.calls) <= bound
+
+
+@every_policy
 @pytest.mark.parametrize("chunks_read", [1, 2, 12, 13, 30])
 async def test_leaves_no_stream_open_when_the_client_hangs_up(name, chunks_read):
     fake = engine(small=[3.0] * 15)
