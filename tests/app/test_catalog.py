@@ -11,6 +11,7 @@ from app.catalog import PICO, Catalog, GpuSeconds, Price, read, seconds
 from app.errors import ConfigError, UnknownModel
 from app.settings import DEFAULT_CONFIG
 from app.types import Usage
+from tests.app.test_confidence import calibration
 
 MODEL = """
 [models.large]
@@ -301,3 +302,44 @@ def test_a_price_by_the_hour_is_rounded_up_to_1e_12_usd(tmp_path: Path) -> None:
 def test_a_mistake_in_hardware_s_keys_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"\[models\.large\]: {said}"):
         catalog(tmp_path, text)
+
+
+def test_how_sure_a_model_s_answers_make_it_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "confidence.json"
+    path.write_text(calibration(model="large").model_dump_json(), encoding="utf-8")
+    named = catalog(tmp_path, MODEL + f'confidence = "{path}"').models["large"].confidence
+    assert named == calibration(model="large")
+    assert catalog(tmp_path, MODEL).models["large"].confidence is None
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("{}", "is no file of `farthing train confidence`: model: "),
+        ("not JSON", "is no file of `farthing train confidence`: "),
+        (calibration(seed=1).model_dump_json().replace('"whole"', '"half"'), "whole: "),
+        (calibration(seed=1).model_dump_json().replace(":1,", ":9,", 1), "version: "),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_a_confidence_that_cannot_be_read_is_named(
+    tmp_path: Path, file: str | None, said: str
+) -> None:
+    path = tmp_path / "confidence.json"
+    if file is not None:
+        path.write_text(file, encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        catalog(tmp_path, MODEL + f'confidence = "{path}"')
+    place = f"{tmp_path / 'fleet.toml'}: [models.large]: confidence: "
+    assert raised.value.message.startswith(place)
+    assert str(path) in raised.value.message and said in raised.value.message
+
+
+def test_a_confidence_may_be_bundled_or_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"weights/none/at-all\.json: cannot be read"):
+        catalog(tmp_path, MODEL + 'confidence = "bundled:none/at-all.json"')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.json").write_text(calibration().model_dump_json(), encoding="utf-8")
+    assert catalog(tmp_path, MODEL + 'confidence = "~/c.json"').models["large"].confidence

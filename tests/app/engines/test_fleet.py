@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from tests.app.engines.scripted import (
     settle,
     token,
 )
+from tests.app.test_confidence import calibration
 
 A, B, C = (f"http://{name}:8000" for name in "abc")
 
@@ -174,9 +176,12 @@ def test_a_reload_keeps_what_is_as_it_was_and_drains_the_rest() -> None:
         waits = asyncio.create_task(said(before, call("waits", account="w")))
         await settle()
         many[C].probing = 5.0
-        new = card(
-            "m", B, C, max_running=1, price=Price(input=1, output=Decimal(2)), aliases=("x",)
-        )
+        ours: dict[str, Any] = {
+            "price": Price(input=1, output=Decimal(2)),
+            "aliases": ("x",),
+            "confidence": calibration(),
+        }
+        new = card("m", B, C, max_running=1, **ours)
         after = many.fleet(new, previous=before)
         assert many.made == [("m", A), ("m", B), ("m", C)]  # B is taken over
         starting = asyncio.create_task(after.start())
