@@ -18,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from app.types import Token
+from app.types import Message, Token
 
+SELF_CHECK = "Is that answer right? Say Yes or No, and nothing else."
+VERDICTS = 20  # likeliest first tokens of a verdict among which Yes and No are looked for
 _LEAST = -100.0  # natural: what is below it is no likelier than never
 _BITS = 64.0  # of an entropy, at most: what bounds say of a tail may be infinite
 
@@ -72,6 +74,26 @@ def signals(tokens: Sequence[Token], self_check: float | None = None) -> Signals
         tokens=len(logprobs),
         self_check=self_check,
     )
+
+
+def checking(messages: Sequence[Message], answer: str) -> tuple[Message, ...]:
+    """A conversation in which the model judges its answer: P(True) of Kadavath et al. (2022).
+
+    The verdict is the first token written, asked for with the `VERDICTS` likeliest of its place.
+    """
+    said = {"role": "assistant", "content": answer}, {"role": "user", "content": SELF_CHECK}
+    return (*messages, *said)
+
+
+def approval(verdict: Token) -> float | None:
+    """P(yes) by P(yes) + P(no), whatever their case; None: neither is among the likeliest."""
+    chances = {"yes": 0.0, "no": 0.0}
+    for one in verdict.top:
+        word = one.piece.decode(errors="replace").strip(" \n*.\"'").lower()
+        if word in chances:
+            chances[word] += math.exp(one.logprob)
+    both = sum(chances.values())
+    return chances["yes"] / both if both else None
 
 
 class Score(BaseModel):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.confidence import Calibration, Score, Signals, signals
-from app.types import Token
+from app.confidence import Calibration, Score, Signals, approval, checking, signals
+from app.types import Candidate, Token
 
 SIGNALS = Signals(-0.5, -2.0, 1.0, 3.0, 12)
 
@@ -144,6 +144,20 @@ def test_a_self_check_is_a_feature_of_checked_alone() -> None:
         calibration(whole=judged)
     with pytest.raises(ValidationError, match="self_check"):
         calibration(at={8: judged})
+
+
+def test_a_verdict_is_the_chance_of_yes_beside_no() -> None:
+    said = {b"Yes": 0.3, b" yes": 0.1, b"No": 0.1, b"Maybe": 0.5}
+    top = tuple(Candidate(n, piece, math.log(p)) for n, (piece, p) in enumerate(said.items()))
+    assert approval(Token(0, top=top)) == pytest.approx(0.8)
+    assert approval(Token(0, top=top[3:])) is None
+
+
+def test_a_model_is_asked_about_its_own_answer() -> None:
+    asked = {"role": "user", "content": "2 + 2?"}
+    first, answer, question = checking([asked], "4")
+    assert (first, answer) == (asked, {"role": "assistant", "content": "4"})
+    assert question["role"] == "user" and "Yes or No" in question["content"]
 
 
 def test_it_lasts_on_disk() -> None:
