@@ -1,0 +1,76 @@
+"""How often samples are right, or wrong and taken for right: estimated from labelled ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_MOST_SPREAD = 0.99  # more would say that nothing is learned from a first sample
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What became of one question's samples."""
+
+    samples: int
+    right: int
+    passing: int = 0  # wrong, but passed by the verifier; of a vote: that gave the commonest one
+
+    def __post_init__(self) -> None:
+        if self.right < 0 or self.passing < 0 or self.right + self.passing > self.samples:
+            raise ValueError("right and passing must be counts that samples hold")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """As `best_of_n` wants to be told."""
+
+    right: float  # mean chance that a sample is right
+    spread: float  # of that chance between questions: 0, all alike; 1, each is 0 or 1
+    false_pass: float  # share of the wrong ones that pass
+
+
+def estimate(items: Sequence[Item]) -> Estimate:
+    """By the method of moments for a beta-binomial, each question weighing by its samples.
+
+    `spread` is the correlation of two samples of a question, 1 / (a + b + 1) of a Beta(a, b)
+    (Kleinman 1973, J. Am. Stat. Assoc. 68, 46-54); it needs two samples of some question, and is
+    0 without. Raises ValueError where there is no sample.
+    """
+    used = [item for item in items if item.samples]
+    total = sum(item.samples for item in used)
+    if not total:
+        raise ValueError("there are no samples to estimate from")
+    right = sum(item.right for item in used) / total
+    wrong = sum(item.samples - item.right for item in used)
+    passing = sum(item.passing for item in used)
+    return Estimate(right, _spread(used, total, right), passing / wrong if wrong else 0.0)
+
+
+def _spread(items: Sequence[Item], total: int, right: float) -> float:
+    shares = [(item.samples / total, item) for item in items]
+    observed = sum(w * (item.right / item.samples - right) ** 2 for w, item in shares)
+    single = right * (1 - right)
+    by_chance = sum(w * (1 - w) / item.samples for w, item in shares)
+    between = sum(w * (1 - w) for w, _ in shares) - by_chance
+    if single * between <= 0:
+        return 0.0
+    return min(max((observed - single * by_chance) / (single * between), 0.0), _MOST_SPREAD)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that of k of these samples one is right, without bias: 1 - C(n-c, k) / C(n, k).
+
+    Chen et al. 2021, arXiv 2107.03374. Raises ValueError where there are fewer samples than k.
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError("pass@k needs 1 <= k <= samples and 0 <= right <= samples")
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def mean_pass_at_k(items: Sequence[Item], k: int) -> float:
+    """Of several questions. Raises ValueError where one has fewer samples than k, or none is."""
+    if not items:
+        raise ValueError("pass@k needs a question")
+    return math.fsum(pass_at_k(item.samples, item.right, k) for item in items) / len(items)
