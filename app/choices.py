@@ -46,8 +46,9 @@ async def parts(
     """
     calls = call.to(model).apart()
     asked = calls[0].choices
-    first, counts = await _counted(calls, policy, model, meter)
-    context = meter.capabilities(first).context
+    counts = await _counted(calls, policy, model, meter)
+    models = policy.worst_case(model, 0, 0)
+    context = max(meter.capabilities(each).context for each in models)
     # At least one token: a prompt that is too long is for the engine to refuse.
     rooms = [max(context - prompt, 1) for prompt in counts]
     limit, single = call.max_tokens, (drawn, len(calls)) == (1, 1)
@@ -298,17 +299,15 @@ class _Prices:
         return replace(worst, drafted=min(worst.drafted, longest * worst.completion))
 
 
-async def _counted(
-    calls: Sequence[Call], policy: Policy, model: str, meter: Meter
-) -> tuple[str, list[int]]:
-    """The first model that can be asked, and the tokens of the prompts as it reads them."""
+async def _counted(calls: Sequence[Call], policy: Policy, model: str, meter: Meter) -> list[int]:
+    """The tokens of the prompts, as the first model reads them that can be asked."""
     first, *others = policy.worst_case(model, 0, 0)
     try:
-        return first, [await meter.count(each.to(first)) for each in calls]
+        return [await meter.count(each.to(first)) for each in calls]
     except EngineError:
         for other in others:  # the policy will find the same, and may go on without the first
             with suppress(EngineError):
-                return other, [await meter.count(each.to(other)) for each in calls]
+                return [await meter.count(each.to(other)) for each in calls]
         raise
 
 

@@ -381,7 +381,8 @@ class Answer:
             return "closed"
         if "budget" in self._reasons:
             return "cut"
-        return "steered" if any(d.kind == "steer" for d in self.decisions) else "kept"
+        steered = any(d.steered or d.kind == "steer" for d in self.decisions)
+        return "steered" if steered else "kept"
 
 
 def _outcome(error: Exception) -> Outcome:

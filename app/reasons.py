@@ -36,13 +36,16 @@ class Decision:
     # precision: in which the model answers.
     kind: Kind
     model: str  # who writes from here on
-    token: int  # index in the answer of the first token that is written under it
+    # Index in the answer of the first token that is written under it; keep, escalate: how many
+    # there were of the answer that it is about.
+    token: int
     entropy: float | None = None  # rolling mean, bits
     threshold: float | None = None  # bits, or of the confidence
     confidence: float | None = None  # 0 to 1: chance of being right, share of votes, score
     answers: int | None = None  # that were made for this one
     dropped: int | None = None  # tokens of the prompt that were left out
     detail: str = ""  # in our words, nothing of prompt or answer; 200 characters at most
+    steered: bool = False  # it was for want of money; of a `steer` that goes without saying
     saves: float | None = None  # seconds by which the answer begins sooner, by estimate
     rest_usd: float | None = None  # stamped by the gateway
     choice: int = 0  # of which answer; stamped by the gateway too

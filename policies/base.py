@@ -127,7 +127,7 @@ class Whole(Policy):
             try:
                 async with (
                     aclosing(engine.generate(asked)) as stream,
-                    aclosing(_spoken(stream)) as chunks,
+                    aclosing(spoken(stream)) as chunks,
                 ):
                     async for chunk in chunks:
                         if decided is not None:
@@ -190,7 +190,7 @@ def _weighed(
     )
 
 
-async def _spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+async def spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
     """The chunks, none of them before there is something to show: that a server has set to work
     does not mean that it will answer."""
     begun, early = False, list[Chunk]()

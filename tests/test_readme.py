@@ -23,6 +23,7 @@ from app.gateway import Gateway, Order
 from app.settings import DEFAULT_CONFIG, Settings
 from app.telemetry.metrics import METRICS
 from policies.base import Policy
+from policies.cascade import Cascade
 from policies.kv_prediction import KvPrediction
 from policies.speculative import Speculative
 from routers import terms
@@ -83,12 +84,16 @@ def test_each_request_header_has_its_row() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "title"),
-    [(Speculative, "Guessing ahead"), (KvPrediction, "Reading ahead of the prompt")],
+    [
+        (Speculative, "Guessing ahead"),
+        (KvPrediction, "Reading ahead of the prompt"),
+        (Cascade, "Cascades"),
+    ],
 )
 def test_each_option_of_a_policy_has_its_row(policy: type[Policy], title: str) -> None:
-    section = TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    section = re.split(r"\n##+ ", TEXT.partition(f"## {title}\n")[2])[0]
     for name, field in policy.model_fields.items():
-        default = "" if field.default in (None, "") else f"`{field.default}`"
+        default = "" if field.default in (None, "", ()) else f"`{field.default}`"
         assert row(f"`{name}`", section) == [f"`{name}`", default, field.description]
 
 
@@ -168,8 +173,9 @@ async def test_the_example_policy_keeps_the_contract(
     test: Callable[..., Any], or_else: str
 ) -> None:
     wants = inspect.signature(test).parameters
-    assert set(wants) <= {"name", "chunks_read"}
-    more = {"chunks_read": 2} if "chunks_read" in wants else {}
+    given = {"chunks_read": 2, "length": scripts.LENGTH}
+    assert set(wants) <= {"name", *given}
+    more = {name: value for name, value in given.items() if name in wants}
     done = test(name=or_else, **more)
     if inspect.isawaitable(done):
         await done

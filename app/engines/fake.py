@@ -32,6 +32,7 @@ class Script:
 
     words: Sequence[str]
     entropies: Sequence[float] = ()  # bits, by position; 0.1 beyond the end
+    logprobs: Sequence[float] = ()  # natural, by position; -0.1 beyond the end
     family: str = "fake"
     context: int = 4096
     delay: float = 0.0  # seconds before each token
@@ -196,14 +197,16 @@ class Fake:
 
     def _token(self, call: Call, script: Script, position: int) -> Token:
         word = script.words[position]
-        bits = self._entropy(script, position)
+        bits, likely = self._entropy(script, position), -0.1
+        if position < len(script.logprobs):
+            likely = script.logprobs[position]
         top: tuple[Candidate, ...] = ()
         if call.sampling.logprobs:
-            top = (Candidate(self.token_id(word), f"{word} ".encode(), -0.1),)
+            top = (Candidate(self.token_id(word), f"{word} ".encode(), likely),)
         return Token(
             id=self.token_id(word),
             piece=f"{word} ".encode(),
-            logprob=None if call.sampling.logprobs is None else -0.1,
+            logprob=None if call.sampling.logprobs is None else likely,
             top=top,
             entropy=(bits, bits) if call.decoding.entropy else None,
         )
