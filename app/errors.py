@@ -24,6 +24,7 @@ Every error raised on purpose, each with its HTTP status:
     - EngineUnavailable (503): no healthy engine for the model, and nothing was begun
     - EngineLost: it broke off before it said anything; it may have worked in vain
   + LedgerUnavailable (503): the store of keys and spending does not answer
+  + SandboxUnavailable (503): untrusted code cannot be confined, and so is not run
   + DeadlineExceeded (504)
 """
 
@@ -167,6 +168,11 @@ class LedgerUnavailable(FarthingError):
 
     def __init__(self, message: str = "The ledger does not answer; try again") -> None:
         super().__init__(message, retry_after=1.0)
+
+
+class SandboxUnavailable(FarthingError):
+    status = 503
+    code = "sandbox_unavailable"
 
 
 class DeadlineExceeded(FarthingError):
