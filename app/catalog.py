@@ -26,6 +26,7 @@ from pydantic import (
 
 from app.confidence import Calibration
 from app.errors import ConfigError, UnknownModel
+from app.sandbox import Limits
 from app.tariffs import PICO as PICO
 from app.tariffs import GpuSeconds as GpuSeconds
 from app.tariffs import PerHour
@@ -195,6 +196,7 @@ class Catalog:
     models: Mapping[str, ModelCard]
     presets: Mapping[str, Preset]
     source: str = "farthing.toml"
+    sandbox: Limits | None = None  # of code that clients have run; None: none is
 
     def model(self, name: str) -> ModelCard:
         """The model of this name or alias. Raises UnknownModel."""
@@ -230,15 +232,20 @@ def read(path: Path) -> Catalog:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for table in tables:
-        if table not in ("models", "presets"):
-            raise ConfigError(f"{path}: [{table}]: unknown table; there are [models], [presets]")
+        if table not in ("models", "presets", "sandbox"):
+            raise ConfigError(
+                f"{path}: [{table}]: unknown table; there are [models], [presets], [sandbox]"
+            )
     models = _entries(path, tables, "models", ModelCard)
     presets = _entries(path, tables, "presets", Preset)
     if not models:
         raise ConfigError(f"{path}: [models]: at least one model is needed")
     _check_names(path, models, presets)
     _check_bases(path, models)
-    return Catalog(models, presets, str(path))
+    sandbox = None
+    if "sandbox" in tables:
+        sandbox = _entry(path, "[sandbox]", tables["sandbox"], Limits)
+    return Catalog(models, presets, str(path), sandbox)
 
 
 def _entries(path: Path, tables: Mapping[str, Any], kind: str, shape: type[T]) -> dict[str, T]:
@@ -248,18 +255,22 @@ def _entries(path: Path, tables: Mapping[str, Any], kind: str, shape: type[T]) -
         raise ConfigError(f"{path}: [{kind}]: must be a table of tables")
     for name, keys in found.items():
         table = f"[{kind}.{name}]"
-        if not isinstance(keys, dict):
-            raise ConfigError(f"{path}: {table}: must be a table")
-        if "name" in keys:
+        if isinstance(keys, dict) and "name" in keys:
             raise ConfigError(f"{path}: {table}: name: the table's own name is the name")
-        try:
-            entries[name] = shape(name=name, **keys)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            place = f"{path}: {table}: {key}" if key else f"{path}: {table}"
-            raise ConfigError(f"{place}: {first['msg']}") from error
+        entries[name] = _entry(path, table, keys, shape, name=name)
     return entries
+
+
+def _entry(path: Path, table: str, keys: object, shape: type[T], **more: str) -> T:
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: {table}: must be a table")
+    try:
+        return shape(**more, **keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        place = f"{path}: {table}: {key}" if key else f"{path}: {table}"
+        raise ConfigError(f"{place}: {first['msg']}") from error
 
 
 def _check_names(

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 import policies
+from app import sandbox
 from app.accounts.accounts import Accounts, Terms
 from app.catalog import Catalog, read
 from app.errors import ConfigError
@@ -68,7 +69,8 @@ def create_app(
     engine: Engine | None = None,
     shared: Path | None = None,
 ) -> FastAPI:
-    """The gateway as an ASGI app. Raises ConfigError for a fleet that cannot be served.
+    """The gateway as an ASGI app. Raises ConfigError for a fleet that cannot be served, and where
+    code would be run that cannot be confined.
 
     Without an `engine` the fleet's own is loaded once the app has started, in the background:
     `app.state.loading` is the task, and until it is done /health/ready and requests get 503.
@@ -79,6 +81,8 @@ def create_app(
     """
     fleet = catalog or read(settings.config_file())
     check_presets(fleet)
+    if fleet.sandbox is not None:
+        sandbox.check(fleet.sandbox)
     accounts = open_accounts(settings)
     public, origins = not is_loopback(settings.host), settings.origins()
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 import policies
+from app import sandbox
 from app.catalog import Catalog, ModelCard, Preset, read
 from app.downloads import local_path
 from app.engines.backend import Backend
@@ -69,6 +70,8 @@ class Serving:
                 raise ConfigError("the models are still loading")
             catalog = read(self._settings.config_file())
             check_presets(catalog)
+            if catalog.sandbox is not None:
+                await asyncio.to_thread(sandbox.check, catalog.sandbox)
             if embedded(catalog) != embedded(self.catalog):
                 raise ConfigError(
                     f"{catalog.source}: embedded models have changed, which needs a new start"

@@ -66,7 +66,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.connections": WORDS,
     "app.server": (*CHOSEN, "app.connections", "app.factory", "app.telemetry", "app.workers"),
     "app.workers": (),
-    "app.serving": (*CHOSEN, "app.downloads", "app.engines", "policies"),
+    "app.serving": (*CHOSEN, "app.sandbox", "app.downloads", "app.engines", "policies"),
     "app.prompt_files": (),
     "app.estimates": (),
     "app.training": (*TOOLS, "app.engines.embedded", "app.training"),

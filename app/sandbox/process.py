@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from app.errors import SandboxUnavailable
 
@@ -19,6 +20,11 @@ READY = b"."  # what a child says first, before its time begins
 _START_S = 30.0  # until it says so; a machine may be busy
 _KEPT = 8192  # bytes of each pipe
 _MOST = 2**20  # bytes of each pipe before it is stopped
+
+# Of each event loop, by command and number.
+_places: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[tuple[str | int, ...], asyncio.Semaphore]
+] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -35,20 +41,26 @@ def command(program: Path, *arguments: str) -> Sequence[str]:
     return (sys.executable, *FLAGS, str(program), *arguments)
 
 
-async def converse(words: Sequence[str], request: bytes, seconds: float) -> Spoken:
+async def converse(words: Sequence[str], request: bytes, seconds: float, at_once: int) -> Spoken:
     """Start this command, send the request and hear what it says.
 
-    It is killed, with all of its session, after so many seconds from its READY, when it says too
-    much, and when whoever waits for it is cancelled. Raises SandboxUnavailable where it never gets
-    ready.
+    Waits for a place while `at_once` processes of this command run. It is killed, with all of its
+    session, after so many seconds from its READY, when it says too much, and when whoever waits for
+    it is cancelled. Raises SandboxUnavailable where it never gets ready.
     """
+    places = _places.setdefault(asyncio.get_running_loop(), {})
+    async with places.setdefault((*words, at_once), asyncio.Semaphore(at_once)):
+        return await _conversed(words, request, seconds)
+
+
+async def _conversed(words: Sequence[str], request: bytes, seconds: float) -> Spoken:
     spoken, loop = Spoken(), asyncio.get_running_loop()
     try:
         process = await asyncio.create_subprocess_exec(
             *words, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={}, cwd="/", start_new_session=True
         )
     except OSError as error:
-        raise SandboxUnavailable(f"no process can be started: {error.strerror}") from error
+        raise SandboxUnavailable(f"no process for it could be started: {error.strerror}") from error
 
     def stop(why: str) -> None:
         spoken.stopped = spoken.stopped or why
@@ -73,7 +85,7 @@ async def converse(words: Sequence[str], request: bytes, seconds: float) -> Spok
         await process.communicate()  # to the pipes' ends, so that nothing of it is left
     if first != READY:
         why = spoken.stopped or spoken.output.decode(errors="replace").strip().rpartition("\n")[2]
-        raise SandboxUnavailable(f"the sandbox cannot be set up: {why or spoken.code}")
+        raise SandboxUnavailable(f"no process for it could be set up: {why or spoken.code}")
     return spoken
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from weakref import WeakKeyDictionary
 
 from app.errors import ConfigError, SandboxUnavailable
 from app.sandbox import seccomp
@@ -42,11 +40,6 @@ class Outcome:
     output: str = ""  # what it printed, its beginning; words of nobody we trust
 
 
-_places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]] = (
-    WeakKeyDictionary()
-)
-
-
 async def run_python(source: str, limits: Limits, tests: str = "") -> Outcome:
     """Run this code, then these tests in its namespace, confined as the README says.
 
@@ -57,11 +50,9 @@ async def run_python(source: str, limits: Limits, tests: str = "") -> Outcome:
 
     Raises SandboxUnavailable where it cannot be confined: then nothing was run.
     """
-    places = _places.setdefault(asyncio.get_running_loop(), {})
-    async with places.setdefault(limits.at_once, asyncio.Semaphore(limits.at_once)):
-        token = secrets.token_hex(16)
-        request = _request(source, tests, token, limits)
-        return _outcome(await converse(_INSIDE, request, limits.seconds), token)
+    token = secrets.token_hex(16)
+    request = _request(source, tests, token, limits)
+    return _outcome(await converse(_INSIDE, request, limits.seconds, limits.at_once), token)
 
 
 def check(limits: Limits) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from app.catalog import PICO, Catalog, GpuSeconds, Price, read, seconds
 from app.errors import ConfigError, UnknownModel
+from app.sandbox import Limits
 from app.settings import DEFAULT_CONFIG
 from app.types import Usage
 from tests.app.test_confidence import calibration
@@ -343,3 +344,24 @@ def test_a_confidence_may_be_bundled_or_at_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.json").write_text(calibration().model_dump_json(), encoding="utf-8")
     assert catalog(tmp_path, MODEL + 'confidence = "~/c.json"').models["large"].confidence
+
+
+def test_code_is_run_where_the_file_says_so_and_only_there(tmp_path: Path) -> None:
+    assert catalog(tmp_path, MODEL).sandbox is None
+    assert catalog(tmp_path, f"{MODEL}[sandbox]").sandbox == Limits()
+    limits = catalog(tmp_path, f"{MODEL}[sandbox]\nseconds = 2.5\nmemory_mib = 512").sandbox
+    assert limits == Limits(seconds=2.5, memory_mib=512)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[sandbox]\nseconds = 0", r"\[sandbox\]: seconds: .* greater than 0"),
+        ("[sandbox]\nmemory_mib = 8", r"\[sandbox\]: memory_mib: "),
+        ("[sandbox]\nnetwork = true", r"\[sandbox\]: network: "),
+        ("sandbox = true", r"\[sandbox\]: must be a table"),
+    ],
+)
+def test_bounds_of_code_that_make_no_sense(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        catalog(tmp_path, f"{text}\n{MODEL}")

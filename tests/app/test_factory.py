@@ -1,6 +1,7 @@
 """The app is put together from the fleet's file, or refused in one line."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -11,6 +12,7 @@ from app.catalog import Catalog, Preset, read
 from app.engines.fake import Fake
 from app.errors import ConfigError
 from app.factory import create_app
+from app.sandbox import Limits, seccomp
 from app.serving import check_presets
 from app.settings import DEFAULT_CONFIG
 from tests.routers.reading import asking
@@ -42,6 +44,13 @@ def test_a_preset_that_no_request_could_use_is_refused_by_its_key(catalog, polic
 def test_a_bad_preset_ends_the_start(settings, catalog, fake):
     with pytest.raises(ConfigError, match="presets.mine"):
         create_app(settings, catalog=with_preset(catalog, "nope"), engine=fake)
+
+
+def test_where_code_cannot_be_confined_there_is_no_start(settings, catalog, fake, monkeypatch):
+    monkeypatch.setattr(seccomp, "program", lambda: b"\0" * 8)  # no kernel takes that
+    create_app(settings, catalog=catalog, engine=fake)
+    with pytest.raises(ConfigError, match=r"\[sandbox\].*cannot be confined"):
+        create_app(settings, catalog=replace(catalog, sandbox=Limits()), engine=fake)
 
 
 def test_our_own_fleet_is_in_order():

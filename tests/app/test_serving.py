@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from app.catalog import read
 from app.errors import ConfigError
 from app.factory import create_app
+from app.sandbox import seccomp
 from app.serving import Serving
 from app.settings import Settings
 from tests.routers.reading import asking, events, said
@@ -182,6 +183,20 @@ async def test_a_file_that_cannot_be_leaves_all_as_it_was(
     house.file.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         await app.state.reload()
+
+
+async def test_code_that_cannot_be_confined_is_not_allowed_by_a_new_file_either(
+    house: House, running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, client = running
+    house.write(table("new", url_of(house)), "[sandbox]")
+    with monkeypatch.context() as patched:
+        patched.setattr(seccomp, "program", lambda: b"\0" * 8)  # no kernel takes that
+        with pytest.raises(ConfigError, match=r"\[sandbox\].*cannot be confined"):
+            await app.state.reload()
+    assert await listed(client) == ["old"]
+    await app.state.reload()
+    assert await listed(client) == ["new"]
 
 
 async def test_embedded_models_need_a_new_start(house: House, running: Any) -> None:
