@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
-from app import measure, telling, till, train
+from app import comparing, measure, telling, till, train
 from app.errors import FarthingError
 from app.telemetry.metrics import as_markdown
 
@@ -32,6 +32,7 @@ models = typer.Typer(help="The models of the fleet.", no_args_is_help=True)
 cli.add_typer(models, name="models")
 cli.add_typer(till.keys, name="keys")
 cli.add_typer(measure.bench, name="bench")
+measure.bench.command()(comparing.policies)
 cli.add_typer(train.train, name="train")
 cli.command()(till.usage)
 cli.command()(telling.explain)

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.bench.reading import Measured
 from app.estimates import mean
 from app.prompt_files import read_objects
 from app.types import Sampling
+
+if TYPE_CHECKING:
+    from app.bench.reading import Measured  # brings torch, which scoring does without
 
 SQUAD = ("context", "question", "answers")  # fields of a question
 MULTIPLE_CHOICE = ("system", "prompt", "answer")

@@ -1,0 +1,78 @@
+"""The command line's part about strategies: farthing bench policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.errors import ConfigError
+from app.measure import Json
+
+
+def policies(
+    way: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=MODEL;POLICY;OPTION=VALUE",
+            help="A way to answer: a model or preset, or a policy with options over it; repeatable."
+            " NAME=MODEL;n=8: so many answers at once, for pass@k.",
+        ),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TASK=FILE.jsonl",
+            help="gsm8k, humaneval, squad, hotpot_qa, cnn_dm or truthful_qa; repeatable.",
+        ),
+    ],
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    small: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The way to compare the others with.")
+    ] = None,
+    large: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The other one; cost and time by its.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each task, at most.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, and of sampling.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Times that each question is asked.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of the answers.")] = 0.0,
+    spread: Annotated[
+        float, typer.Option(min=0, max=2, help="Of those asked for n at once.")
+    ] = 0.7,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="What was answered goes there; a later run goes on from it.",
+        ),
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Measure strategies: quality, cost and time beside a small and a large model alone."""
+    from app.bench.policies import Plan, run
+    from app.bench.ways import Sampled, parse
+    from app.settings import Settings
+
+    tasks = {}
+    for each in task:
+        name, equals, file = each.partition("=")
+        if not (name and equals and file):
+            raise ConfigError(f"--task: must look like gsm8k=FILE.jsonl, not {each!r}")
+        tasks[name] = Path(file)
+    plan = Plan(
+        ways=tuple(map(parse, way)),
+        tasks=tasks,
+        small=small,
+        large=large,
+        limit=limit,
+        seed=seed,
+        seeds=seeds,
+        together=concurrency,
+        sampled=Sampled(temperature, spread),
+        answers=answers,
+    )
+    key = Settings().api_key
+    run(url, plan, key=key.get_secret_value() if key else None, json_file=json_file)
