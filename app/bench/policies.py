@@ -109,17 +109,15 @@ async def gather(http: httpx.AsyncClient, plan: Plan, to_come: Sequence[Job]) ->
                 _keep(plan, answer)
                 bar.advance(shown)
 
-            await asyncio.gather(*(client() for _ in range(plan.together)))
-
+        await asyncio.gather(*(client() for _ in range(plan.together)))
     return found
 
 
 def _keep(plan: Plan, answer: Answered) -> None:
     if plan.answers is not None:
         with plan.answers.open("ab", buffering=0) as file:
-            file.write(
-                answer.as_line().encode()
-            )  # at once: a run that is killed leaves whole lines
+            # In one write: a run that is killed leaves whole lines.
+            file.write(answer.as_line().encode())
 
 
 async def measure(http: httpx.AsyncClient, plan: Plan) -> Figures:
