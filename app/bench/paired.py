@@ -39,7 +39,7 @@ def mcnemar(better: int, worse: int) -> float:
     """The two-sided p of so many pairs that differ in one sense and in the other, if either sense
     were as likely: exact, by the binomial (McNemar, 1947)."""
     pairs = better + worse
-    tail = sum(math.comb(pairs, k) for k in range(min(better, worse) + 1)) / 2**pairs
+    tail = sum(math.comb(pairs, k) for k in range(min(better, worse) + 1)) / (1 << pairs)
     return min(1.0, 2 * tail)
 
 
