@@ -88,7 +88,7 @@ def helper(x):
 
 def add(a, b):
     """ Add.
-    >>> add(1, 2)
+    >>> add(1, 2) # three (3)
     3
     >>> add("a", "b")
     'ab'
