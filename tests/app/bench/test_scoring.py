@@ -113,7 +113,7 @@ def test_the_examples_of_a_prompt() -> None:
     assert examples(PROMPT, "add").splitlines() == [
         "assert callable(add)",
         "assert (add(1, 2)) == (3)",
-        'assert (add("a", "b")) == (\'ab\')',
+        "assert (add('a', 'b')) == ('ab')",
     ]
 
 
