@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app.sandbox import Limits
 
 from app.bench.grading import TASKS, Question, questions
 from app.errors import ConfigError
+from app.sandbox import Limits
 
 GSM8K = {"question": "2 and 2?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
 ADD = '''def add(a, b):
