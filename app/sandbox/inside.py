@@ -31,7 +31,7 @@ _DEATH_SIGNAL, _DUMPABLE, _NO_NEW_PRIVILEGES, _SECCOMP = 1, 4, 38, 22  # linux/p
 _FILTER, _KILL = 2, 9
 _HIDDEN = {
     *("gc.get_objects", "gc.get_referrers", "gc.get_referents"),
-    *("sys.settrace", "sys.setprofile", "code.__new__"),
+    *("sys.settrace", "sys.setprofile", "code.__new__", "marshal.load", "marshal.loads"),
 }
 
 
@@ -97,7 +97,7 @@ def told(error: BaseException) -> str:
 
 def watch(event: str, _: object) -> None:
     """An audit hook, which nobody can take out: no looking for objects that have no name, no
-    stepping through frames, no access to raw memory."""
+    stepping through frames, no instructions that no compiler wrote, no access to raw memory."""
     if event in _HIDDEN or event.startswith("ctypes."):
         raise RuntimeError(f"{event} is not allowed here")
 

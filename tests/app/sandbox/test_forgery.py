@@ -91,6 +91,7 @@ async def test_it_does_not_pass(source: str) -> None:
         "import sys\nsys.settrace(print)",
         "import sys\nsys.setprofile(print)",
         "(lambda: 0).__code__.replace(co_consts=())",
+        "import marshal\nmarshal.loads(marshal.dumps(compile('', '', 'exec')))",
         "import _ctypes",
         "import ctypes",
     ],
