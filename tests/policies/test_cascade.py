@@ -10,6 +10,7 @@ from app.engines.fake import Fake, Script
 from app.errors import BadRequest, EngineError
 from app.gateway import Gateway, Order
 from app.types import Candidate, Chunk, Sampling, Token, Usage
+from policies.answers.judging import checking_reads
 from policies.cascade import Cascade
 from tests.policies.cascades import (
     CHANCE,
@@ -255,6 +256,13 @@ async def test_an_early_decision_does_without_its_word():
     assert models(fake) == ["small"]
 
 
+async def test_about_no_answer_nothing_is_asked():
+    fake = checked(0.9)
+    fake.scripts = {**fake.scripts, "small": Script([])}
+    await read(asked(fake, options={"self_check": True}))
+    assert models(fake) == ["small", "large"]
+
+
 async def test_where_it_does_not_say_the_other_signals_must_do():
     answer = asked(checked(-1.0), options={"self_check": True})
     await read(answer)
@@ -358,8 +366,7 @@ def test_it_says_how_much_it_may_ask_for():
     assert plain.worst_case("", 7, 9) == dict.fromkeys(("small", "large"), Usage(7, 0, 9))
     early = Cascade(models=("small", "large")).fit(fleet(calibration(4)), None)
     assert early.worst_case("", 7, 9)["small"] == Usage(2 * 7 + 9, 0, 9)
+    check = plain.model_copy(update={"self_check": True})
+    assert check.worst_case("", 7, 9)["small"] == Usage(7 + checking_reads(7, 9), 0, 10)
     assert early.best_first("") == ("large", "small")
-    assert (
-        plain.most_calls(call()),
-        plain.model_copy(update={"self_check": True}).most_calls(call()),
-    ) == (3, 4)
+    assert (plain.most_calls(call()), check.most_calls(call())) == (3, 4)

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from app.engines.fake import Fake
 from app.errors import BadRequest, BudgetExceeded, DeadlineExceeded, EngineError
-from app.types import Goals
+from app.types import Chunk, Goals, Usage
 from tests.policies.cascades import (
     FAIR,
     POOR,
@@ -40,15 +41,23 @@ async def test_where_there_is_no_money_for_the_next_one_the_answer_is_shown_as_i
     assert first.considered[1].fits is False
 
 
-@pytest.mark.parametrize("more", [0, -20])
-async def test_an_answer_twice_as_long_must_be_affordable(more):
+@pytest.mark.parametrize(("length", "more"), [(LENGTH, 0), (LENGTH, -20), (LENGTH - 1, 0)])
+async def test_an_answer_twice_as_long_must_be_affordable(length, more):
     fake = engine(small=POOR)
-    answer = asked(fake, usd=enough_for(LENGTH, 2 * LENGTH) + usd(more))
+    fake.scripts["small"] = script("small", POOR, length)
+    answer = asked(fake, usd=enough_for(length, 2 * length) + usd(more))
     chunks = await read(answer)
     writer = "large" if more == 0 else "small"
     assert said(chunks) == {writer[0]} and chunks[-1].finish == "stop"
     assert answer.outcome == ("kept" if more == 0 else "steered")
     assert answer.spent <= answer.budget
+
+
+@pytest.mark.parametrize(("tokens", "writer"), [(16, "l"), (15, "s")])
+async def test_and_one_that_is_worth_beginning(tokens, writer):
+    fake = engine()
+    fake.scripts["small"] = script("small", POOR, 3)
+    assert said(await read(asked(fake, usd=enough_for(3, tokens)))) == {writer}
 
 
 async def test_no_more_must_be_affordable_than_may_come():
@@ -64,14 +73,33 @@ async def test_a_beginning_is_not_left_for_what_cannot_be_paid():
     assert decided(answer) == [("escalate", "large", LENGTH)]
 
 
-async def test_of_several_answers_the_likeliest_is_kept_where_money_ends():
+@pytest.mark.parametrize("dear", [20, 2000])
+async def test_of_several_answers_the_likeliest_is_kept_where_money_ends(dear):
+    """Even if it is certain before the second one that there is none for the third."""
     fake = engine(tiny=FAIR, small=POOR)
+    known = fleet(calibration(), large={"price": price(10, dear)})
     budget = usd(3 * PROMPT + LENGTH * 6 + PROMPT * 10 + 79 * 20)
-    answer = asked(fake, calibration(), model="three", usd=budget)
+    answer = asked(fake, catalog=known, model="three", usd=budget)
     chunks = await read(answer)
     assert said(chunks) == {"t"} and models(fake) == ["tiny", "small"]
     assert decided(answer) == [("escalate", "small", LENGTH), ("keep", "tiny", LENGTH)]
     assert answer.outcome == "steered" and answer.visible == {"tiny": LENGTH}
+
+
+class Uncounted(Fake):
+    """Its large model cannot be asked, nor its prompt be counted."""
+
+    async def count(self, call):
+        if call.model == "large":
+            raise EngineError("no connection")
+        return await super().count(call)
+
+
+async def test_that_a_prompt_cannot_be_counted_is_no_want_of_money():
+    fake = Uncounted(engine(small=POOR).scripts)
+    answer = asked(fake, usd=usd(10_000))
+    assert said(await read(answer)) == {"s"} and answer.outcome == "kept"
+    assert answer.decisions[-1].detail == "large failed (EngineError)"
 
 
 async def test_one_that_is_not_affordable_itself_is_passed_by():
@@ -132,10 +160,37 @@ async def test_of_several_the_likeliest_that_has_ended_is_given():
     assert models(fake) == ["tiny", "small", "large"]
 
 
-async def test_where_all_fail_the_last_failure_is_told():
+async def test_one_that_has_ended_goes_before_one_that_was_left():
+    """Whichever was likelier to be right."""
+    fake = engine(tiny=POOR, small=POOR + 0.05)
+    fake.scripts["large"] = script("large", fails_after=0)
+    known = fleet(calibration(4), tiny={"confidence": calibration()})
+    answer = asked(fake, catalog=known, model="three")
+    assert said(await read(answer)) == {"t"}
+    assert models(fake) == ["tiny", "small", "large"] and fake.produced["small"] == 4
+
+
+class Begun(Fake):
+    """Its large model says that it has read the prompt, and fails."""
+
+    async def generate(self, call):
+        if call.model == "large":
+            yield Chunk(model="large", usage=Usage(prompt=PROMPT))
+            raise EngineError("it broke off")
+        async for chunk in super().generate(call):
+            yield chunk
+
+
+async def test_one_that_has_said_nothing_is_not_being_shown():
+    answer = asked(Begun(engine(small=POOR).scripts))
+    assert said(await read(answer)) == {"s"}
+
+
+@pytest.mark.parametrize("after", [0, 3])
+async def test_where_all_fail_the_last_failure_is_told(after):
     fake = engine()
-    for name in ("small", "large"):
-        fake.scripts[name] = script(name, fails_after=0)
+    fake.scripts["small"] = script("small", fails_after=after)
+    fake.scripts["large"] = script("large", fails_after=0)
     with pytest.raises(EngineError, match="fail"):
         await read(asked(fake))
     assert models(fake) == ["small", "large"]
@@ -176,6 +231,15 @@ async def test_at_the_deadline_there_is_what_came_before(delay, finish):
     assert said(chunks) == {"s"} and chunks[-1].finish == finish
     assert answer.decisions[-1].detail == "the deadline came"
     assert answer.outcome == ("kept" if finish == "stop" else "deadline") and fake.open == 0
+
+
+async def test_what_is_being_shown_at_the_deadline_is_cut():
+    fake = engine()
+    fake.scripts["small"] = script("small", delay=0.02)
+    answer = asked(fake, calibration(2), goals=soon())
+    chunks = await read(answer)
+    assert (chunks[-1].finish, chunks[-1].reason) == ("length", "deadline")
+    assert [each.detail for each in answer.decisions] == ["after 2 tokens"]
 
 
 async def test_where_nothing_came_the_deadline_is_an_error():
