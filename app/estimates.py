@@ -1,11 +1,14 @@
-"""Means with 95 % intervals, by a bootstrap over what was drawn independently."""
+"""Means with 95 % intervals, by a bootstrap over what was drawn independently; and shares."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+_NORMAL = 1.959964  # standard deviations on either side that hold 95 %
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,13 @@ def ratio(
 def mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
     """Of values each drawn independently. Raises ValueError for nothing."""
     return ratio(values, [1.0] * len(values), seed=seed)
+
+
+def share(counted: int, of: int) -> Estimate:
+    """A proportion, with Wilson's interval (1927). Raises ValueError for a share of nothing."""
+    if of < 1:
+        raise ValueError("there is nothing to take a share of")
+    found, square = counted / of, _NORMAL**2 / of
+    middle = (found + square / 2) / (1 + square)
+    half = _NORMAL / (1 + square) * math.sqrt(found * (1 - found) / of + square / (4 * of))
+    return Estimate(found, max(middle - half, 0.0), min(middle + half, 1.0))

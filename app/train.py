@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +15,7 @@ from app.errors import ConfigError
 
 if TYPE_CHECKING:
     from app.training.command import Named
+    from app.types import Engine
 
 train = typer.Typer(help="Make small models for large ones.", no_args_is_help=True)
 
@@ -250,6 +255,80 @@ def kv_predictor(
 
 
 @train.command()
+def confidence(
+    model: Annotated[str, typer.Argument(help="A model of the fleet: embedded, or of a server.")],
+    folder: Folder,
+    prompts: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE.jsonl", help="Questions with known answers; repeatable."),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(help="Of each file: gsm8k, humaneval, squad, hotpot_qa or truthful_qa."),
+    ],
+    number: Annotated[
+        int | None, typer.Option(help="Of each file's questions, drawn by the seed. [all]")
+    ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the questions that it is judged by. [0.4]")
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(metavar="8,16,32,64", help="Tokens after which it has a word. [8,16,32,64]"),
+    ] = None,
+    self_check: Annotated[
+        bool | None,
+        typer.Option("--self-check", help="Ask the model about each of its answers too."),
+    ] = None,
+    together: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
+    seed: Seed = None,
+) -> None:
+    """Fit how likely a model's answers are right, by their tokens; again, to go on."""
+    from app.training.confidence.command import ConfidenceChoices, run_confidence
+
+    if len(task) != len(prompts):
+        raise ConfigError(f"--task: {len(task)} for {len(prompts)} files: name one for each")
+    given = {
+        "number": number,
+        "held_out": held_out,
+        "checkpoints": None if checkpoints is None else _indices(checkpoints, "checkpoints"),
+        "self_check": self_check,
+        "seed": seed,
+    }
+    choices = ConfidenceChoices(
+        model=model,
+        folder=folder,
+        prompts=tuple(zip(task, prompts, strict=True)),
+        recipe={name: value for name, value in given.items() if value is not None},
+        together=together,
+    )
+
+    async def served() -> None:
+        async with _serving(model) as (engine, name):
+            await run_confidence(replace(choices, model=name), engine)
+
+    asyncio.run(served())
+
+
+@asynccontextmanager
+async def _serving(model: str) -> AsyncIterator[tuple[Engine, str]]:
+    """An engine for this model of the fleet and no other, and the model's own name."""
+    from app.catalog import Catalog, read
+    from app.serving import Serving
+    from app.settings import Settings
+
+    settings = Settings()
+    fleet = read(settings.config_file())
+    card = fleet.model(model)
+    cards = {name: fleet.models[name] for name in (card.name, card.base) if name}
+    serving = Serving(settings, Catalog(cards, {}, fleet.source))
+    try:
+        yield await serving.start(), card.name
+    finally:
+        await serving.aclose()
+
+
+@train.command()
 def curves(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Of one run, or more.")],
     picture: Annotated[Path, typer.Option("--out", help="The PNG.")] = Path("curves.png"),
@@ -287,8 +366,8 @@ def _draft(name: str, base: str) -> Named:
     return found
 
 
-def _indices(text: str) -> tuple[int, ...]:
+def _indices(text: str, option: str = "kept") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"kept: must look like 0,1,28,29, not {text!r}") from error
+        raise ConfigError(f"{option}: must look like 0,1,28,29, not {text!r}") from error

@@ -70,6 +70,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.prompt_files": (),
     "app.estimates": (),
     "app.training": (*TOOLS, "app.engines.embedded", "app.training"),
+    "app.training.confidence": (*TOOLS, "app.confidence", "app.bench", "app.training"),
     "app.bench": (*TOOLS, *FLEET, "app.engines", "app.budget", "app.gateway", "app.bench"),
     "app.factory": EVERYTHING,
     "app.cli": EVERYTHING,

@@ -87,6 +87,12 @@ def exact_match(said: str, answer: str) -> float:
     return float(_plain(said) == _plain(answer))
 
 
+def contains(said: str, answer: str) -> float:
+    """1.0 where the answer's words stand in what was said: subspan exact match (Liu et al., 2023),
+    for models that answer in sentences."""
+    return float(bool(_plain(answer)) and f" {_plain(answer)} " in f" {_plain(said)} ")
+
+
 def multiple_choice(model: Measured, questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The share of questions whose right letter is the likeliest of the letters offered."""
     right, chance = [], []

@@ -31,13 +31,14 @@ def brier(said: Array, kept: Array, weight: Array) -> float:
     return float((each * weight).sum() / weight.sum())
 
 
-def calibration_error(said: Array, kept: Array, weight: Array) -> float:
-    """ECE: over 15 bins of equal weight, the mean distance of what is said from what is kept."""
+def calibration_error(said: Array, kept: Array, weight: Array, number: int = _BINS) -> float:
+    """ECE: over 15 bins of equal weight, or another number of them, the mean distance of what is
+    said from what is kept."""
     order = np.argsort(said, kind="stable")
     said, kept, weight = said[order], kept[order], weight[order]
     share = np.cumsum(weight) - weight / 2
-    bins = np.minimum((share / weight.sum() * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, (said - kept) * weight, _BINS)
+    bins = np.minimum((share / weight.sum() * number).astype(int), number - 1)
+    gaps = np.bincount(bins, (said - kept) * weight, number)
     return float(np.abs(gaps).sum() / weight.sum())
 
 
