@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
-from sklearn.isotonic import IsotonicRegression
+from sklearn.isotonic import IsotonicRegression, isotonic_regression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
@@ -20,6 +20,7 @@ Objective = Literal["nll", "squared"]
 OBJECTIVES: tuple[Objective, ...] = ("nll", "squared")
 LEAST = 10  # right answers, and wrong ones, without which nothing is fitted
 _FOLDS = 5
+_PRIOR = 10  # answers that the logits' own chance counts as, in each part of the isotonic fit
 _PENALTY = 1.0  # on the squared weights of standardised features, as scikit-learn's C = 1
 _COLDEST, _WARMEST = 0.05, 20.0  # temperatures
 
@@ -33,8 +34,8 @@ def fit(
     (the objective of 2404.13016): the one that is nearer to what came out, after temperature
     scaling, on answers that it was not fitted on (five folds) is kept. Temperature (Guo et al.,
     2017) and the isotonic regression above it are fitted on the logits of such answers too; the
-    latter is kept where folds of its own say that it helps. Raises ValueError where fewer than
-    `LEAST` answers are right, or wrong.
+    latter is kept where folds of its own say that it surely helps. Raises ValueError where fewer
+    than `LEAST` answers are right, or wrong.
     """
     y = right.astype(float)
     if min(y.sum(), (1 - y).sum()) < LEAST:
@@ -107,21 +108,31 @@ def _temperature(logits: Array, y: Array) -> float:
     return float(np.exp(found.x))
 
 
-def _isotonic(logits: Array, y: Array) -> IsotonicRegression:
-    # As many of each kind as were seen, and one more of the other: no chance is 0 or 1.
-    least = 1 / (len(y) + 2)
-    return IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(logits, y)
+def _isotonic(logits: Array, y: Array) -> tuple[Array, Array]:
+    """Where its level parts begin and end, as logits, and their chances, both rising.
+
+    Each part's share of right answers is drawn to what the logits say by `_PRIOR` answers' weight:
+    else a few right ones at an end would promise that all like them are.
+    """
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(logits, y).predict(logits)
+    _, part = np.unique(fitted, return_inverse=True)
+    answers, right = np.bincount(part), np.bincount(part, y)
+    chances = (right + _PRIOR * np.bincount(part, expit(logits)) / answers) / (answers + _PRIOR)
+    chances = isotonic_regression(chances, sample_weight=answers + _PRIOR)
+    ends = [(logits[part == one].min(), logits[part == one].max()) for one in range(len(chances))]
+    return np.array(ends).ravel(), np.repeat(chances, 2)
 
 
 def _isotonic_helps(logits: Array, y: Array, seed: int) -> bool:
+    """Whether it is nearer to answers that it was not fitted on, by more than a standard error."""
     said = np.empty(len(y))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed + 1)
     for learned, held in folds.split(logits, y):
-        said[held] = _isotonic(logits[learned], y[learned]).predict(logits[held])
-    return _gap(said, y) < _gap(expit(logits), y)
+        said[held] = np.interp(logits[held], *_isotonic(logits[learned], y[learned]))
+    gains = (expit(logits) - y) ** 2 - (said - y) ** 2
+    return bool(gains.mean() > gains.std() / np.sqrt(len(y)))
 
 
 def _steps(logits: Array, y: Array) -> tuple[tuple[float, float], ...]:
-    fitted = _isotonic(logits, y)
-    pairs = zip(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist(), strict=True)
-    return tuple(pairs)
+    pairs = dict(zip(*(column.tolist() for column in _isotonic(logits, y)), strict=True))
+    return tuple(pairs.items())  # a part of one answer begins where it ends

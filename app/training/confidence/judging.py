@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from app.estimates import share
 from app.training.calibration import Array, Outcomes, area, brier, calibration_error, measured
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _BINS = 10
 _DRAWS = 1000  # of what would be right if what is said were true
 

@@ -11,8 +11,8 @@ from scipy.special import expit
 
 from app.confidence import Feature, Score, Signals
 from app.training.calibration import Array
-from app.training.confidence.fitting import fit
-from app.training.confidence.judging import judged, lines, promises
+from app.training.confidence.fitting import _isotonic, fit
+from app.training.confidence.judging import THRESHOLDS, judged, lines, promises
 
 FEATURES: tuple[Feature, ...] = ("mean_logprob", "max_entropy")
 Truth = Callable[[Array, Array], Array]
@@ -72,6 +72,15 @@ def test_the_better_objective_is_kept() -> None:
     assert "nll" in kinds
 
 
+def test_a_few_right_answers_at_an_end_are_no_certainty() -> None:
+    logits = np.linspace(-2, 2, 60)
+    right = np.arange(60) % 4 == 0
+    right[-5:] = True
+    places, chances = _isotonic(logits, right.astype(float))
+    assert np.all(np.diff(places) >= 0) and np.all(np.diff(chances) >= 0)
+    assert 0.85 < chances[-1] < (5 + 10 * 0.89) / 15
+
+
 def test_calibration_error_falls_and_the_promise_is_kept() -> None:
     found, _, right = answers(linear, 600, 0)
     score = fit(found, right, FEATURES, 0)
@@ -82,9 +91,9 @@ def test_calibration_error_falls_and_the_promise_is_kept() -> None:
     assert after["brier"]["mean"] < before["brier"]["mean"]
     assert after["auroc"]["mean"] > 0.85
     assert all(one["within"] for one in report["promises"] if one["kept"])
-    assert [one["threshold"] for one in report["promises"]] == [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [one["threshold"] for one in report["promises"]] == list(THRESHOLDS)
     assert after["ece"]["mean"] < report["ece_by_chance"]["high"] < before["ece"]["mean"]
-    assert len(lines("whole", report)) == 4 + 5
+    assert len(lines("whole", report)) == 4 + len(THRESHOLDS)
 
 
 def test_a_promise_that_is_not_kept_is_told() -> None:
@@ -99,9 +108,9 @@ def test_a_promise_that_is_not_kept_is_told() -> None:
 def test_the_first_chance_that_suffices_counts() -> None:
     said = np.array([[0.95, 0.6], [0.3, 0.75], [np.nan, 0.65], [0.2, 0.1]])
     kept = promises(said, np.array([True, True, False, False]))
-    assert [one["kept"] for one in kept] == [3, 3, 2, 1, 1]
-    assert kept[0]["promised"] == pytest.approx((0.95 + 0.75 + 0.65) / 3)
-    assert kept[0]["right"]["mean"] == pytest.approx(2 / 3)
+    assert [one["kept"] for one in kept] == [3, 3, 3, 3, 2, 1, 1]
+    assert kept[2]["promised"] == pytest.approx((0.95 + 0.75 + 0.65) / 3)
+    assert kept[2]["right"]["mean"] == pytest.approx(2 / 3)
 
 
 def test_one_seed_makes_one_score() -> None:
