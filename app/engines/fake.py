@@ -48,6 +48,8 @@ class Script:
     structured: bool = False  # whether it takes tools and forms of answers; the words are its own
     native: bool = False  # whether it answers in its own words: one event, or the whole
     reading: float = 0.0  # seconds a token of a prompt, as it says
+    variants: Sequence[Script] = ()  # one of these plays instead: of several, the one of the call's
+    # seed, else of how many calls to the model there were before
 
 
 @dataclass
@@ -125,6 +127,7 @@ class Fake:
             raise EngineUnsupported(f"KV predictor {call.decoding.kv.predictor}", param="policy")
         if call.embeds and not script.vector:
             raise EngineUnsupported(f"model: {call.model} does not embed", param="model")
+        script = self._variant(call, script)
         self.calls.append(call)
         if call.embeds:
             read = sum(len(self._prompt(each)) for each in call.apart())
@@ -218,6 +221,13 @@ class Fake:
         if model not in self.scripts:
             raise UnknownModel(f"The model {model!r} does not exist", param="model")
         return self.scripts[model]
+
+    def _variant(self, call: Call, script: Script) -> Script:
+        if not script.variants:
+            return script
+        before = sum(made.model == call.model for made in self.calls)
+        number = before if call.sampling.seed is None else call.sampling.seed
+        return script.variants[number % len(script.variants)]
 
     def _prompt(self, call: Call) -> list[object]:
         """The words before `written`: the prompt's, and what another family said."""

@@ -87,14 +87,19 @@ async def replies(
     *,
     together: int,
     enough: Enough = lambda found: False,
+    ahead: bool = False,
+    unfinished: bool = False,
 ) -> list[Reply]:
     """Answers to these calls, at most `together` of them under way, in the order of the calls.
 
     Once what has ended is `enough` (asked after each end), or the deadline of the first call has
     come, the others are closed, and what has ended is all that is returned. For want of money no
     further one is begun. Raises what the first call that failed raised where none has succeeded.
+
+    `ahead`: the others begin once the first one has spoken, to find its prompt in the cache.
+    `unfinished`: where none has ended at the deadline, those that have begun to speak are returned.
     """
-    asking = _Asking(list(calls), engine)
+    asking = _Asking(list(calls), engine, ahead, unfinished)
     try:
         while asking.begin(together):
             if not await asking.wait() or await _is(enough(asking.found)):
@@ -103,7 +108,7 @@ async def replies(
         await asking.stop()
     if not asking.found and asking.failed:
         raise asking.failed[0]
-    return asking.found
+    return asking.found or asking.begun
 
 
 async def _is(answer: bool | Awaitable[bool]) -> bool:
@@ -113,11 +118,17 @@ async def _is(answer: bool | Awaitable[bool]) -> bool:
 class _Asking:
     """Calls under way, each read by a task of its own."""
 
-    def __init__(self, calls: Sequence[Call], engine: Engine) -> None:
-        self._calls = calls
+    def __init__(
+        self, calls: Sequence[Call], engine: Engine, ahead: bool, unfinished: bool
+    ) -> None:
+        self._replies = [Reply(call) for call in calls]
         self._engine = engine
+        self._unfinished = unfinished
+        self._spoke = asyncio.Event()  # the first one has; or nobody waits for it
+        if not ahead:
+            self._spoke.set()
         self._next = 0
-        self._tasks: dict[asyncio.Task[Reply], int] = {}
+        self._tasks: dict[asyncio.Task[None], int] = {}
         self._found: dict[int, Reply] = {}
         self.failed: list[FarthingError] = []
 
@@ -126,27 +137,50 @@ class _Asking:
         """Those that have ended."""
         return [self._found[at] for at in sorted(self._found)]
 
+    @property
+    def begun(self) -> list[Reply]:
+        """Those that have begun to speak, where they are wanted."""
+        return [reply for reply in self._replies if self._unfinished and reply.text]
+
     def begin(self, together: int) -> bool:
         """Begin as many as may be under way; whether any is."""
         poor = any(isinstance(error, Unaffordable) for error in self.failed)
-        while not poor and self._next < len(self._calls) and len(self._tasks) < together:
-            task = asyncio.create_task(read(self._calls[self._next], self._engine))
-            self._tasks[task] = self._next
+        while not poor and self._next < len(self._replies) and len(self._tasks) < together:
+            self._tasks[asyncio.create_task(self._read(self._next))] = self._next
             self._next += 1
         return bool(self._tasks)
 
+    async def _read(self, at: int) -> None:
+        reply = self._replies[at]
+        if at:
+            await self._spoke.wait()
+        try:
+            async with aclosing(self._engine.generate(reply.call)) as stream:
+                async for chunk in stream:
+                    reply.add(chunk)
+                    if chunk.text or chunk.tokens:
+                        self._spoke.set()
+        finally:
+            self._spoke.set()
+
     async def wait(self) -> bool:
         """Until one has ended; False: the deadline came, and there is one to show."""
-        left = time_left(self._calls[0])
-        left = None if left is None or not self._found else left
-        done, _ = await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        done = await self._ended(time_left(self._replies[0].call))
+        if not done and not self._found and not self.begun:
+            done = await self._ended(None)
         for task in done:
             at = self._tasks.pop(task)
             try:
-                self._found[at] = task.result()
+                task.result()
+                self._found[at] = self._replies[at]
             except (EngineError, Overloaded, Unaffordable) as error:
                 self.failed.append(error)
         return bool(done)
+
+    async def _ended(self, timeout: float | None) -> set[asyncio.Task[None]]:
+        first = asyncio.FIRST_COMPLETED
+        done, _ = await asyncio.wait(self._tasks, timeout=timeout, return_when=first)
+        return done
 
     async def stop(self) -> None:
         for task in self._tasks:

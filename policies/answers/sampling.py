@@ -88,15 +88,20 @@ def worth_of_vote(odds: Odds, n: int) -> float:
     """P(right) - wrong_costs * P(wrong) - sample_costs * n of a vote of n, in right answers.
 
     x of n samples are right, beta-binomially; of the others y, binomially by `false_pass`, agree on
-    one wrong answer; the right one wins where x > y, and in half of the ties. A vote that is
-    decided sooner costs less than this says.
+    one wrong answer, and the rest on none. The right one wins where x > y, and in half of the ties;
+    of answers with a vote each, any may win. A vote that is decided sooner costs less than this.
     """
-    won = 0.0
-    for x in range(1, n + 1):
-        below = math.fsum(_binomial(n - x, y, odds.false_pass) for y in range(min(x, n - x + 1)))
-        tied = _binomial(n - x, x, odds.false_pass) / 2 if x <= n - x else 0.0
-        won += _beta_binomial(odds, n, x) * (below + tied)
+    won = sum(_beta_binomial(odds, n, x) * _wins(n, x, odds.false_pass) for x in range(1, n + 1))
     return won - odds.wrong_costs * (1 - won) - odds.sample_costs * n
+
+
+def _wins(n: int, x: int, agree: float) -> float:
+    """The chance that x of n votes win, where each of the others joins the rival by `agree`."""
+    wrong = n - x
+    if x == 1:
+        return math.fsum(_binomial(wrong, y, agree) for y in range(min(wrong, 1) + 1)) / n
+    below = math.fsum(_binomial(wrong, y, agree) for y in range(min(x, wrong + 1)))
+    return below + (_binomial(wrong, x, agree) / 2 if x <= wrong else 0.0)
 
 
 def _binomial(n: int, k: int, p: float) -> float:

@@ -74,6 +74,41 @@ async def test_at_the_deadline_there_is_what_has_ended():
     assert [reply.model for reply in found] == ["small"] and fake.open == 0
 
 
+async def test_at_the_deadline_what_has_begun_is_better_than_nothing():
+    fake = engine()
+    fake.scripts["large"] = Script(["l"] * 8, delay=0.05)
+    fake.scripts["small"] = Script(["s"] * 8, delay=30)
+    soon = Goals(deadline=time.monotonic() + 0.25)
+    asked = calls("small", "large", goals=soon)
+    found = await replies(asked, fake, together=2, unfinished=True)
+    assert [reply.model for reply in found] == ["large"] and fake.open == 0
+    assert found[0].finish is None and "l " in found[0].text
+
+
+async def test_the_others_find_the_prompt_of_the_first_one_in_the_cache():
+    for ahead, cached in ((True, [0, 4, 4]), (False, [0, 4, 4])):
+        fake = engine()
+        fake.scripts["small"] = Script(["s"] * 8, delay=0.001)
+        begun = list[int]()
+        generate = fake.generate
+
+        def spied(one, fake=fake, begun=begun, generate=generate):
+            begun.append(sum(fake.produced.values()))
+            return generate(one)
+
+        fake.generate = spied
+        found = await replies(calls(*["small"] * 3), fake, together=3, ahead=ahead)
+        assert [sum(c.usage.cached for c in reply.chunks) for reply in found] == cached
+        assert (min(begun[1:]) > 0) == ahead
+
+
+async def test_the_others_do_not_wait_for_a_first_one_that_failed():
+    fake = engine()
+    fake.scripts["large"] = Script(["l"] * 8, fails_after=0)
+    found = await replies(calls("large", "small"), fake, together=2, ahead=True)
+    assert [reply.model for reply in found] == ["small"]
+
+
 async def test_one_that_fails_is_left_out():
     fake = engine()
     fake.scripts["large"] = Script(["l"] * 8, fails_after=1)

@@ -52,7 +52,9 @@ def voted(known, n, draw):
     p = question(known, draw)
     right = sum(draw.random() < p for _ in range(n))
     rival = sum(draw.random() < known.false_pass for _ in range(n - right))
-    won = right > rival or (right == rival > 0 and draw.random() < 0.5)
+    votes = {"right": right, "rival": rival} | dict.fromkeys(range(n - right - rival), 1)
+    first = [one for one, count in votes.items() if count == max(votes.values())]
+    won = draw.choice(first) == "right"
     return (1.0 if won else -known.wrong_costs) - known.sample_costs * n
 
 
