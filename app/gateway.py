@@ -361,7 +361,7 @@ class Answer:
         if self._observer is not None:
             self._observer.decided(self, stamped)
         best = self._policy.best_first(self._plan.model)[0]
-        if stamped.kind == "whole" and stamped.model != best:
+        if stamped.kind in ("whole", "precision") and stamped.model != best:
             self.fidelity = "approximate"
         return replace(chunk, decision=stamped)
 

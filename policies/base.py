@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -90,10 +90,9 @@ class Policy(BaseModel, ABC):
         """
 
 
-class Whole(Policy):
-    """One model writes all of the answer, in its server's own words where it has some: the best
-    one of which the budget pays for as long an answer as may come, else that of which it pays for
-    most. When one fails before its first word, the next one answers. A Decision says which did.
+class OneOf(Policy):
+    """One of several models writes all of an answer, in its server's own words where it has some.
+    When one fails before its first word, the next one answers. A Decision says which did.
     """
 
     by_token: ClassVar[bool] = False
@@ -101,7 +100,10 @@ class Whole(Policy):
     fidelity: ClassVar[Fidelity] = "exact"  # where the best one answers
 
     models: tuple[str, ...]  # best first
-    prices: Mapping[str, Tariff]
+
+    @abstractmethod
+    async def ranked(self, call: Call, engine: MeteredEngine) -> Ranking:
+        """In which order the models are asked."""
 
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         return dict.fromkeys(self.models, Usage(prompt=prompt, completion=completion))
@@ -113,39 +115,106 @@ class Whole(Policy):
         return all(engine.capabilities(model).native for model in self.models)
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
-        buys = {
-            model: await affordable(call.to(model), engine, self.prices[model])
-            for model in self.models
-        }
-        wanted = (call.max_tokens or _LIKELY) * call.choices
-        left, failed = self._ordered(buys, wanted), dict[str, str]()
+        ranking = await self.ranked(call, engine)
+        left, failed = list(ranking.models), dict[str, str]()
         while left:
             model = left.pop(0)
             native = engine.capabilities(model).native
-            asked = call.to(model).decoded(Decoding(native=native))
-            decided: Decision | None = Decision(kind="whole", model=model, token=0)
+            asked, said = call.to(model).decoded(Decoding(native=native)), False
             try:
                 async with (
                     aclosing(engine.generate(asked)) as stream,
                     aclosing(spoken(stream)) as chunks,
                 ):
                     async for chunk in chunks:
-                        if decided is not None:
-                            considered = _weighed(model, left, failed, buys, wanted)
+                        if not said:
+                            decided = ranking.decided(model)
+                            considered = ranking.considered(model, failed)
                             chunk = replace(chunk, decision=decided, considered=considered)
-                            decided = None
+                            said = True
                         yield chunk
                 return
             except (Unaffordable, Overloaded, EngineError) as error:
-                if not left or decided is None:
+                if not left or said:
                     raise
                 failed[model] = type(error).__name__
 
-    def _ordered(self, buys: Mapping[str, int], wanted: int) -> list[str]:
-        """In which order they are asked."""
-        rich = [model for model in self.models if buys[model] >= wanted]
-        poor = [model for model in self.models if buys[model] < wanted]
-        return rich + sorted(poor, key=lambda model: -buys[model])
+
+@dataclass(frozen=True)
+class Ranking:
+    """The models in the order in which they are asked for one answer, and what is told of them."""
+
+    models: Sequence[str]
+    buys: Mapping[str, int]  # tokens of each that the budget pays for, as `affordable` says
+    wanted: int  # tokens
+
+    def decided(self, chosen: str) -> Decision:
+        """That this one answers."""
+        return Decision(kind="whole", model=chosen, token=0)
+
+    def considered(self, chosen: str, failed: Mapping[str, str]) -> tuple[Alternative, ...]:
+        """All of them; `failed`: those that did, and with what."""
+        return tuple(
+            Alternative(
+                kind="model",
+                name=model,
+                chosen=model == chosen,
+                reason=f"it failed before its first word ({failed[model]})"
+                if model in failed
+                else self.reason(model, chosen),
+                fits=None if self.buys[model] == sys.maxsize else self.affords(model),
+                tokens=None if self.buys[model] == sys.maxsize else self.buys[model],
+                latency=self.latency(model),
+            )
+            for model in self.models
+        )
+
+    def affords(self, model: str) -> bool:
+        """Whether the budget pays for as long an answer of it as may come."""
+        return self.buys[model] >= self.wanted
+
+    def reason(self, model: str, chosen: str) -> str:
+        """Why it answers, or another one."""
+        if model != chosen:
+            return f"{chosen} was asked first, and did not fail"
+        if self.affords(model):
+            return f"the best one that may write {self.wanted} tokens and did not fail"
+        return f"none may write {self.wanted} tokens that did not fail; it may write most"
+
+    def latency(self, model: str) -> float | None:
+        """Seconds that an answer of it is expected to take; None: nobody can say."""
+        return None
+
+
+class Whole(OneOf):
+    """The best model of which the budget pays for as long an answer as may come, else that of
+    which it pays for most."""
+
+    prices: Mapping[str, Tariff]
+
+    async def ranked(self, call: Call, engine: MeteredEngine) -> Ranking:
+        buys, wanted = await afforded(call, engine, self.prices), most_likely(call)
+        return Ranking(rich_first(self.models, buys, wanted), buys, wanted)
+
+
+def most_likely(call: Call) -> int:
+    """Tokens that all choices of its answer may have, or are likely to where nothing bounds it."""
+    return (call.max_tokens or _LIKELY) * call.choices
+
+
+def rich_first(models: Sequence[str], buys: Mapping[str, int], wanted: int) -> list[str]:
+    """Those of which the budget buys what is wanted, in their order; then those of which it buys
+    most."""
+    rich = [model for model in models if buys[model] >= wanted]
+    poor = [model for model in models if buys[model] < wanted]
+    return rich + sorted(poor, key=lambda model: -buys[model])
+
+
+async def afforded(
+    call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff]
+) -> dict[str, int]:
+    """What `affordable` says of each of these models."""
+    return {model: await affordable(call.to(model), engine, p) for model, p in prices.items()}
 
 
 async def affordable(call: Call, engine: MeteredEngine, price: Tariff) -> int:
@@ -159,35 +228,6 @@ async def affordable(call: Call, engine: MeteredEngine, price: Tariff) -> int:
         return price.buys((tokens + 1) * price.output - 1, await engine.count(call))
     except EngineError:
         return 0
-
-
-def _weighed(
-    chosen: str,
-    after: Sequence[str],
-    failed: Mapping[str, str],
-    buys: Mapping[str, int],
-    wanted: int,
-) -> tuple[Alternative, ...]:
-    """The models in the order in which they were, or would have been, asked."""
-    told = {model: f"it failed before its first word ({error})" for model, error in failed.items()}
-    enough = buys[chosen] >= wanted
-    told[chosen] = (
-        f"the best one that may write {wanted} tokens and did not fail"
-        if enough
-        else f"none may write {wanted} tokens that did not fail; it may write most"
-    )
-    told |= dict.fromkeys(after, f"{chosen} was asked first, and did not fail")
-    return tuple(
-        Alternative(
-            kind="model",
-            name=model,
-            chosen=model == chosen,
-            reason=reason,
-            fits=None if buys[model] == sys.maxsize else buys[model] >= wanted,
-            tokens=None if buys[model] == sys.maxsize else buys[model],
-        )
-        for model, reason in told.items()
-    )
 
 
 async def spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:

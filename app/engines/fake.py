@@ -61,7 +61,7 @@ class Fake:
 
     scripts: Mapping[str, Script]
     calls: list[Call] = field(default_factory=list)
-    open: int = 0
+    running: dict[str, int] = field(default_factory=dict)  # calls under way, by model
     produced: dict[str, int] = field(default_factory=dict)  # tokens written, seen or not
     guessed: dict[str, Usage] = field(default_factory=dict)  # with guesses ahead, seen or not
     _words: list[str] = field(default_factory=list)
@@ -71,6 +71,11 @@ class Fake:
         if word not in self._words:
             self._words.append(word)
         return self._words.index(word)
+
+    @property
+    def open(self) -> int:
+        """Calls under way."""
+        return sum(self.running.values())
 
     def capabilities(self, model: str) -> Capabilities:
         script = self._script(model)
@@ -88,7 +93,7 @@ class Fake:
         )
 
     def load(self, model: str) -> Load:
-        return Load(running=self.open, reading=self._script(model).reading)
+        return Load(running=self.running.get(model, 0), reading=self._script(model).reading)
 
     async def count(self, call: Call) -> int:
         self._script(call.model)
@@ -141,13 +146,13 @@ class Fake:
             yield Chunk(tokens=(first, *scored), model=call.model, usage=Usage(len(words)))
             yield Chunk(model=call.model, finish="length")
             return
-        self.open += 1
+        self.running[call.model] = self.running.get(call.model, 0) + 1
         try:
             async with aclosing(self._play(call, script, prompt)) as chunks:
                 async for chunk in _native(call, chunks) if call.decoding.native else chunks:
                     yield chunk
         finally:
-            self.open -= 1
+            self.running[call.model] -= 1
 
     async def _play(
         self, call: Call, script: Script, prompt: list[object]

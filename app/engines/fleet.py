@@ -21,7 +21,7 @@ MakeBackend: TypeAlias = Callable[[ModelCard, str], Backend]
 """A backend for this model on the server at this URL. Must open nothing yet."""
 
 # Of a card: what no server is concerned with.
-_OURS = {"urls", "aliases", "price", "max_running", "confidence"}
+_OURS = {"urls", "aliases", "price", "max_running", "confidence", "throughput"}
 
 
 @dataclass(frozen=True, slots=True)
