@@ -25,6 +25,7 @@ from app.telemetry.metrics import METRICS
 from policies.base import Policy
 from policies.cascade import Cascade
 from policies.kv_prediction import KvPrediction
+from policies.precision import Precision
 from policies.speculative import Speculative
 from routers import terms
 from tests.policies import scripts
@@ -87,6 +88,7 @@ def test_each_request_header_has_its_row() -> None:
     [
         (Speculative, "Guessing ahead"),
         (KvPrediction, "Reading ahead of the prompt"),
+        (Precision, "Precision by load"),
         (Cascade, "Cascades"),
     ],
 )

@@ -147,12 +147,22 @@ def test_cached_input_is_not_dearer(tmp_path: Path) -> None:
         (MODEL + PRESET.replace('policy = "entropy_switch"', ""), "[presets.cheap]: policy: "),
         (MODEL + "[models.large]", "not valid TOML: "),
         (MODEL + "context = -1", "[models.large]: context: "),
+        (MODEL + "throughput = { 0 = 5 }", "[models.large]: throughput.0"),
+        (MODEL + "throughput = { two = 5 }", "[models.large]: throughput.two"),
+        (MODEL + "throughput = { 2 = 0 }", "[models.large]: throughput.2"),
+        (MODEL + "throughput = { 2 = inf }", "[models.large]: throughput.2"),
     ],
 )
 def test_an_error_names_file_table_and_key(tmp_path: Path, text: str, place: str) -> None:
     with pytest.raises(ConfigError) as raised:
         catalog(tmp_path, text)
     assert raised.value.message.startswith(f"{tmp_path / 'fleet.toml'}: {place}")
+
+
+def test_throughput_is_by_calls_that_run(tmp_path: Path) -> None:
+    found = catalog(tmp_path, MODEL + "throughput = { 1 = 9, 8 = 40.5 }").models["large"]
+    assert found.throughput == {1: 9.0, 8: 40.5}
+    assert catalog(tmp_path, MODEL).models["large"].throughput == {}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
