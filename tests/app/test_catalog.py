@@ -40,7 +40,7 @@ def price(tmp_path: Path, amount: str) -> int:
     return catalog(tmp_path, text).models["large"].price.input
 
 
-def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_two_presets() -> None:
+def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_presets() -> None:
     fleet = read(DEFAULT_CONFIG)
     assert {name: card.precision for name, card in fleet.models.items()} == {
         "smollm2-135m": "fp32",

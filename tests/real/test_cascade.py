@@ -58,3 +58,10 @@ def test_within_a_budget_that_pays_for_the_small_one_alone(real: Real) -> None:
     assert (told["kind"], told["model"]) == ("keep", SMALL)
     assert told["detail"] == f"the budget does not pay for {LARGE}"
     assert 0 < answer.usage.cost <= budget
+
+
+def test_the_preset_says_how_sure_it_was(real: Real) -> None:
+    answer = real.ask(PROMPT, model="careful", max_tokens=12)
+    told = answer.model_extra["farthing"]["decided"]
+    assert told["kind"] in ("keep", "escalate") and 0 < told["confidence"] < 1
+    assert answer.choices[0].message.content
