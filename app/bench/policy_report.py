@@ -194,34 +194,43 @@ def _pass_at(cell: _Cell, seed: int) -> dict[int, Estimate]:
 
 
 def show(found: Figures) -> None:
-    """A table for each task, and below it what was decided and pass@k."""
+    """Of each task what it costs and what it is worth, how it compares, and what was decided."""
     console = Console()
     for task in dict.fromkeys(each.task for each in found):
         rows = [each for each in found if each.task == task]
-        table = Table(title=f"farthing bench policies: {task}, {rows[0].questions} questions")
-        for column in ("way", "quality", "USD", "of large", "s", "of large", "tokens", "failed"):
-            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
-        compared_with = dict.fromkeys(name for row in rows for name in row.against)
-        for name in compared_with:
-            table.add_column(f"- {name}", justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*_cells(row), *(_difference(row, name) for name in compared_with))
-        console.print(table)
+        title = f"farthing bench policies: {task}, {rows[0].questions} questions"
+        heads = ("quality", "USD", "of large", "tokens", "failed")
+        console.print(_table(title, heads, [(row.way, *_worth_and_cost(row)) for row in rows]))
+        others = tuple(dict.fromkeys(name for row in rows for name in row.against))
+        heads = ("s", "of large", "first s", *(f"- {name}" for name in others))
+        told = [(row.way, *_times(row), *(_difference(row, n) for n in others)) for row in rows]
+        console.print(_table("time, and differences of quality", heads, told))
         for line in (line for row in rows for line in _lines(row)):
             console.print(line, highlight=False)
 
 
-def _cells(row: Figure) -> tuple[str, ...]:
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    table.add_column("way", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _worth_and_cost(row: Figure) -> tuple[str, ...]:
     return (
-        row.way,
         _interval(row.quality),
         "" if row.cost_usd is None else f"{row.cost_usd.mean:.2e}",
         _short(row.cost_ratio),
-        _short(row.seconds),
-        _short(row.seconds_ratio),
         "" if row.written is None else f"{row.written.mean:.0f}",
         str(row.failed),
     )
+
+
+def _times(row: Figure) -> tuple[str, ...]:
+    return _short(row.seconds), _short(row.seconds_ratio), _short(row.first_s)
 
 
 def _interval(estimate: Estimate) -> str:
