@@ -199,8 +199,8 @@ def show(found: Figures) -> None:
     for task in dict.fromkeys(each.task for each in found):
         rows = [each for each in found if each.task == task]
         title = f"farthing bench policies: {task}, {rows[0].questions} questions"
-        heads = ("quality", "USD", "of large", "tokens", "failed")
-        console.print(_table(title, heads, [(row.way, *_worth_and_cost(row)) for row in rows]))
+        worth = [(row.way, *_worth_and_cost(row)) for row in rows]
+        console.print(_table(title, ("quality", "USD", "of large", "tokens", "failed"), worth))
         others = tuple(dict.fromkeys(name for row in rows for name in row.against))
         heads = ("s", "of large", "first s", *(f"- {name}" for name in others))
         told = [(row.way, *_times(row), *(_difference(row, n) for n in others)) for row in rows]

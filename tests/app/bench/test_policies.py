@@ -148,6 +148,9 @@ class TestFailures:
         large = found["large"]
         assert (large.answers, large.failed, large.quality.mean) == (4, 4, 0)
         assert large.cost_usd is None and found["small"].failed == 0
+        lines = plan.answers.read_text().splitlines() if plan.answers else []
+        told = [why for line in lines if (why := json.loads(line)["failed"])]
+        assert len(told) == 4 and all("engine_error" in why for why in told), told
         show(list(found.values()))
 
     async def test_they_are_asked_again(
