@@ -115,7 +115,7 @@ async def test_an_endless_loop(loop: str) -> None:
     started = time.monotonic()
     outcome = await attack(loop, seconds=0.2)
     assert outcome == Outcome(False, "it took longer than 0.2 s")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 async def test_turning_a_deaf_ear_to_signals() -> None:

@@ -86,7 +86,7 @@ async def test_a_schema_that_takes_for_ever_fits_nothing(
         await asyncio.sleep(0.01)
         turns += 1
     assert task.result() is False
-    assert time.monotonic() - started < 3 and turns > 20  # and nobody else waited for it
+    assert time.monotonic() - started < 20 and turns > 20  # and nobody else waited for it
 
 
 @pytest.mark.parametrize(

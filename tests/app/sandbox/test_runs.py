@@ -38,7 +38,7 @@ def test_it_is_killed_when_nobody_waits_for_it(loop, after) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        for _ in range(100):
+        for _ in range(500):
             if running() == before:
                 return
             await asyncio.sleep(0.01)
