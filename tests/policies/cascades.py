@@ -1,9 +1,14 @@
 """Scripted models for tests of cascades, and how sure they are."""
 
+import math
+from contextlib import aclosing
+
 from app.catalog import Catalog, Preset
-from app.confidence import Calibration, Score
+from app.confidence import SELF_CHECK, Calibration, Score
 from app.engines.fake import Fake, Script
+from app.errors import EngineError
 from app.gateway import Gateway, Order
+from app.types import Candidate, Chunk, Token, Usage
 from tests.policies.scripts import LENGTH, ask, call, card, price, text
 
 SURE, FAIR, POOR = -0.2, -1.0, -1.9  # log-probabilities that stand for chances
@@ -86,3 +91,29 @@ def models(fake: Fake) -> list[str]:
 
 
 FOREIGN = {"engine": "openai", "weights": "", "urls": ("http://there",), "context": 4096}
+
+
+class Checked(Fake):
+    """Asked about its answer it says yes with this chance; below 0 it fails."""
+
+    yes: float = 0.5
+
+    async def generate(self, call):
+        if not call.messages or call.messages[-1]["content"] != SELF_CHECK:
+            async with aclosing(super().generate(call)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        self.calls.append(call)
+        if self.yes < 0:
+            raise EngineError("no verdict")
+        said = {b"Yes": self.yes, b"No": 1 - self.yes}
+        top = tuple(Candidate(n, word, math.log(p)) for n, (word, p) in enumerate(said.items()))
+        yield Chunk(tokens=(Token(0, b"Yes", top=top),), model=call.model, usage=Usage(50, 0, 1))
+        yield Chunk(model=call.model, finish="length")
+
+
+def checked(yes: float, **more) -> Checked:
+    fake = Checked(engine(**more).scripts)
+    fake.yes = yes
+    return fake

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.confidence import SELF_CHECK
 from app.engines.fake import Fake, Script
-from app.errors import BadRequest, EngineError
+from app.errors import BadRequest
 from app.gateway import Gateway, Order
-from app.types import Candidate, Chunk, Sampling, Token, Usage
+from app.types import Sampling, Usage
 from policies.answers.judging import checking_reads
 from policies.cascade import Cascade
 from tests.policies.cascades import (
@@ -21,6 +20,7 @@ from tests.policies.cascades import (
     SURE,
     asked,
     calibration,
+    checked,
     decided,
     engine,
     fleet,
@@ -201,31 +201,6 @@ async def test_an_answer_that_fills_a_context_is_not_kept_where_the_next_one_has
 # What a model says of its own answer
 
 
-class Checked(Fake):
-    """Asked about its answer it says yes with this chance; below 0 it fails."""
-
-    yes: float = 0.5
-
-    async def generate(self, call):
-        if not call.messages or call.messages[-1]["content"] != SELF_CHECK:
-            async for chunk in super().generate(call):
-                yield chunk
-            return
-        self.calls.append(call)
-        if self.yes < 0:
-            raise EngineError("no verdict")
-        said = {b"Yes": self.yes, b"No": 1 - self.yes}
-        top = tuple(Candidate(n, word, math.log(p)) for n, (word, p) in enumerate(said.items()))
-        yield Chunk(tokens=(Token(0, b"Yes", top=top),), model=call.model, usage=Usage(50, 0, 1))
-        yield Chunk(model=call.model, finish="length")
-
-
-def checked(yes: float, **more) -> Checked:
-    fake = Checked(engine(**more).scripts)
-    fake.yes = yes
-    return fake
-
-
 @pytest.mark.parametrize(("yes", "kept"), [(0.9, True), (0.1, False)])
 async def test_a_model_may_be_asked_about_its_own_answer(yes, kept):
     fake = checked(yes, small=-0.5)
@@ -359,6 +334,12 @@ def test_the_model_that_is_named_is_the_last(model, options, complaint):
 def test_only_the_last_may_be_another_server_s():
     with pytest.raises(BadRequest, match="small is another server's"):
         asked(engine(), catalog=fleet(small=FOREIGN))
+
+
+def test_each_must_write():
+    vectors = {"engine": "vllm", "weights": "", "urls": ("http://there",), "embeds": "only"}
+    with pytest.raises(BadRequest, match="large writes nothing"):
+        asked(engine(), catalog=fleet(large=vectors))
 
 
 def test_it_says_how_much_it_may_ask_for():

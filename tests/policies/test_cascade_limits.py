@@ -1,6 +1,8 @@
 """What a cascade does where money or time runs out, or a model fails."""
 
+import asyncio
 import time
+from contextlib import aclosing
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.policies.cascades import (
     SURE,
     asked,
     calibration,
+    checked,
     decided,
     engine,
     fleet,
@@ -129,13 +132,25 @@ async def test_no_budget_is_passed(micro, check):
 # Failures
 
 
-async def test_the_next_one_answers_for_one_that_fails():
+@pytest.mark.parametrize("after", [0, 3])
+async def test_the_next_one_answers_for_one_that_fails(after):
     fake = engine()
-    fake.scripts["small"] = script("small", fails_after=3)
+    fake.scripts["small"] = script("small", fails_after=after)
     answer = asked(fake, calibration(4))
     assert said(await read(answer)) == {"l"}
-    assert decided(answer) == [("escalate", "large", 3)]
+    assert decided(answer) == [("escalate", "large", after)]
     assert answer.decisions[0].detail == "small failed (EngineError)"
+    assert answer.decisions[0].answers == (2 if after else 1)
+
+
+async def test_one_that_failed_at_once_is_nothing_to_wait_for():
+    """What the second one says is all that there will be, so it is shown at once."""
+    fake = engine(small=POOR)
+    fake.scripts["tiny"] = script("tiny", fails_after=0)
+    answer = asked(fake, calibration(), model="three", usd=usd(3 * PROMPT + LENGTH * 4))
+    await anext(answer)
+    assert fake.produced == {"small": 1}
+    await answer.aclose()
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -171,19 +186,31 @@ async def test_one_that_has_ended_goes_before_one_that_was_left():
 
 
 class Begun(Fake):
-    """Its large model says that it has read the prompt, and fails."""
+    """Its large model says that it has read the prompt, and so many tokens written, and fails."""
+
+    written: int = 0
 
     async def generate(self, call):
         if call.model == "large":
-            yield Chunk(model="large", usage=Usage(prompt=PROMPT))
+            yield Chunk(model="large", usage=Usage(PROMPT, completion=self.written))
             raise EngineError("it broke off")
-        async for chunk in super().generate(call):
-            yield chunk
+        async with aclosing(super().generate(call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def test_one_that_has_said_nothing_is_not_being_shown():
     answer = asked(Begun(engine(small=POOR).scripts))
     assert said(await read(answer)) == {"s"}
+
+
+async def test_where_that_one_took_all_the_money_there_is_what_was_read():
+    fake = Begun(engine(small=POOR).scripts)
+    fake.written = 5
+    answer = asked(fake, calibration(4), max_tokens=5, usd=enough_for(4, 5))
+    chunks = await read(answer)
+    assert text(chunks) == "s0 s1 s2 s3 " and chunks[-1].reason == "budget"
+    assert answer.spent == answer.budget and answer.outcome == "cut"
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -247,3 +274,31 @@ async def test_where_nothing_came_the_deadline_is_an_error():
     fake.scripts["small"] = script("small", POOR, delay=30)
     with pytest.raises(DeadlineExceeded):
         await read(asked(fake, goals=soon()))
+
+
+# A client that leaves
+
+
+@pytest.mark.parametrize("chunks_read", [1, 2, 5, 41])
+@pytest.mark.parametrize("small", [SURE, POOR])
+async def test_nothing_stays_open_when_a_client_leaves_between_two_chunks(small, chunks_read):
+    fake = checked(0.1, tiny=POOR, small=small)
+    answer = asked(fake, calibration(4), "three", options={"self_check": True})
+    for _ in range(chunks_read):
+        await anext(answer, None)
+    await answer.aclose()
+    assert fake.open == 0 and answer.spent <= answer.estimate
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 3))
+async def test_nor_when_it_leaves_while_a_model_writes(steps):
+    """Through all three of them, and the question to the second one."""
+    fake = checked(0.1, tiny=POOR, small=FAIR)
+    answer = asked(fake, calibration(4), "three", options={"self_check": True})
+    waiting = asyncio.create_task(anext(answer))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await answer.aclose()
+    assert fake.open == 0 and answer.spent <= answer.estimate
