@@ -45,7 +45,8 @@ def run(*arguments: object) -> None:
 
 def test_what_is_shipped_is_small_checked_and_described() -> None:
     files = {path.name: path for path in FOLDER.iterdir()}
-    assert set(files) == {"model.safetensors", "config.json", "README.md", "curves.png", HEAD}
+    described = {"config.json", "README.md", "curves.png"}
+    assert set(files) == {"model.safetensors", HEAD, "confidence.json", *described}
     assert files[HEAD].stat().st_size <= 2_500_000
     assert sum(path.stat().st_size for path in files.values()) <= 25_000_000
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files.values())

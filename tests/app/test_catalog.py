@@ -60,6 +60,10 @@ def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_presets() ->
     swift = fleet.presets["swift"]
     assert (swift.policy, swift.options["draft"]) == ("speculative", "smollm2-tiny")
     assert all(card.price.guess < card.price.output for card in fleet.models.values())
+    sure = {name: card.confidence for name, card in fleet.models.items() if card.confidence}
+    assert {name: known.model for name, known in sure.items()} == {
+        name: name for name in ("smollm2-135m-int8", "smollm2-tiny")
+    }
 
 
 def test_a_model_is_found_by_its_name_and_its_alias(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from app.confidence import Calibration
 from app.errors import ConfigError
 from app.training.answers import Interrupted
 from app.training.confidence.asking import Asking, read_samples
-from app.training.confidence.command import ConfidenceChoices, run_confidence
+from app.training.confidence.command import ConfidenceChoices, _is_right, run_confidence
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.training.confidence.oracle import MODEL, Oracle, write_questions
 
@@ -135,6 +135,24 @@ async def test_it_stops_when_told_to_and_keeps_what_there_is(tmp_path: Path) -> 
     with pytest.raises(Interrupted):
         await Asking(Oracle(), MODEL, 8, Told()).answers(asked, path, self_check=False)
     assert 50 <= len(read_samples(path)) < 60
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Denver Broncos", True),
+        ("The team was the Denver Broncos, I think, that won in the year 2016.", True),
+        ("Broncos of Denver", True),  # by F1
+        ("The Denverites won.", False),
+        ("", False),
+    ],
+)
+async def test_words_are_right_in_a_sentence_too(tmp_path: Path, text: str, right: bool) -> None:
+    line = {"context": "c", "question": "q", "answers": ["the Denver Broncos"]}
+    path = tmp_path / "squad.jsonl"
+    path.write_text(json.dumps(line), encoding="utf-8")
+    (question,) = questions("squad", path)
+    assert await _is_right(question, text) is right
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
