@@ -26,6 +26,7 @@ from policies.base import Policy
 from policies.cascade import Cascade
 from policies.kv_prediction import KvPrediction
 from policies.precision import Precision
+from policies.refine import Refine
 from policies.speculative import Speculative
 from routers import terms
 from tests.policies import scripts
@@ -57,11 +58,12 @@ def test_the_map_is_that_of_today() -> None:
 
 
 def test_each_metric_has_its_row() -> None:
+    metrics = TEXT.partition("\n## Metrics\n")[2].partition("\n## ")[0]
     for name, metric in METRICS.items():
         _, kind, labels, text = row(f"`{name}`")
         assert (kind, tuple(re.findall(r"`(\w+)`", labels))) == (metric.kind, metric.labels)
         assert text.startswith(metric.text)
-        assert all(row(f"`{label}`")[1] for label in metric.labels)
+        assert all(row(f"`{label}`", metrics)[1] for label in metric.labels)
     assert set(re.findall(r"^\| `((?:farthing|process)_\w+)` \|", TEXT, re.MULTILINE)) == set(
         METRICS
     )
@@ -90,6 +92,7 @@ def test_each_request_header_has_its_row() -> None:
         (KvPrediction, "Reading ahead of the prompt"),
         (Precision, "Precision by load"),
         (Cascade, "Cascades"),
+        (Refine, "Refining"),
     ],
 )
 def test_each_option_of_a_policy_has_its_row(policy: type[Policy], title: str) -> None:
