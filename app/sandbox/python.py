@@ -71,7 +71,7 @@ def check(limits: Limits) -> None:
             timeout=_CHECK_S,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired, SandboxUnavailable) as error:
         raise ConfigError(f"[sandbox]: it does not run here: {error}") from error
     if done.stdout != READY + token.encode():
         said = done.stdout.removeprefix(READY + b"!") or done.stderr.strip().rpartition(b"\n")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ConfigError
-from app.sandbox import Limits, check, inside, seccomp
+from app.errors import ConfigError, SandboxUnavailable
+from app.sandbox import Limits, check, inside, run_python, seccomp
 
 EPERM = 1
 
@@ -81,6 +82,10 @@ def test_elsewhere_it_says_so(monkeypatch: pytest.MonkeyPatch, system: str, proc
     monkeypatch.setattr(platform, "machine", lambda: processor)
     with pytest.raises(ConfigError, match=f"Linux .* this is {system} .*take out"):
         seccomp.program()
+    with pytest.raises(ConfigError, match=r"^\[sandbox\]: it does not run here: .* Linux"):
+        check(Limits())
+    with pytest.raises(SandboxUnavailable, match="Linux"):
+        asyncio.run(run_python("print('it ran')", Limits()))
 
 
 # Every call by its number, past Python: whatever is not listed must come back as EPERM.
