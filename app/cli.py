@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except ValidationError as error:
         _stop(_setting_at_fault(error), 2)
     except ModuleNotFoundError as error:
-        if error.name not in (*_EMBEDDED, "matplotlib"):
+        if error.name not in (*_EMBEDDED, "matplotlib", "scipy", "sklearn"):
             raise
         extra = "embedded" if error.name in _EMBEDDED else "train"
         _stop(f"{error.name} is missing; run `pip install 'farthing[{extra}]'`", 1)

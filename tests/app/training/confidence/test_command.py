@@ -18,6 +18,7 @@ from app.training.confidence.asking import Asking, read_samples
 from app.training.confidence.command import ConfidenceChoices, _is_right, run_confidence
 from tests.app.engines.embedded.tiny import write_model
 from tests.app.training.confidence.oracle import MODEL, Oracle, write_questions
+from tests.upstreams.server import Upstream
 
 NUMBER = 800
 
@@ -185,3 +186,25 @@ def test_from_the_command_line_with_a_model_of_the_fleet(
     recipe = json.loads((tmp_path / "run/confidence_recipe.json").read_text("utf-8"))
     assert recipe["inputs"]["model"] == "tiny"
     assert recipe["recipe"]["checkpoints"] == [2]
+
+
+def test_a_vllm_server_is_asked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It tells the likeliest tokens, and so bounds of the entropy."""
+    server = Upstream()
+    server.start()
+    (tmp_path / "farthing.toml").write_text(
+        f'[models.large]\nengine = "vllm"\nurls = ["{server.url}"]\nfamily = "f"\n'
+        'served = "small"\n'
+        "price = { input = 0, output = 0 }\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    prompts = str(write_questions(tmp_path / "questions.jsonl", 4))
+    with pytest.raises(SystemExit):
+        main(["train", "confidence", "large", "run", "--prompts", prompts, "--task", "gsm8k"])
+    server.stop()
+    assert "0 of 2 answers are right" in capsys.readouterr().err
+    samples = read_samples(tmp_path / "run/samples.jsonl")
+    assert [len(sample.logprobs) == len(sample.entropies) > 0 for sample in samples] == [True] * 4
+    assert not server.complaints
