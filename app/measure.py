@@ -285,6 +285,26 @@ def switching(
 
 
 @bench.command()
+def throughput(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Of the gateway; or presets.")
+    ],
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    calls: Annotated[str, typer.Option(help="How many run at once.")] = "1,2,4,8,16",
+    rounds: Annotated[int, typer.Option(min=2, help="Of all models, in turn.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
+    json_file: Json = None,
+) -> None:
+    """Measure models by how many calls run, and print their `throughput` for farthing.toml."""
+    from app.bench.throughput import Plan, run
+    from app.settings import Settings
+
+    secret = Settings().api_key
+    plan = Plan(tuple(dict.fromkeys(models)), _counts("calls", calls), rounds, tokens)
+    run(url, plan, key=secret.get_secret_value() if secret else None, json_file=json_file)
+
+
+@bench.command()
 def accounts(
     postgres: Annotated[
         str | None, typer.Option(metavar="URL", help="An empty database, to measure that too.")
@@ -353,6 +373,14 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part)
     except ValueError as error:
         raise ConfigError(f"{option}: must look like 1,2,3, not {text!r}") from error
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    """Raises ConfigError."""
+    found = _numbers(option, text)
+    if not found or any(each < 1 or not each.is_integer() for each in found):
+        raise ConfigError(f"{option}: must be whole numbers of at least 1, not {text!r}")
+    return tuple(sorted({int(each) for each in found}))
 
 
 def _weights(name: str) -> Weights:
