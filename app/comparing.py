@@ -1,4 +1,4 @@
-"""The command line's part about strategies: farthing bench policies."""
+"""The command line's part about strategies: farthing bench policies and compression."""
 
 from __future__ import annotations
 
@@ -76,3 +76,44 @@ def policies(
     )
     key = Settings().api_key
     run(url, plan, key=key.get_secret_value() if key else None, json_file=json_file)
+
+
+def compression(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that answers.")],
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    scorer: Annotated[str, typer.Option(help="Default: the policy's own choice.")] = "",
+    squad: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Questions with answers.")
+    ] = None,
+    hotpot: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="The same, over several texts.")
+    ] = None,
+    padded: Annotated[
+        int, typer.Option(min=0, help="Ask SQuAD's among others' texts too: words in all.")
+    ] = 0,
+    ratio: Annotated[
+        list[float] | None, typer.Option(min=0.01, max=0.99, help="Shares that are left.")
+    ] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Measure summaries too.")] = False,
+    questions: Annotated[int, typer.Option(min=1, help="Of each set, at most.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """F1 of answers about texts that were cut by surprisal, at the end and at random."""
+    from app.bench.compression import WAYS, Plan, run
+    from app.settings import Settings
+
+    settings = Settings()
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    plan = Plan(
+        model,
+        scorer=scorer,
+        squad=squad,
+        hotpot=hotpot,
+        padded=padded,
+        ratios=tuple(ratio or (0.8, 0.5)),
+        ways=tuple(way for way in WAYS if summary or way != "summary"),
+        questions=questions,
+        seed=seed,
+    )
+    run(url, plan, key=key, json_file=json_file)

@@ -23,7 +23,7 @@ from app.choices import Part
 from app.errors import BudgetExceeded, FarthingError, Overloaded
 from app.orders import Order, Plan
 from app.trail import Attempt, CallRecord
-from app.types import Alternative, Call, Capabilities, Chunk, Decision, Fidelity, Usage
+from app.types import Alternative, Call, Capabilities, Chunk, Decision, Fidelity, Shortened, Usage
 from policies.base import Policy, Whole
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class Notes:
     drawn: int  # choices that are made of each prompt
     found: Sequence[Part] = ()  # once its prompts are counted
     considered: dict[int, tuple[Alternative, ...]] = field(default_factory=dict)  # by choice
+    shortened: dict[int, Shortened] = field(default_factory=dict)  # by choice; never written down
     decided: list[float] = field(default_factory=list)  # time.monotonic() of each decision
     further: int = 0  # calls beyond those that are kept
     error: Exception | None = None  # what ended it
@@ -68,6 +69,8 @@ class Notes:
     def note(self, chunk: Chunk) -> None:
         """What the policy says of its ways."""
         self.considered.setdefault(chunk.index, chunk.considered)
+        if chunk.shortened is not None:
+            self.shortened.setdefault(chunk.index, chunk.shortened)
 
 
 class Answered(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal[
     "switch",
@@ -28,9 +29,10 @@ STRATEGIES = ("keep", "escalate", "select", "refine", "compress", "precision")
 class Decision:
     """What a policy decided in mid-answer, and why."""
 
-    # By entropy, for want of money, of an engine; plain: nothing was guessed or predicted, as the
-    # engine cannot or it does not pay; predict: the prompt's KV was predicted; repair: and has been
-    # computed; whole: one model answers alone, as a hand-over would spoil what is asked for.
+    # By entropy, for want of money, of an engine; plain: nothing was guessed, predicted or left
+    # out, as the engine cannot or it does not pay; predict: the prompt's KV was predicted; repair:
+    # and has been computed; whole: one model answers alone, as a hand-over would spoil what is
+    # asked for.
     # Of whole answers: keep, escalate: one is good enough, or the next model answers; select: the
     # best of several; refine: the best of its versions; compress: some of the prompt was left out;
     # precision: in which the model answers.
@@ -49,6 +51,16 @@ class Decision:
     saves: float | None = None  # seconds by which the answer begins sooner, by estimate
     rest_usd: float | None = None  # stamped by the gateway
     choice: int = 0  # of which answer; stamped by the gateway too
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """What a model read in place of the request's prompt: for its client alone."""
+
+    before: int  # tokens
+    after: int
+    messages: tuple[Mapping[str, Any], ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()  # of a bare completion
 
 
 @dataclass(frozen=True, slots=True)

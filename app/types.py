@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from app.reasons import Alternative as Alternative
 from app.reasons import Decision as Decision
+from app.reasons import Shortened as Shortened
 
 Message: TypeAlias = Mapping[str, Any]
 """One message of a chat, as OpenAI's JSON has it."""
@@ -296,6 +297,7 @@ class Chunk:
     vectors: tuple[array[float], ...] = ()  # of a call that embeds: fp32, one for each prompt
     raw: bytes | None = None  # native: the engine's bytes, its events or its whole body
     considered: tuple[Alternative, ...] = ()  # by the policy, before these came
+    shortened: Shortened | None = None  # with `considered`: what was read instead of the prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,26 @@ def summary(answer: Answer, debug: bool) -> dict[str, Any]:
     for kind, said in (("plain", "plain"), ("repair", "repaired")):
         if any(d.kind == kind for d in answer.decisions):
             told[said] = True
+    if answer.notes.shortened:
+        told["compressed"] = _shortened(answer, debug)
     if debug:
         told["switches"] = [switch(decision) for decision in answer.decisions]
+    return told
+
+
+def _shortened(answer: Answer, debug: bool) -> dict[str, Any]:
+    """How many tokens were read of each prompt, of how many; to see it, what was read."""
+    call = answer.order.call
+    each = call.choices // (1 + len(call.beside))
+    found = {index // each: one for index, one in sorted(answer.notes.shortened.items())}
+    told: dict[str, Any] = {
+        "before": sum(one.before for one in found.values()),
+        "after": sum(one.after for one in found.values()),
+    }
+    if debug:
+        prompts = [prompt for one in found.values() for prompt in one.prompts]
+        messages = [message for one in found.values() for message in one.messages]
+        told |= {"prompts": prompts} if prompts else {"messages": messages}
     return told
 
 

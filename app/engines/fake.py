@@ -48,6 +48,7 @@ class Script:
     structured: bool = False  # whether it takes tools and forms of answers; the words are its own
     native: bool = False  # whether it answers in its own words: one event, or the whole
     reading: float = 0.0  # seconds a token of a prompt, as it says
+    surprisals: Mapping[str, float] = field(default_factory=dict)  # nats, of a prompt's words
     variants: Sequence[Script] = ()  # one of these plays instead: of several, the one of the call's
     # seed, else of how many calls to the model there were before
 
@@ -140,10 +141,13 @@ class Fake:
             yield Chunk(model=call.model, usage=Usage(read), vectors=vectors, finish="stop")
             return
         if call.decoding.scores:
-            words = self._prompt(call)
-            scored = [Token(self.token_id(str(w)), f"{w} ".encode(), -0.2) for w in words[1:]]
-            first = Token(self.token_id(str(words[0])), f"{words[0]} ".encode())
-            yield Chunk(tokens=(first, *scored), model=call.model, usage=Usage(len(words)))
+            words = [self._words[w] if isinstance(w, int) else str(w) for w in self._prompt(call)]
+            scored = [
+                Token(self.token_id(w), f"{w} ".encode(), -script.surprisals.get(w, 0.2))
+                for w in words
+            ]
+            scored[0] = replace(scored[0], logprob=None)
+            yield Chunk(tokens=tuple(scored), model=call.model, usage=Usage(len(words)))
             yield Chunk(model=call.model, finish="length")
             return
         self.running[call.model] = self.running.get(call.model, 0) + 1

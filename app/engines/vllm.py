@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from app.catalog import ModelCard
 from app.engines import fields
-from app.engines.remote import prediction, probing, relay, speculation, tokens
+from app.engines.remote import prediction, probing, relay, scoring, speculation, tokens
 from app.engines.remote.origin import Origin, Patience
 from app.engines.remote.probing import Abilities
 from app.engines.remote.rendering import Renderer, Renderings, check_foreign
@@ -125,6 +125,8 @@ class VllmServer:
         if call.embeds:
             body = {**call.body, "model": self._served}
             chunks = relay.embeddings(self.origin, body, call)
+        elif call.decoding.scores:
+            chunks = await self._scored(call, able)
         elif call.decoding.native:
             prompt = await self._renderer.prompt(call)
             chunks = self._native(call, len(prompt), able)
@@ -133,6 +135,21 @@ class VllmServer:
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    async def _scored(self, call: Call, able: Abilities) -> AsyncGenerator[Chunk]:
+        prompt, wanted = await self._renderer.prompt(call), call.sampling.logprobs or 0
+        if wanted > able.top:
+            raise EngineUnsupported(
+                f"logprobs: this server gives {able.top} at most", param="logprobs"
+            )
+        if len(prompt) >= self._context(able):  # vLLM writes a token more
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens; this model's context is"
+                f" {self._context(able)}",
+                param="prompt",
+            )
+        body = scoring.request(self._served, prompt, wanted)
+        return scoring.scores(self.origin, body, call, self._renderer.names)
 
     def _native(self, call: Call, prompt: int, able: Abilities) -> AsyncGenerator[Chunk]:
         if call.written or call.said or call.decoding.entropy or call.decoding.stop:
@@ -212,12 +229,6 @@ class VllmServer:
 
     def _check(self, call: Call, able: Abilities) -> None:
         """Refuse what this server cannot do faithfully. Raises EngineUnsupported."""
-        if call.decoding.scores:
-            raise EngineUnsupported(
-                "echo: with logprobs it is the server's own to do; ask for policy direct, and no"
-                " best_of",
-                param="echo",
-            )
         if call.decoding.edited is not None:
             raise EngineUnsupported("vLLM moves nothing of an edited prompt", param="policy")
         if call.decoding.entropy and not (able.top or able.reports):

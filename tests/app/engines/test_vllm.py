@@ -13,7 +13,13 @@ from app.catalog import ModelCard
 from app.engines.remote.probing import Abilities
 from app.engines.remote.rendering import Renderings
 from app.engines.vllm import VllmServer
-from app.errors import BadRequest, ContextOverflow, EngineUnavailable, EngineUnsupported
+from app.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineError,
+    EngineUnavailable,
+    EngineUnsupported,
+)
 from app.types import Call, Capabilities, Chunk, Decoding, EntropyStop, Load, Sampling
 from app.vllm_plugins import asks
 from tests.app.engines.remote.toy import ToyOrigin, answer, collected, event, usage
@@ -343,3 +349,33 @@ async def test_how_busy_it_is_by_its_own_metrics() -> None:
         'vllm:num_requests_waiting_by_reason{reason="capacity"} 7.0\n'
     )
     assert await one.pulse() == Load(True, 3, 10) == one.load("m")
+
+
+async def test_a_prompt_is_scored_by_its_own_log_probabilities() -> None:
+    one, origin = server()
+    told = [None, {"1": {"logprob": -2.5}, "0": {"logprob": -0.5}}, {"3": {"logprob": -1.0}}]
+    origin.serve = lambda body: [json.dumps({"choices": [{"prompt_logprobs": told}]}).encode()]
+    asked = call(decoding=Decoding(scores=True), max_tokens=0, sampling=Sampling(logprobs=1))
+    chunks = await collected(one.generate(asked))
+    (request,) = [each for each in origin.asked if each.path == "/v1/completions"]
+    assert (request.body["prompt"], request.body["prompt_logprobs"]) == ([0, 1, 3], 1)
+    assert request.body["max_tokens"] == 1 and not request.body["stream"]
+    tokens, finish = chunks
+    assert tokens.usage.prompt == 3 and finish.finish == "length"
+    assert [token.logprob for token in tokens.tokens] == [None, -2.5, -1.0]
+    assert [token.piece for token in tokens.tokens] == [b"a", b"b", b"ab "]
+    assert [one.id for one in tokens.tokens[1].top] == [0]
+
+
+@pytest.mark.parametrize("told", [[None], "none", None])
+async def test_a_server_that_tells_no_scores_is_at_fault(told: Any) -> None:
+    one, origin = server()
+    origin.serve = lambda body: [json.dumps({"choices": [{"prompt_logprobs": told}]}).encode()]
+    with pytest.raises(EngineError):
+        await collected(one.generate(call(decoding=Decoding(scores=True), max_tokens=0)))
+
+
+async def test_a_prompt_that_fills_the_context_is_not_scored() -> None:
+    with pytest.raises(ContextOverflow):
+        one, _ = server(replace(ABLE, context=3))
+        await collected(one.generate(call(decoding=Decoding(scores=True), max_tokens=0)))
