@@ -174,3 +174,34 @@ def test_whatever_happens_it_keeps_its_bounds(diverse, steps, budget, n):
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(some_of_it())
+
+
+JUDGED = {"choose": "verify", "verifier": {"kind": "judge", "judge": "large"}, "together": 1}
+
+
+async def test_a_judge_s_yes_ends_the_search():
+    engine = fake("so 7", "so 8", "so 9")
+    engine.scripts["large"] = Script(["No"], variants=(Script(["No"]), Script(["Yes"])))
+    some = answer(engine, n=3, **JUDGED)
+    assert await said(some) == "so 8"
+    assert [made.model for made in engine.calls] == ["small", "large"] * 2
+    assert decision(some).detail == "1 of 2 passed the verifier"
+    assert {line.model for line in some.bill.lines} == {"small", "large"}
+    assert 0 < some.spent <= some.estimate
+
+
+async def test_without_its_judge_they_vote():
+    engine = fake("so 7", "so 8", "be 8")
+    engine.scripts["large"] = Script(["Yes"], fails_after=0)
+    some = answer(engine, n=3, **JUDGED)
+    assert await said(some) == "so 8" and engine.open == 0
+    assert decision(some).detail == "2 of 3 gave this answer"
+
+
+@pytest.mark.parametrize("budget", range(50, 900, 170))
+async def test_what_a_judge_costs_is_kept_too(budget):
+    engine = fake("1 2 3 4 5 6 7 8 9 10")
+    engine.scripts["large"] = Script(["No"])
+    some = answer(engine, n=8, order={"usd": usd(budget)}, **JUDGED)
+    chunks = await read(some)
+    assert 0 < some.spent <= usd(budget) and chunks[-1].reason is None
