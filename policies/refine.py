@@ -21,11 +21,9 @@ from app.types import (
     Call,
     Chunk,
     Decision,
-    Decoding,
     Fidelity,
     Message,
     MeteredEngine,
-    Sampling,
     Usage,
 )
 from policies.answers import comparing
@@ -280,11 +278,13 @@ class Refine(Policy):
                 return 0.5  # neither better nor worse than itself
             texts = first.text, reply.text
             return await comparing.preference(found.said, *texts, first.call, engine)
+        if not reply.tokens:
+            return 0.0  # a model may end an answer before its first word
         mean = reply.mean_logprob
-        if reply is not first and reply.tokens:
+        if reply is not first:
             # It was written after another prompt; the first one was written after this one.
             try:
-                mean = await _reread(reply, first.call, engine)
+                mean = await comparing.likelihood(reply, first.call, engine)
             except EngineUnsupported:
                 found.hint = ", likelihoods as where they were written: the engine rereads none"
         if mean is None:
@@ -318,24 +318,3 @@ async def _room(call: Call, engine: MeteredEngine) -> int:
 def _finds_nothing(review: str) -> bool:
     words = review.upper().strip(" \n*_\"'`.#")
     return not words or words.startswith(_NOTHING)
-
-
-async def _reread(reply: Reply, asked: Call, engine: MeteredEngine) -> float | None:
-    """The mean log-probability of this answer's tokens after the prompt of another call.
-
-    Raises EngineUnsupported where the engine does not tell those of a prompt's tokens.
-    """
-    prompt = (await engine.tokenize(asked, False)).ids
-    answer = tuple(token.id for token in reply.tokens)
-    scoring = Call(
-        asked.model,
-        prompt=(*prompt, *answer),
-        max_tokens=0,
-        sampling=Sampling(logprobs=0),
-        decoding=Decoding(scores=True),
-        goals=asked.goals,
-        account=asked.account,
-        id=asked.id,
-    )
-    scored = (await read(scoring, engine)).tokens[-len(answer) :]
-    return Reply(asked, [Chunk(tokens=tuple(scored))]).mean_logprob

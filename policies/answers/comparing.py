@@ -1,4 +1,4 @@
-"""Which of two answers a model prefers, told from the probabilities of the letters it would say."""
+"""Which of two answers a model prefers when it is asked, and how likely it finds each of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from app.types import Call, Engine, Message, Token, Usage
-from policies.answers.asking import as_read, asked, at_most, read
+from app.types import Call, Chunk, Decoding, Engine, Message, Sampling, Token, Usage
+from policies.answers.asking import Reply, as_read, asked, at_most, read
 
 _LIKELIEST = 20  # tokens that are looked among: as many as servers tell by default
 _SURE = 30.0  # log-odds beyond which nothing is told apart
@@ -30,6 +30,27 @@ async def preference(
     for_b = await _log_odds(said, first, second, call, engine)
     for_a = await _log_odds(said, second, first, call, engine)
     return 1 / (1 + math.exp((for_a - for_b) / 2))
+
+
+async def likelihood(reply: Reply, asked: Call, engine: Engine) -> float | None:
+    """The mean log-probability (natural) of this answer's tokens after the prompt of another call.
+
+    Raises EngineUnsupported where the engine does not tell those of a prompt's tokens.
+    """
+    prompt = (await engine.tokenize(asked, False)).ids
+    answer = tuple(token.id for token in reply.tokens)
+    scoring = Call(
+        asked.model,
+        prompt=(*prompt, *answer),
+        max_tokens=0,
+        sampling=Sampling(logprobs=0),
+        decoding=Decoding(scores=True),
+        goals=asked.goals,
+        account=asked.account,
+        id=asked.id,
+    )
+    scored = (await read(scoring, engine)).tokens[-len(answer) :]
+    return Reply(asked, [Chunk(tokens=tuple(scored))]).mean_logprob
 
 
 def worst(model: str, prompt: int, completion: int) -> Mapping[str, Usage]:

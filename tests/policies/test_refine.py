@@ -108,6 +108,13 @@ async def test_what_is_likelier_after_the_request_itself_is_kept():
     assert answer.decisions[0].confidence == pytest.approx(math.exp(-0.05))
 
 
+@pytest.mark.parametrize("check", ["vote", "logprob"])
+async def test_an_empty_first_answer_is_refined_too(check):
+    fake = talker("", SECOND, likes={"": 0.0, SECOND: 1.0 if check == "vote" else -0.5})
+    answer = refined(fake, check=check, rounds=1)
+    assert text(await read(answer)).split() == SECOND.split()
+
+
 async def test_where_no_prompt_is_scored_that_is_told():
     fake = talker(FIRST, SECOND, fails={"score": EngineUnsupported("echo")})
     answer = refined(fake, check="logprob", rounds=1)
