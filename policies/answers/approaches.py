@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from app.types import Call, Chunk, Message, Token, Usage
 from policies.answers.asking import Reply, as_read, asked, at_most
+from policies.answers.comparing import beside
 
 _PROPOSE = (
     "Do not answer yet. Propose {n} approaches to answer this that differ from each other, one on"
@@ -53,16 +54,6 @@ def together(call: Call, said: Sequence[Message], n: int) -> Call:
     sampling = replace(call.sampling, stop=(), stop_token_ids=())
     messages = beside(said, _ALL.format(n=n))
     return replace(call, messages=messages, prompt=None, max_tokens=most, sampling=sampling)
-
-
-def beside(said: Sequence[Message], text: str) -> tuple[Message, ...]:
-    """A conversation that ends with these words of its user: in one message with what it ended
-    with, as not every chat template takes two of one speaker."""
-    *before, last = said
-    content = last.get("content")
-    if last.get("role") != "user" or not isinstance(content, str):
-        return (*said, {"role": "user", "content": text})
-    return (*before, {**last, "content": f"{content}\n\n{text}"})
 
 
 def worst(prompt: int, completion: int, n: int, each: bool) -> Usage:
