@@ -23,6 +23,11 @@ PRESETS = {
     "lower_at = 1.0\nwindow = 1\nd_min = 10\nexpected_tokens = 53",
     "swift": 'policy = "speculative"\ntarget = "guessed"\nlongest = 4',
     "foresight": 'policy = "kv_prediction"\ntarget = "foreseen"\nleast = 16\nlast = 4\nfirst = 1',
+    "ladder": 'policy = "cascade"\nmodels = ["small", "large"]\nthreshold = 0.6',
+    "several": 'policy = "best_of_n"\nmodel = "large"\nn = 3\nchoose = "logprob"',
+    "polished": 'policy = "refine"\nmodel = "small"\nrounds = 1\ncheck = "logprob"',
+    "brisk": 'policy = "precision"\nmodels = ["large", "small"]',
+    "brief": 'policy = "compress"\ntarget = "large"\nscorer = "small"\nleast = 12\nratio = 0.7',
 }
 
 

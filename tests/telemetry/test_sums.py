@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.catalog import PICO
+from app.reasons import STRATEGIES
 from tests.chaos.gateways import pico
 from tests.telemetry import fleets
 from tests.telemetry.books import (
@@ -71,7 +72,7 @@ def test_the_requests_were_mixed(run: Run) -> None:
     assert sum(one.left for one in run.told) >= 20
     assert sum(one.usage is not None for one in run.told) > REQUESTS / 2
     assert {kind for _, kind, _ in decided(run.log.values())} >= {
-        *("switch", "steer", "failover", "plain", "whole", "repair")
+        *("switch", "steer", "failover", "plain", "whole", "repair", *STRATEGIES)
     }
     for column in COLUMNS:
         assert (
@@ -140,6 +141,11 @@ def test_decisions_are_counted_as_they_were_logged(run: Run) -> None:
         if kind in ("plain", "whole", "repair"):
             fallbacks[plan, kind] += n
     assert run.metrics.by_plan("farthing_fallbacks_total", "kind") == fallbacks
+    around = Counter[Any]()
+    for (plan, kind, _), n in logged.items():
+        if kind in STRATEGIES:
+            around[plan, kind] += n
+    assert run.metrics.by_plan("farthing_strategies_total", "kind") == around
 
 
 def test_budgets_are_kept_and_add_up(run: Run) -> None:

@@ -65,6 +65,7 @@ def _kinds() -> Iterator[tuple[str, str, dict[str, Any]]]:
         for taken in ("0.004", "0.00001"):  # of an answer's 0.016 s, and of its prompt's
             yield CHAT, "large", {"stream": stream, "_gpu": taken}
     yield from _policies()
+    yield from _around()
     yield from _ends()
     yield TEXT, "large", {"echo": True}
     yield TEXT, "large", {"echo": True, "max_tokens": 0, "logprobs": 1}
@@ -92,6 +93,18 @@ def _policies() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield CHAT, "small", {"_policy": "nonsense"}
 
 
+def _around() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Policies that decide around whole answers."""
+    for model in ("ladder", "several", "polished", "brisk", "brief"):
+        yield CHAT, model, {"stream": True}
+        yield TEXT, model, {}
+        yield CHAT, model, {"n": 2, "_usd": AMPLE}
+        yield CHAT, model, {"stream": True, "_usd": SHORT}
+        yield CHAT, model, {"stream": True, "_usd": AMPLE, "_leaves": 3}
+    yield CHAT, "ladder", {"_policy": "ladder;threshold=0.999"}
+    yield CHAT, "brief", {"_long": True}
+
+
 def _ends() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Answers that break off, or of which the client does not learn the price."""
     for path in (CHAT, TEXT, RESPONSES, MESSAGES):
@@ -115,6 +128,8 @@ def _wish(random: Random, path: str, model: str, special: dict[str, Any]) -> Wis
     names["_latency"] = "X-Budget-Latency-Ms"
     headers = {names[name]: value for name, value in ours.items() if name in names}
     text = " ".join(random.choices(WORDS, k=random.randint(12, 40)))
+    if "_long" in ours:  # what is asked about stands in a paragraph of its own
+        text = f"{' '.join(random.choices(WORDS, k=60))}.\n\n{text}"
     body: dict[str, Any] = {"model": model, "temperature": 0, **_asked(path, text, ours)}
     length = "max_output_tokens" if path == RESPONSES else "max_tokens"
     if ours.get("_leaves") == 0:
