@@ -79,8 +79,7 @@ def _user(text: str) -> Messages:
 
 def _ask_gsm8k(line: Line) -> Messages:
     return _user(
-        f"{line['question']}\n\n"
-        "Think step by step, briefly. End with a line that holds only #### and the number."
+        f"{line['question']}\n\nThink step by step, briefly, and end with: The answer is N."
     )
 
 

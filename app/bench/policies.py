@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from app.bench.grading import Question, questions
 from app.bench.policy_report import Figures, figures, show
-from app.bench.ways import Answered, Sampled, Way, ask, described
+from app.bench.ways import Answered, Sampled, Way, ask, checksum, described
 from app.errors import ConfigError
 from app.prompt_files import read_objects
 
@@ -94,9 +94,13 @@ def kept(plan: Plan) -> dict[tuple[str, int, int, str], Answered]:
 
 async def gather(http: httpx.AsyncClient, plan: Plan, to_come: Sequence[Job]) -> list[Answered]:
     """The answers to all of it. Raises httpx.ConnectError; OSError of the file of answers."""
-    before = kept(plan)
-    waiting = [job for job in to_come if job.key not in before]
-    found = [before[job.key] for job in to_come if job.key in before]
+    before, found, waiting = kept(plan), list[Answered](), list[Job]()
+    for job in to_come:
+        answer = before.get(job.key)
+        if answer is not None and answer.put == checksum(job.question):
+            found.append(answer)
+        else:
+            waiting.append(job)
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task("asking", total=len(to_come), completed=len(found))

@@ -79,6 +79,7 @@ class Answered:
     seed: int
     way: str
     asked: str  # what the way is, as JSON: a way that has changed since is not the same
+    put: int  # a checksum of how the question was put
     texts: list[str] = field(default_factory=list)
     finishes: list[str] = field(default_factory=list)
     cost: float | None = None  # USD
@@ -114,6 +115,12 @@ def described(way: Way, sampled: Sampled) -> str:
     return json.dumps([way.model, way.policy, way.n, asdict(sampled)], sort_keys=True)
 
 
+def checksum(question: Question) -> int:
+    """Of all that is asked of every way alike."""
+    task = question.task
+    return zlib.crc32(json.dumps([question.messages, task.max_tokens, task.stop]).encode())
+
+
 def body(question: Question, way: Way, seed: int, sampled: Sampled) -> dict[str, Any]:
     """The request, without the tools of streaming."""
     first, *others = question.messages
@@ -147,7 +154,8 @@ async def ask(
 ) -> Answered:
     """One request, streamed. What the gateway refuses or breaks off is a failure that is told in
     the answer. Raises httpx.ConnectError where there is no gateway."""
-    found = Answered(question.task.name, question.number, seed, way.name, described(way, sampled))
+    task, number = question.task.name, question.number
+    found = Answered(task, number, seed, way.name, described(way, sampled), checksum(question))
     asked = body(question, way, seed, sampled)
     asked |= {"stream": True, "stream_options": {"include_usage": True}}
     began = time.perf_counter()

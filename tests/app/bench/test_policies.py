@@ -120,6 +120,17 @@ async def test_what_was_answered_is_not_asked_again(
     assert len(fake.calls) == 2 * asked
 
 
+async def test_a_question_that_has_changed_is_asked_again(
+    http: httpx.AsyncClient, plan: Plan, fake: Fake, questions: Path
+) -> None:
+    plan = replace(plan, ways=(SMALL,), large=None)
+    await measure(http, plan)
+    asked = len(fake.calls)
+    questions.write_text(questions.read_text().replace("0 and 2?", "2 and 2?"))
+    await measure(http, plan)
+    assert len(fake.calls) == asked + 1
+
+
 async def test_a_way_that_has_changed_is_not_taken_for_the_same(
     http: httpx.AsyncClient, plan: Plan
 ) -> None:
