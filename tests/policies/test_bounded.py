@@ -96,6 +96,9 @@ def test_what_it_may_take_is_never_felt(name: str, examples: int) -> None:
     """Where no budget is named, an account that would pay for more gets the same answer."""
 
     def check(world: World, chosen: dict[str, Any]) -> None:
+        # Of several choices nobody knows which comes first, and says what its model says first.
+        world = replace(world, call=replace(world.call, choices=1))
+
         def told(rich: bool) -> tuple[object, ...]:
             async def run() -> Seen:
                 account = Rich() if rich else None
