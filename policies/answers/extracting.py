@@ -38,7 +38,7 @@ _BRACKETED = re.compile(r"\(([A-Z])\)")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*(-?[0-9]+)\s*\}")
-_UNIT = re.compile(r"\s*%?|\s+[A-Za-z. ]*")
+_UNIT = re.compile(r"\s*%?|\s[A-Za-z.\s]*")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _LATEX = (
     *(("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\;", ""), ("\\$", "$"), ("\\%", "%")),
@@ -79,7 +79,8 @@ def _number(text: str) -> str | None:
         found = number(said.rpartition("=")[2]) or number(said)
         if found is not None:
             return found
-    return _last(_numbers(text))
+    found = (_canonical(each) for each in reversed(list(_NUMBER.finditer(text))))
+    return next((each for each in found if each is not None), None)
 
 
 def _letter(text: str) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from app.types import Call
 
 MOST = 64  # samples of one answer
+_ALIKE = 1e-6  # a spread below which questions are alike: beyond, a Beta's logs have too few digits
 _SEEDS = 2**64
 
 
@@ -30,7 +32,7 @@ class Odds:
     @property
     def varies(self) -> bool:
         """Whether there is such a Beta at all."""
-        return self.spread > 0 and 0 < self.right < 1
+        return self.spread >= _ALIKE and 0 < self.right < 1
 
     @property
     def a(self) -> float:
@@ -98,10 +100,17 @@ def worth_of_vote(odds: Odds, n: int) -> float:
 def _wins(n: int, x: int, agree: float) -> float:
     """The chance that x of n votes win, where each of the others joins the rival by `agree`."""
     wrong = n - x
+    below = _fewer(wrong, agree)
     if x == 1:
-        return math.fsum(_binomial(wrong, y, agree) for y in range(min(wrong, 1) + 1)) / n
-    below = math.fsum(_binomial(wrong, y, agree) for y in range(min(x, wrong + 1)))
-    return below + (_binomial(wrong, x, agree) / 2 if x <= wrong else 0.0)
+        return below[min(wrong, 1) + 1] / n
+    tie = _binomial(wrong, x, agree) / 2 if x <= wrong else 0.0
+    return below[min(x, wrong + 1)] + tie
+
+
+@lru_cache(maxsize=256)
+def _fewer(n: int, p: float) -> tuple[float, ...]:
+    """P(Y < k) of a binomial Y of n, for k of 0 to n + 1."""
+    return tuple(accumulate((_binomial(n, y, p) for y in range(n + 1)), initial=0.0))
 
 
 def _binomial(n: int, k: int, p: float) -> float:

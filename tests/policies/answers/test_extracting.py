@@ -177,3 +177,12 @@ def test_a_long_text_takes_no_longer_than_it_must(how, piece):
     begun = time.process_time()
     extract(piece * 20_000, how)
     assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "text", [("\\boxed{1" + " " * 1985 + "#}") * 64, "1.5e-999/7 " * 1000], ids=["boxes", "powers"]
+)
+def test_nor_do_boxes_of_spaces_and_numbers_of_many_digits(text):
+    begun = time.process_time()
+    extract(text)
+    assert time.process_time() - begun < 0.3

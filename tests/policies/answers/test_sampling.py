@@ -101,6 +101,15 @@ def test_odds_that_are_certain_have_a_number_too(right):
     assert 1 <= tries(known, 8) <= 8 and voters(known, 8) == 1
 
 
+@pytest.mark.parametrize("spread", [5e-324, 1e-308, 1e-100, 1e-15, 1e-7])
+@pytest.mark.parametrize("costs", [0.0, 1000.0])
+def test_questions_that_are_almost_alike_are_alike(spread, costs):
+    known = replace(ODDS, right=0.6, false_pass=0.5, wrong_costs=costs, spread=spread)
+    alike = replace(known, spread=0.0)
+    assert tries(known, MOST) == tries(alike, MOST)
+    assert voters(known, MOST) == voters(alike, MOST)
+
+
 def test_hopeless_questions_are_tried_once():
     assert tries(replace(ODDS, right=0.05, wrong_costs=8.0), MOST) == 1
 
