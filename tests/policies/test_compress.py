@@ -334,3 +334,10 @@ async def test_nothing_stays_open_when_the_client_leaves(left: int) -> None:
             await anext(answer)
         await answer.aclose()
         assert fake.open == 0
+
+
+async def test_a_name_outweighs_a_word_that_was_as_expected() -> None:
+    fake = engine()
+    await answered(fake, call(" ".join(["then", "Ada"] * 200) + ASKED))
+    assert set(words(asked_of(fake, "large")[0])) <= {"then", "Ada", *ASKED.split()}
+    assert words(asked_of(fake, "large")[0]).count("Ada") >= 197
