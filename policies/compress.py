@@ -324,7 +324,8 @@ class Compress(Policy):
     ) -> _Made:
         price = self._prices[self.target].input
         how = "summed up" if self.mode == "summary" else f"by {self.by}"
-        detail = f"{after} of {before} tokens: {len(found)} long texts to {self.ratio:g}, {how}"
+        many = "a long text" if len(found) == 1 else f"{len(found)} long texts"
+        detail = f"{after} of {before} tokens: {many} to {self.ratio:g}, {how}"
         ways = (
             _way("compress", detail, cost + after * price, chosen=True),
             _way("whole", "a shorter one was asked for", before * price),

@@ -321,7 +321,7 @@ def whole(asked: Generation) -> Event:
         if asked.deltas is not None:
             said = {"message": {"role": "assistant", **_joined(asked.deltas)}}
             ended = {"finish_reason": "stop", "stop_reason": None}
-        choices.append({"index": index, **said, "logprobs": None, **ended})
+        choices.append({"index": index, **said, "logprobs": None, **ended, **_scored(asked)})
     return {
         **asked.envelope(kind),
         "choices": choices,
@@ -331,6 +331,15 @@ def whole(asked: Generation) -> Event:
         "kv_transfer_params": None,
         **asked.further,
     }
+
+
+def _scored(asked: Generation) -> Event:
+    """How likely each token of the prompt is, where that is wanted: of the first one nobody can
+    say."""
+    if asked.body.get("prompt_logprobs") is None:
+        return {}
+    told = [{str(id): {"logprob": -0.5 - id % 7, "rank": 1}} for id in asked.prompt[1:]]
+    return {"prompt_logprobs": [None, *told]}
 
 
 def _joined(deltas: Sequence[Event]) -> Event:

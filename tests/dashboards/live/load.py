@@ -121,6 +121,15 @@ async def predicting(load: Load, n: int) -> None:
     await load.ask("ahead", OWN[n], max_tokens=4)
 
 
+async def choosing(load: Load, n: int) -> None:
+    """The best of two answers, and a text that is shortened."""
+    best = {"X-Policy": "best_of_n;n=2;choose=logprob"}
+    await load.ask(INT8, OWN[n + 11], max_tokens=8, headers=best)
+    notes = " ".join(f"The house number {i * n} by the river keeps a picture." for i in range(9))
+    short = {"X-Policy": "compress;least=32;scorer=smollm2-tiny"}
+    await load.stream(LARGE, f"{notes}\n\nWhat is kept?", max_tokens=4, headers=short)
+
+
 async def refusals(load: Load, n: int) -> None:
     strict = usd("0.00001", **{"X-Budget-Fallback": "strict"})
     big = {"logit_bias": {"9999": 1}}  # the server says so, not we
@@ -160,7 +169,15 @@ async def others(load: Load, n: int) -> None:
 
 
 Act = Callable[[Load, int], Awaitable[None]]
-ACTS: tuple[Act, ...] = (switching, guessing, predicting, refusals, limits, others)
+ACTS: tuple[Act, ...] = (
+    switching,
+    guessing,
+    predicting,
+    choosing,
+    refusals,
+    limits,
+    others,
+)
 
 
 async def failing(load: Load, n: int) -> None:
