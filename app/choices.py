@@ -63,7 +63,7 @@ async def parts(
     if native or single:
         return [price.part(call.to(model), sum(counts), sum(most) * drawn, scoring)]
     return [
-        price.part(_choice(each, number), prompt, completion, scoring and number == 0)
+        price.part(_choice(each, number, policy.seeds), prompt, completion, scoring and number == 0)
         for each, prompt, completion in zip(calls, counts, most, strict=True)
         for number in range(drawn)
     ]
@@ -311,11 +311,12 @@ async def _counted(calls: Sequence[Call], policy: Policy, model: str, meter: Met
         raise
 
 
-def _choice(call: Call, number: int) -> Call:
-    """This choice of a prompt alone. Seeds as vLLM has them: the next choice has the next one."""
+def _choice(call: Call, number: int, seeds: int) -> Call:
+    """This choice of a prompt alone. Seeds as vLLM has them: the next choice has the next one,
+    where each takes but one."""
     seed = call.sampling.seed
     if seed is not None:
-        seed = (seed + number + _SEEDS // 2) % _SEEDS - _SEEDS // 2
+        seed = (seed + number * seeds + _SEEDS // 2) % _SEEDS - _SEEDS // 2
     return replace(call, choices=1, sampling=replace(call.sampling, seed=seed))
 
 

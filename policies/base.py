@@ -65,6 +65,12 @@ class Policy(BaseModel, ABC):
         tokens of its answer allow. Where it makes whole answers its options bound it."""
         return None
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds, from the call's own on, one run draws with: the next choice of a request
+        begins behind them."""
+        return 1
+
     def serving(self, call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff]) -> Policy:
         """This policy; or, where the call offers tools or wants a form of answer that not all of
         the models' token loops keep through a hand-over, a whole answer by one of them."""
@@ -221,7 +227,8 @@ async def affordable(call: Call, engine: MeteredEngine, price: Tariff) -> int:
     """How many tokens after this call's prompt the budget pays for, before anything was read;
     sys.maxsize: nothing limits it; 0: none, or nobody can say."""
     tokens = engine.allowance(call.model)
-    if tokens == sys.maxsize:
+    # Of tokens that cost nothing something else than money bounds the number.
+    if tokens == sys.maxsize or not price.output:
         return tokens
     try:
         # Told in whole tokens: there may be almost one more.

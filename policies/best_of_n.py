@@ -12,12 +12,19 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from app.catalog import Catalog, Tariff
-from app.errors import BadRequest, EngineError, Overloaded, Unaffordable
+from app.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineError,
+    EngineUnsupported,
+    Overloaded,
+    Unaffordable,
+)
 from app.types import Alternative, Call, Chunk, Decision, Fidelity, MeteredEngine, Usage
 from policies.answers import approaches, selecting
-from policies.answers.asking import Enough, Reply, conversation, replies, shown, time_left
+from policies.answers.asking import Enough, Reply, conversation, replies, room_for, shown, time_left
 from policies.answers.extracting import How, extract
-from policies.answers.sampling import MOST, Odds, affordable, sample, tries, voters
+from policies.answers.sampling import MOST, Odds, affordable, sample, tries, unset, voters
 from policies.answers.selecting import Selected
 from policies.answers.verifying import Verifier
 from policies.answers.voting import decided
@@ -25,6 +32,7 @@ from policies.base import Policy
 
 _LIKELY = 256  # tokens of an answer whose request names no bound
 _FAILS = (EngineError, Overloaded, Unaffordable)
+_CANNOT = (*_FAILS, ContextOverflow, EngineUnsupported)  # of what we ask, not the client
 
 
 def _never(found: Sequence[Reply]) -> bool:
@@ -132,6 +140,10 @@ class BestOfN(Policy):
         # Of likelihoods nothing is known; they choose among as many as a vote would.
         return (tries if self.choose == "verify" else voters)(odds, self.most)
 
+    @property
+    def seeds(self) -> int:
+        return self.wanted
+
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
         name, n = self.model or model, self.wanted
         used = Usage(n * prompt, completion=n * completion)
@@ -190,11 +202,6 @@ async def _single(call: Call, engine: MeteredEngine, poor: bool) -> AsyncGenerat
             yield chunk
 
 
-def _unset(call: Call) -> bool:
-    """Whether the client left the temperature open."""
-    return call.sampling.temperature == 1.0 and call.body.get("temperature") is None
-
-
 @dataclass
 class _Sampling:
     """The samples of one answer."""
@@ -224,8 +231,8 @@ class _Sampling:
         policy = self.policy
         if policy.diverse == "one_call" and not self.call.structured:
             await self._in_one(n)
-        else:
-            calls = await self._diverse(n) if policy.diverse == "each" else ()
+        calls = await self._diverse(n) if policy.diverse == "each" else ()
+        if not self.made:
             await self._each(calls or self._plain())
         selected = await self._selected()
         reply = selected.reply
@@ -242,12 +249,14 @@ class _Sampling:
         first, each = self._asking(self.call.max_tokens or _LIKELY)
         length = self.call.max_tokens or _LIKELY
         # Told in whole tokens: there may be almost one more. One that misses it is not given.
-        rest = (tokens + 1) * price.output - 1
-        return affordable(rest - first, each, length * price.output)
+        rest = (tokens + 1) * (price.output or 1) - 1
+        return affordable(rest - first, each, length * (price.output or 1))
 
     def _asking(self, length: int) -> tuple[int, int]:
         """What is paid beside the answers' own tokens, at most: at first, and with each answer."""
         price, each = self.prices[self.call.model], self.policy.diverse == "each"
+        if not price.output:  # what bounds them is of another unit, and only told in tokens
+            return 0, 0
         if self.policy.diverse == "no":
             first, more = 0, price.of(Usage(self.prompt))
         else:
@@ -258,37 +267,46 @@ class _Sampling:
 
     def _plain(self) -> list[Call]:
         asked = self.call.sampling.temperature
-        hot = self.policy.temperature if _unset(self.call) or asked == 0 else asked
+        hot = self.policy.temperature if unset(self.call) or asked == 0 else asked
         return [sample(self.call, number, hot) for number in range(self.policy.wanted)]
 
     def _calm(self, number: int) -> Call:
         """For answers that differ by what is asked: at temperature 0, as the paper has it, or at
         the client's own."""
         asked = self.call.sampling.temperature
-        return sample(self.call, number, 0.0 if _unset(self.call) else asked)
+        return sample(self.call, number, 0.0 if unset(self.call) else asked)
 
     async def _diverse(self, n: int) -> list[Call]:
-        """A call for each approach that the model proposes; none where it does not."""
-        said = await conversation(self.call, self.engine)
+        """A call for each approach that the model proposes; none where it does not, or where there
+        is no room for it."""
         try:
+            said = await conversation(self.call, self.engine)
             plan = await self._replies([approaches.proposing(self.call, said, n)])
-        except _FAILS:
+            found = approaches.proposed(plan[0].text, n)
+            calls = [
+                approaches.following(self._calm(number), said, approach)
+                for number, approach in enumerate(found)
+            ]
+            longest = max(calls, key=lambda call: len(str(call.messages)), default=None)
+            fits = longest is not None and await room_for(longest, self.engine) > 0
+        except _CANNOT:
             return []
-        found = approaches.proposed(plan[0].text, n)
-        calls = [
-            approaches.following(self._calm(number), said, approach)
-            for number, approach in enumerate(found)
-        ]
-        return calls if len(calls) > 1 else []
+        return calls if len(calls) > 1 and fits else []
 
     async def _in_one(self, n: int) -> None:
-        said = await conversation(self.call, self.engine)
-        call = approaches.together(self._calm(0), said, n)
-        room = self.engine.capabilities(call.model).context - await self.engine.count(call)
+        """All of them; none where there is no room for it."""
+        try:
+            said = await conversation(self.call, self.engine)
+            call = approaches.together(self._calm(0), said, n)
+            left = await room_for(call, self.engine)
+        except _CANNOT:
+            return
+        if left < 1:
+            return
         if call.max_tokens is not None:
-            call = replace(call, max_tokens=max(min(call.max_tokens, room), 1))
+            call = replace(call, max_tokens=min(call.max_tokens, left))
         (reply,) = await self._replies([call])
-        self.made = approaches.parts(reply, self.call)
+        self.made = approaches.parts(reply, self.call, n)
 
     async def _each(self, calls: Sequence[Call]) -> None:
         """Answers to these, as long as they are affordable and nothing is decided."""
@@ -328,8 +346,8 @@ class _Sampling:
         if self.call.max_tokens is not None or tokens == sys.maxsize or len(calls) == 1:
             return calls
         room = self.engine.capabilities(model).context - self.prompt
-        share = tokens * price.output // len(calls) - self._asking(_LIKELY)[1]
-        most = share // price.output
+        one = price.output or 1
+        most = (tokens * one // len(calls) - self._asking(_LIKELY)[1]) // one
         if most >= room:
             return calls
         self.shared = True
@@ -369,7 +387,7 @@ class _Sampling:
         try:
             async with asyncio.timeout(time_left(self.call)):
                 return await verifier.passes(reply.text, self.call, self.engine)
-        except (TimeoutError, *_FAILS):
+        except (TimeoutError, *_CANNOT):
             return None
 
     async def _selected(self) -> Selected:

@@ -34,6 +34,7 @@ from policies.answers.asking import (
     at_most,
     conversation,
     read,
+    room_for,
     time_left,
 )
 from policies.answers.verifying import Verifier
@@ -244,7 +245,7 @@ class Refine(Policy):
         prompt = read_by(found.first.reply).prompt
         paid = self._review(prompt, len(found.best.reply.tokens), prompt, engine)
         reviews = asked(call.to(self.critic), so_far, max_tokens=_REVIEW)
-        most = min(paid, await _room(reviews, engine))
+        most = min(paid, await room_for(reviews, engine))
         if most < _LEAST:
             return _POOR if paid < _LEAST else "the context has no room for a review"
         review = (await read(replace(reviews, max_tokens=most), engine)).text.strip()
@@ -253,7 +254,7 @@ class Refine(Policy):
         said: Message = {"role": "assistant", "content": review}
         rewrites: Message = {"role": "user", "content": _REWRITES}
         rewritten = replace(call, messages=(*so_far, said, rewrites), prompt=None)
-        room = await _room(rewritten, engine)
+        room = await room_for(rewritten, engine)
         if room < _LEAST:
             return "the context has no room for another answer"
         if call.max_tokens is not None:
@@ -308,11 +309,6 @@ def _late(call: Call, seconds: float) -> bool:
     """Whether another answer that takes so long comes too late."""
     left = time_left(call)
     return left is not None and left < seconds
-
-
-async def _room(call: Call, engine: MeteredEngine) -> int:
-    """Tokens that the context holds after this call's prompt."""
-    return engine.capabilities(call.model).context - await engine.count(call)
 
 
 def _finds_nothing(review: str) -> bool:

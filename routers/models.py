@@ -92,7 +92,11 @@ def _per_million(tariff: Tariff) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """TOML's own numbers are exact decimals, and may be infinite; JSON's are neither."""
-    if isinstance(value, str | int | bool | list | dict):
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str | int | bool):
         return value
     number = float(value)
     return number if math.isfinite(number) else str(number)

@@ -65,9 +65,9 @@ def worst(prompt: int, completion: int, n: int, each: bool) -> Usage:
     return Usage(read, completion=proposal + n * completion)
 
 
-def parts(reply: Reply, call: Call) -> list[Reply]:
+def parts(reply: Reply, call: Call, n: int) -> list[Reply]:
     """Each of the ways in which one reply answers `call`, as a reply that keeps to what it asks:
-    its bound and its stop strings. Where it does not tell them apart it is one.
+    its bound and its stop strings; `n` at most. Where it does not tell them apart it is one.
     """
     text, tokens = reply.text, reply.tokens
     heads = [head.span() for head in _BEGINS.finditer(text)] or [(0, 0)]
@@ -80,7 +80,7 @@ def parts(reply: Reply, call: Call) -> list[Reply]:
     ended = Chunk(model=reply.model, finish="stop")
     edges = _edges(tokens)
     made = []
-    for number, (begin, end) in enumerate(found, 1):
+    for number, (begin, end) in enumerate(found[:n], 1):
         finish = ended if reply.whole or number < len(found) else cut
         part = _Part(call, text, begin, end, finish)
         said, stopped_by = part.until_stop()

@@ -233,6 +233,11 @@ async def conversation(call: Call, engine: Engine) -> tuple[Message, ...]:
     return ({"role": "user", "content": text},)
 
 
+async def room_for(call: Call, engine: Engine) -> int:
+    """Tokens that its model's context holds after its prompt; below 1: it is too long."""
+    return engine.capabilities(call.model).context - await engine.count(call)
+
+
 def time_left(call: Call) -> float | None:
     """Seconds in which what there is must be shown, not below 0; None: there is no deadline."""
     if call.goals.deadline is None:

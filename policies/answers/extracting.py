@@ -79,8 +79,8 @@ def _number(text: str) -> str | None:
         found = number(said.rpartition("=")[2]) or number(said)
         if found is not None:
             return found
-    found = (_canonical(each) for each in reversed(list(_NUMBER.finditer(text))))
-    return next((each for each in found if each is not None), None)
+    numbers = map(_canonical, reversed(list(_NUMBER.finditer(text))))
+    return next((each for each in numbers if each is not None), None)
 
 
 def _letter(text: str) -> str | None:

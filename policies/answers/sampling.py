@@ -139,6 +139,11 @@ def affordable(paid: int, prompt: int, completion: int) -> int:
     return paid // each if each else MOST
 
 
+def unset(call: Call) -> bool:
+    """Whether the client left the temperature open."""
+    return call.sampling.temperature == 1.0 and call.body.get("temperature") is None
+
+
 def sample(call: Call, number: int, temperature: float) -> Call:
     """One of several answers to the same call, by seeds that follow each other, if there is one.
 

@@ -164,6 +164,13 @@ async def test_a_client_s_temperature_stays(sampling, body, temperature):
     assert {made.sampling.temperature for made in engine.calls} == {temperature}
 
 
+async def test_choices_share_no_seed():
+    engine = fake("7", "8")
+    asked = replace(call("small", max_tokens=4, choices=3), sampling=Sampling(seed=11))
+    await read(answer(engine, n=2, asked=asked))
+    assert sorted(made.sampling.seed for made in engine.calls) == [11, 12, 13, 14, 15, 16]
+
+
 async def test_several_choices_are_chosen_each():
     engine = fake("so 7", "so 8", "so 7")
     asked = call("small", max_tokens=4, choices=2)

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.catalog import Catalog, GpuSeconds
 from app.engines.fake import Fake, Script
 from app.errors import BudgetExceeded, EngineError
-from app.gateway import Gateway
+from app.gateway import Gateway, Order
 from app.types import Goals
 from policies.answers import asking
-from tests.policies.scripts import call, fleet, read, text, usd
+from tests.policies.scripts import ask, call, card, fleet, price, read, text, usd
 from tests.policies.voters import answer, decision, fake, said
 
 PROMPT = 5  # tokens: 1 USD a million of the small model's, and 2 of an answer's
@@ -205,3 +206,24 @@ async def test_what_a_judge_costs_is_kept_too(budget):
     some = answer(engine, n=8, order={"usd": usd(budget)}, **JUDGED)
     chunks = await read(some)
     assert 0 < some.spent <= usd(budget) and chunks[-1].reason is None
+
+
+async def test_an_answer_that_its_judge_cannot_read_could_not_be_verified():
+    engine = fake("so 7", "so 8", "be 8")
+    engine.scripts["large"] = Script(["Yes"], context=10)
+    some = answer(engine, n=3, **JUDGED)
+    assert await said(some) == "so 8" and engine.open == 0
+    assert decision(some).detail == "2 of 3 gave this answer"
+
+
+@pytest.mark.parametrize("most", [None, 8])
+async def test_tokens_that_cost_nothing_are_bounded_by_accelerators(most):
+    engine, taken = fake("7 or so it is"), GpuSeconds(input=1, output=2)
+    free = card("small", price(0, 0)).model_copy(update={"gpu_seconds": taken})
+    options = {"n": 3, "extract": "number", "sure": 1.0}
+    order = Order(
+        call("small", max_tokens=most), policy="best_of_n", options=options, gpu=usd(3000)
+    )
+    some = ask(Gateway(engine, Catalog({"small": free}, {})), order)
+    assert text(await read(some)).strip() == "7 or so it is"
+    assert decision(some).detail == "3 of 3 gave this answer"

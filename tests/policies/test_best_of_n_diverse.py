@@ -115,6 +115,31 @@ async def test_they_take_no_more_than_the_context_holds():
     assert made.max_tokens + await engine.count(made) == 60
 
 
+@pytest.mark.parametrize(("diverse", "context"), [("each", 20), ("each", 29), ("one_call", 20)])
+async def test_where_there_is_no_room_for_approaches_it_is_sampled(diverse, context):
+    listed = Script(["1. by", "hand\n", "2. by", "long", "and", "hard", "work", "and", "more"])
+    engine = fake("so 7", context=context)
+    engine.scripts["small"] = replace(
+        engine.scripts["small"], variants=(listed, Script(["so", "7"]))
+    )
+    some = answer(engine, n=2, diverse=diverse, choose="logprob", max_tokens=2)
+    chunks = await read(some)
+    assert chunks[-1].reason is None and decision(some).answers == 2
+    assert len([made for made in engine.calls if "Propose" not in last(made)]) == 2
+
+
+async def test_no_more_of_one_completion_are_looked_at_than_were_asked_for():
+    engine = fake("\nApproach 1: so 7 " * 9)
+    engine.scripts["large"] = Script(["No"])
+    verifier = {"kind": "judge", "judge": "large"}
+    some = answer(
+        engine, n=2, diverse="one_call", choose="verify", verifier=verifier, max_tokens=99
+    )
+    await read(some)
+    assert [made.model for made in engine.calls] == ["small", "large", "large"]
+    assert decision(some).answers == 2
+
+
 async def test_a_text_that_is_not_divided_is_one_answer():
     some = answer(fake("so 7"), n=3, diverse="one_call")
     assert await said(some) == "so 7" and decision(some).answers == 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -47,6 +48,22 @@ async def test_models_and_presets_are_listed(client):
         "options": {"small": "small", "large": "large", "raise_at": 2.5, "lower_at": 0.01},
         "description": "large where it is hard",
     }
+
+
+async def test_what_is_within_an_option_is_plain_too(settings, catalog, fake):
+    schema = {"minimum": Decimal("0.5"), "enum": [Decimal("1.5")]}
+    preset = Preset(
+        name="checked",
+        policy="best_of_n",
+        model="large",
+        choose="verify",
+        verifier={"kind": "schema", "schema": schema},
+    )
+    app = create_app(settings, catalog=Catalog(catalog.models, {"checked": preset}), engine=fake)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
+        told = (await client.get("/v1/models/checked")).json()["farthing"]["options"]
+    assert told["verifier"]["schema"] == {"minimum": 0.5, "enum": [1.5]}
 
 
 async def test_one_of_them_by_name_or_alias(client):
