@@ -28,6 +28,7 @@ from app.types import (
 from policies.answers import contexts, summaries, surprisal
 from policies.answers.asking import time_left
 from policies.answers.cutting import Words, cut
+from policies.answers.spans import KEEP
 from policies.base import Policy
 
 MOST_READINGS = 256  # calls of the scorer for one prompt
@@ -181,7 +182,7 @@ class Compress(Policy):
             reason = str(plain)
             ways = (_way("whole", reason, cost, chosen=True),)
             # Marks are taken out all the same, so that a text is read alike whatever is decided.
-            shown = contexts.changed(call, lambda text: Words(text).text)
+            shown = contexts.changed(call, _unmarked)
             return _Made(shown, Decision("plain", self.target, 0, detail=reason), ways)
 
     async def _shorter(self, call: Call, engine: MeteredEngine, before: int) -> _Made:
@@ -200,7 +201,7 @@ class Compress(Policy):
             raise _Plain(f"{self.scorer} did not read it in half of the time there is") from None
         except (EngineError, BadRequest, Overloaded, Unaffordable) as error:
             raise _Plain(f"{self.scorer} did not read it ({type(error).__name__})") from error
-        texts = [new.get(number, "") or Words(text).text for number, text in enumerate(every)]
+        texts = [new.get(number) or _unmarked(text) for number, text in enumerate(every)]
         asked = contexts.with_texts(call, texts)
         after = 0
         for each in asked.apart():
@@ -311,7 +312,7 @@ class Compress(Policy):
             return random.Random(self.seed).sample(words.free, len(words.free))
         tokens = await surprisal.scored(call.to(self.scorer), text.reading, engine)
         cores = [(words[number].start, words[number].end) for number in words.free]
-        found = surprisal.surprisals(words.text, tokens, cores)
+        found = await asyncio.to_thread(surprisal.surprisals, words.text, tokens, cores)
         names = (words[number].name for number in words.free)
         found = [one + _NAME * name for one, name in zip(found, names, strict=True)]
         ranked = sorted(
@@ -334,6 +335,11 @@ class Compress(Policy):
         shortened = Shortened(before, after, call.messages, prompts)
         decision = Decision("compress", self.target, 0, dropped=before - after, detail=detail)
         return _Made(call, decision, ways, shortened)
+
+
+def _unmarked(text: str) -> str:
+    """As it is shown where nothing is left out."""
+    return Words(text).text if KEEP in text else text
 
 
 def _bound(prompt: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
@@ -180,7 +181,7 @@ async def cut(
             break
         share = (below - goal) / (below - above) if number < _ROUNDS // 2 else 0.5
         middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
-        text = words.without(order[:middle])
+        text = await asyncio.to_thread(words.without, order[:middle])
         tokens = await count(text)
         if tokens > goal:
             low, below = middle, tokens
