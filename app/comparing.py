@@ -61,6 +61,8 @@ def policies(
         name, equals, file = each.partition("=")
         if not (name and equals and file):
             raise ConfigError(f"--task: must look like gsm8k=FILE.jsonl, not {each!r}")
+        if name in tasks:
+            raise ConfigError(f"--task: {name} has one file; put all of its questions there")
         tasks[name] = Path(file)
     plan = Plan(
         ways=tuple(map(parse, way)),

@@ -288,6 +288,8 @@ def confidence(
 
     if len(task) != len(prompts):
         raise ConfigError(f"--task: {len(task)} for {len(prompts)} files: name one for each")
+    if len(set(task)) < len(task):
+        raise ConfigError("--task: each once; put all questions of one task in one file")
     given = {
         "number": number,
         "held_out": held_out,

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from app.catalog import Catalog, Tariff
 from app.errors import EngineError, Overloaded, Unaffordable
@@ -25,6 +25,14 @@ from app.types import (
 )
 
 _LIKELY = 256  # tokens of an answer whose request names no bound
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+Models: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""Names of models, as an option; a header says several in one text."""
 
 
 class Policy(BaseModel, ABC):

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from app.catalog import Catalog, ModelCard
 from app.errors import BadRequest
 from app.types import Call, Chunk, Fidelity, MeteredEngine, Usage
 from policies.answers.cascading import Answer, Rule
 from policies.answers.judging import Stage, checking_reads
-from policies.base import Policy, Whole
-
-
-def _listed(value: Any) -> Any:
-    """A header says several models in one text."""
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+from policies.base import Models, Policy, Whole
 
 
 class Cascade(Policy):
@@ -41,7 +36,7 @@ class Cascade(Policy):
 
     fidelity: ClassVar[Fidelity] = "approximate"
 
-    models: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    models: Models = Field(
         (),
         max_length=4,
         description="two to four, cheapest first; default: the cheapest of the family, then the"

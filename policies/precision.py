@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 from app.catalog import Catalog, ModelCard
 from app.errors import BadRequest
 from app.types import Call, Decision, MeteredEngine
-from policies.base import OneOf, Ranking, afforded, most_likely, rich_first
+from policies.base import Models, OneOf, Ranking, afforded, most_likely, rich_first
 
 Hardware: TypeAlias = Literal["mid", "high"]
 Table: TypeAlias = Mapping[int, float]  # calls running -> tokens/s of all of them together
@@ -51,7 +51,7 @@ class Precision(OneOf):
     an answer as may come.
     """
 
-    models: tuple[str, ...] = Field(
+    models: Models = Field(
         (),
         max_length=8,
         description="best first, but for the one that the client names; default: those with its"

@@ -15,7 +15,7 @@ from app.bench.grading import Question
 from app.bench.paired import Comparison, compared
 from app.bench.scoring import pass_at
 from app.bench.ways import Answered
-from app.estimates import Estimate, mean, ratio
+from app.estimates import Estimate, mean, ratio, share
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Decided:
 
 @dataclass
 class Figure:
-    """One way's answers in one task. Intervals are over questions; a failure is worth 0."""
+    """One way's answers in one task. Intervals are over questions, that of a quality of right and
+    wrong is Wilson's; a failure is worth 0, and counts as wrong samples."""
 
     task: str
     way: str
@@ -54,12 +55,12 @@ Figures = list[Figure]
 @dataclass(frozen=True)
 class _Graded:
     answer: Answered
-    grades: tuple[float, ...]  # of each text
+    grades: tuple[float, ...]  # of each text that was asked for
     also: float | None
 
     @property
     def worth(self) -> float:
-        return statistics.mean(self.grades) if self.grades else 0.0
+        return statistics.mean(self.grades)
 
 
 _Cell = Mapping[int, list[_Graded]]  # of one task and way, by question
@@ -80,7 +81,8 @@ async def figures(
     async def graded(answer: Answered) -> _Graded:
         question = by_key[answer.task, answer.question]
         if answer.failed:
-            return _Graded(answer, (), None if question.task.also is None else 0.0)
+            wrong = (0.0,) * answer.choices
+            return _Graded(answer, wrong, None if question.task.also is None else 0.0)
         grades = [await question.grade(text) for text in answer.texts]
         also = question.task.also
         second = None if also is None else also(answer.texts[0], question.line)
@@ -110,7 +112,7 @@ def _figure(
     seed: int,
 ) -> Figure:
     every = [each for graded in cell.values() for each in graded]
-    quality = mean([_worth(graded) for graded in cell.values()], seed=seed)
+    quality = _quality([_worth(graded) for graded in cell.values()], seed)
     failed = sum(bool(each.answer.failed) for each in every)
     figure = Figure(task, way, len(cell), len(every), failed, quality)
     figure.also = _over(cell, "also", seed)
@@ -133,6 +135,13 @@ def _figure(
 
 def _worth(graded: Sequence[_Graded]) -> float:
     return statistics.mean(each.worth for each in graded)
+
+
+def _quality(worths: Sequence[float], seed: int) -> Estimate:
+    """A bootstrap over questions that are all right, or all wrong, would know it for certain."""
+    if all(worth in (0.0, 1.0) for worth in worths):
+        return share(int(sum(worths)), len(worths))
+    return mean(worths, seed=seed)
 
 
 def _told(graded: Sequence[_Graded], name: str) -> float | None:
@@ -183,7 +192,7 @@ def _pass_at(cell: _Cell, seed: int) -> dict[int, Estimate]:
         for question, graded in cell.items()
     }
     least = min(map(len, samples.values()))
-    single = all(len(each.grades) <= 1 for graded in cell.values() for each in graded)
+    single = all(len(each.grades) == 1 for graded in cell.values() for each in graded)
     binary = all(grade in (0.0, 1.0) for grades in samples.values() for grade in grades)
     if single or not binary:
         return {}

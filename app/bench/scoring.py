@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 
 from app.bench.tasks import exact_match, f1
 
-_NUMBER = r"-?\$?\s?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
+_NUMBER = r"-?(?:\$\s?)?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
 _SAID = re.compile(  # where an answer says that this is its result, rather than a step
     rf"(?:####\W*?|\\boxed\{{\W*?|answer(?: is|:)\W*?)({_NUMBER})", re.IGNORECASE
 )

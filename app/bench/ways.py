@@ -95,6 +95,11 @@ class Answered:
     def key(self) -> tuple[str, int, int, str]:
         return self.task, self.question, self.seed, self.way
 
+    @property
+    def choices(self) -> int:
+        """How many texts were asked for."""
+        return int(json.loads(self.asked)[2])
+
     def as_line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
 

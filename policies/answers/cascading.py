@@ -209,19 +209,20 @@ class Answer:
             async with aclosing(self._resumed(best, decided)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        except Unaffordable:
-            # Who was asked in between has left nothing for it.
+        except (Unaffordable, TimeoutError) as error:
+            # Who was asked in between has left no money for it, or no time.
             if self.kept:
                 raise
-            best.add(Chunk(model=best.stage.model, finish="length", reason="budget"))
+            why = "deadline" if isinstance(error, TimeoutError) else "budget"
+            best.add(Chunk(model=best.stage.model, finish="length", reason=why))
             for each in self._shown(best, decided):
                 yield each
 
     async def _resumed(self, trial: Trial, decided: Decision) -> AsyncGenerator[Chunk]:
-        """An answer that was left, and its rest."""
+        """An answer that was left, and its rest. Raises TimeoutError as `_next`."""
         ids = tuple(token.id for token in trial.reply.tokens)
         async with aclosing(self.engine.generate(trial.reply.call.after(ids))) as stream:
-            async for chunk in stream:
+            while (chunk := await self._next(stream)) is not None:
                 if not self.kept:
                     for each in self._shown(trial, decided):
                         yield each

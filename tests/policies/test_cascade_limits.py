@@ -260,6 +260,26 @@ async def test_at_the_deadline_there_is_what_came_before(delay, finish):
     assert answer.outcome == ("kept" if finish == "stop" else "deadline") and fake.open == 0
 
 
+class Stuck(Fake):
+    """Its small model does not go on with an answer."""
+
+    async def generate(self, call):
+        if call.written:
+            await asyncio.sleep(30)
+        async with aclosing(super().generate(call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+async def test_at_the_deadline_an_answer_that_is_not_gone_on_with_ends_where_it_was_left():
+    fake = Stuck(engine(small=POOR, large={"fails_after": 0}).scripts)
+    answer = asked(fake, calibration(4), goals=soon())
+    chunks = await read(answer)
+    assert text(chunks) == "s0 s1 s2 s3 " and chunks[-1].reason == "deadline"
+    assert decided(answer) == [("escalate", "large", 4), ("keep", "small", 4)]
+    assert answer.outcome == "deadline" and fake.open == 0
+
+
 async def test_what_is_being_shown_at_the_deadline_is_cut():
     fake = engine()
     fake.scripts["small"] = script("small", delay=0.02)

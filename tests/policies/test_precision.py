@@ -157,6 +157,7 @@ def test_by_default_they_are_those_with_the_same_weights() -> None:
 
 def test_models_that_are_named_are_asked_the_client_s_first() -> None:
     catalog = pair()
+    assert policies.load("precision", {"models": "w4, w8"}).models == ("w4", "w8")
     named = policies.load("precision", {"models": ["w4", "w8"]})
     assert named.fit(catalog, None).best_first("") == ("w4", "w8")
     assert named.fit(catalog, "w8").best_first("w8") == ("w8", "w4")

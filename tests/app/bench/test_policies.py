@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.bench.grading import TASKS, Question
-from app.bench.policies import Plan, jobs, kept, measure
-from app.bench.policy_report import Figure, show
+from app.bench.policies import Plan, drawn, gather, jobs, kept, measure
+from app.bench.policy_report import Figure, figures, show
 from app.bench.ways import Sampled, body, parse, tag
 from app.cli import cli
 from app.engines.fake import Fake, Script
@@ -141,6 +141,30 @@ async def test_a_way_that_has_changed_is_not_taken_for_the_same(
         kept(replace(plan, sampled=Sampled(temperature=0.5)))
 
 
+async def test_what_is_all_wrong_is_not_known_to_be_hopeless(
+    http: httpx.AsyncClient, plan: Plan, fake: Fake
+) -> None:
+    fake.scripts = {**fake.scripts, "small": Script(["####", "9"])}
+    found = await measured(http, plan)
+    wrong, half = found["small"].quality, found["large"].quality
+    assert (wrong.mean, wrong.low) == (0, 0) and wrong.high == pytest.approx(0.49, abs=0.01)
+    assert half.mean == 0.5 and 0.14 < half.low < half.high < 0.86
+
+
+async def test_samples_that_failed_are_wrong_ones(http: httpx.AsyncClient, plan: Plan) -> None:
+    """One of two requests for three answers to each question."""
+    plan = replace(plan, ways=(SAMPLES,), small=None, large=None, seeds=2)
+    asked = drawn(plan)
+    found = await gather(http, plan, list(jobs(plan, asked)))
+    for answer in found:
+        if answer.seed:
+            answer.texts, answer.failed = [], "it broke off"
+    (figure,) = await figures(found, asked, ["samples"], small=None, large=None, seed=0)
+    assert list(figure.pass_at) == [1, 2, 3, 4, 5, 6] and figure.failed == 4
+    # Of the two questions that are answered rightly three of six are right, of the others none.
+    assert figure.pass_at[1].mean == figure.quality.mean == 0.25
+
+
 class TestFailures:
     @pytest.fixture
     def fake(self) -> Fake:
@@ -263,6 +287,12 @@ def test_the_command(settings: Settings, questions: Path, tmp_path: Path) -> Non
     written = json.loads(report.read_text())
     assert [figure["way"] for figure in written["figures"]] == ["small", "large"]
     assert written["plan"]["limit"] == 3 and written["figures"][0]["failed"] == 0
+
+
+def test_a_task_has_one_file(questions: Path) -> None:
+    done = command("http://127.0.0.1:9", questions, "--task", f"gsm8k={questions}")
+    assert isinstance(done.exception, ConfigError)
+    assert "--task: gsm8k has one file" in str(done.exception)
 
 
 def test_no_gateway_and_no_task(questions: Path) -> None:

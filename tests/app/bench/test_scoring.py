@@ -31,6 +31,8 @@ from app.bench.scoring import (
         ("It costs $.50.", "0.5"),
         ("#### 5\nNo, wait.\n#### 6", "6"),
         ("#### 18.00", "18"),
+        ("In all:\n- 18 eggs", "18"),
+        ("It costs $ 18.", "18"),
         ("none at all", None),
         ("", None),
     ],

@@ -179,6 +179,9 @@ def test_from_the_command_line_with_a_model_of_the_fleet(
         main([*asked, "gsm8k", "--task", "squad"])
     assert "--task: 2 for 1 files: name one for each" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main([*asked, "gsm8k", "--prompts", prompts, "--task", "gsm8k"])
+    assert "--task: each once" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main([*asked, "gsm8k", "--checkpoints", "2"])
     assert "0 of 2 answers are right: at least 10 must be" in capsys.readouterr().err
     samples = read_samples(tmp_path / "run/samples.jsonl")
