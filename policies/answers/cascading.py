@@ -213,8 +213,9 @@ class Answer:
             # Who was asked in between has left no money for it, or no time.
             if self.kept:
                 raise
-            why = "deadline" if isinstance(error, TimeoutError) else "budget"
-            best.add(Chunk(model=best.stage.model, finish="length", reason=why))
+            late = isinstance(error, TimeoutError)
+            end = Chunk(model=best.stage.model, finish="length", reason="budget")
+            best.add(replace(end, reason="deadline") if late else end)
             for each in self._shown(best, decided):
                 yield each
 

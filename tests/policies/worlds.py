@@ -19,6 +19,7 @@ from app.engines.fake import Fake, Script
 from app.errors import EngineError, FarthingError, Overloaded
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Candidate, Chunk, Goals, Sampling, Token
+from tests.policies.cascades import calibration
 
 MODELS = ("small", "judge", "large")  # of two families: the judge has its own
 WORDS = ("A", "B", "yes", "no", "NO CHANGE", "7", "42", "so", "it", "is", "not", "\n", "1.", "2.")
@@ -100,9 +101,12 @@ amounts = st.decimals(min_value=0, max_value=50, places=6)
 
 @st.composite
 def cards(draw: st.DrawFn) -> dict[str, ModelCard]:
-    """The large model's tokens are the dearest, the small one's the cheapest."""
+    """The large model's tokens are the dearest, the small one's the cheapest; something may be
+    said of their answers after some tokens."""
     reads, writes, seconds = (st.lists(amounts, min_size=3, max_size=3) for _ in range(3))
     prices = zip(sorted(draw(reads)), sorted(draw(writes)), draw(seconds), strict=True)
+    points = draw(st.sampled_from([(), (1,), (2, 5), (1, 2, 3, 4, 5, 6)]))
+    known = calibration(*points) if points else None
     return {
         name: ModelCard(
             name=name,
@@ -111,6 +115,7 @@ def cards(draw: st.DrawFn) -> dict[str, ModelCard]:
             family="other" if name == "judge" else "fake",
             price=Price(input=read, output=write),
             gpu_seconds=GpuSeconds(input=taken, output=2 * taken),
+            confidence=known,
         )
         for name, (read, write, taken) in zip(MODELS, prices, strict=True)
     }
