@@ -106,15 +106,22 @@ def test_a_precision_answers_in_its_own_words(gateway: httpx.Client, large: ByHa
         assert content(answer) == own(large, QUESTION)
 
 
-@pytest.mark.parametrize("name", ["cascade", "best_of_n", "refine", "compress", "precision"])
-def test_who_leaves_leaves_nothing_running(gateway: httpx.Client, name: str) -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *({"name": name} for name in ("cascade", "best_of_n", "refine", "compress")),
+        {"name": "precision", "models": [LARGE, SMALL]},
+    ],
+    ids=lambda policy: str(policy["name"]),
+)
+def test_who_leaves_leaves_nothing_running(gateway: httpx.Client, policy: dict[str, Any]) -> None:
     body = {
         "model": LARGE,
         "messages": [{"role": "user", "content": f"{CONTEXT}\n\nTell more of it."}],
         "max_tokens": 400,
         "ignore_eos": True,
         "stream": True,
-        "policy": {"name": name},
+        "policy": policy,
     }
     # Some stream at once, others have nothing to show for a while.
     with (
