@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.budget import Purse
 from app.catalog import Catalog, GpuSeconds
 from app.engines.fake import Fake, Script
-from app.errors import BudgetExceeded, EngineError
+from app.errors import BudgetExceeded, EngineError, Forbidden
 from app.gateway import Gateway, Order
-from app.types import Goals
+from app.types import Goals, Usage
 from policies.answers import asking
+from policies.best_of_n import BestOfN
 from tests.policies.scripts import ask, call, card, fleet, price, read, text, usd
 from tests.policies.voters import answer, decision, fake, said
 
@@ -227,3 +229,52 @@ async def test_tokens_that_cost_nothing_are_bounded_by_accelerators(most):
     some = ask(Gateway(engine, Catalog({"small": free}, {})), order)
     assert text(await read(some)).strip() == "7 or so it is"
     assert decision(some).detail == "3 of 3 gave this answer"
+
+
+def test_each_answer_may_have_to_be_judged():
+    policy = BestOfN(model="small", n=3, **JUDGED)
+    (once,) = policy.verifying(5, 8).values()
+    judged = Usage(3 * once.prompt, completion=3 * once.completion)
+    assert policy.worst_case("", 5, 8) == {"small": Usage(15, completion=24), "large": judged}
+    itself = {**JUDGED, "verifier": {"kind": "judge", "judge": "small"}}
+    policy = BestOfN(model="small", n=3, **itself)
+    assert policy.worst_case("", 5, 8) == {"small": judged + Usage(15, completion=24)}
+
+
+@pytest.mark.parametrize(("short", "made"), [(0, True), (2, False)])
+async def test_an_answer_is_bought_with_its_judgement(short, made):
+    engine = fake("1 2 3 4 5 6 7 8 9 10")
+    engine.scripts["large"] = Script(["No"])
+    once = answer(engine, n=2, **JUDGED)
+    await read(once)
+    some = answer(engine, n=2, order={"usd": once.estimate - usd(short)}, **JUDGED)
+    await read(some)
+    assert (decision(some).answers == 2) is made
+
+
+async def test_a_judge_has_no_longer_than_the_answer(unhurried):
+    engine = fake("so 7", "so 8")
+    engine.scripts["large"] = Script(["Yes"], delay=60)
+    asked = call("small", max_tokens=4, goals=Goals(deadline=time.monotonic() + 0.9))
+    some = answer(engine, n=2, asked=asked, **JUDGED)
+    assert await said(some) == "so 7" and engine.open == 0
+
+
+async def test_what_a_judge_does_not_say_is_told():
+    engine = fake("so 7", "so 8")
+    silent = Script(["No"], fails_after=0)
+    engine.scripts["large"] = Script(["No"], variants=(Script(["No"]), silent))
+    some = answer(engine, n=2, **JUDGED)
+    assert await said(some) == "so 7"
+    assert decision(some).detail == "0 of 2 passed the verifier, 1 could not be verified"
+
+
+class Small(Purse):
+    def allows(self, name):
+        return name == "small"
+
+
+def test_a_judge_must_be_allowed():
+    order = Order(call("small"), policy="best_of_n", options={"n": 2, **JUDGED})
+    with pytest.raises(Forbidden, match="large"):
+        Gateway(fake("so 7"), fleet()).answer(order, Small())

@@ -92,6 +92,8 @@ def test_only_a_judge_costs() -> None:
     worst = verifier(kind="judge", judge="small").worst(100, 80)
     assert list(worst) == ["small"] and worst["small"].prompt > 180
     assert worst["small"] == Usage(prompt=worst["small"].prompt, completion=2)
+    longer = verifier(kind="judge", judge="small").worst(200, 80)
+    assert longer["small"].prompt == worst["small"].prompt + 100
 
 
 def test_a_judge_must_be_there_and_tell_what_it_thinks() -> None:
