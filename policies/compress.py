@@ -97,6 +97,7 @@ class Compress(Policy):
     seed: int = Field(0, description="of what goes at random")
 
     _prices: Mapping[str, Tariff] = PrivateAttr(default_factory=dict)
+    _seconds: Mapping[str, Tariff] = PrivateAttr(default_factory=dict)  # of the models that say it
 
     def fit(self, catalog: Catalog, model: str | None) -> Self:
         target = model or self.target
@@ -105,7 +106,7 @@ class Compress(Policy):
         target = catalog.model(target).name
         found = {"target": target, "scorer": self._chosen(catalog, target)}
         fitted = self.model_copy(update=found)
-        fitted._prices = catalog.prices()
+        fitted._prices, fitted._seconds = catalog.prices(), catalog.gpu_seconds()
         return fitted
 
     def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
@@ -259,14 +260,24 @@ class Compress(Policy):
             if self.mode == "summary":
                 text.reach = text.goal
         reach = before - sum(text.tokens - text.reach - _EDGE for text in found.values())
-        rest = engine.allowance(self.target)
-        needed = cost + reach * target.input + target.output * call.choices
-        if rest != sys.maxsize and needed > rest * target.output:
+        if not self._pays(used, Usage(reach, completion=call.choices), engine):
             raise _Plain(f"the budget does not surely pay for {self.scorer} and an answer")
         seconds, left = used.prompt * engine.load(self.scorer).reading, time_left(call)
         if left is not None and seconds > left / 2:
             raise _Plain(f"{self.scorer} would read it for {seconds:.1f} s of {left:.1f} s")
         return cost
+
+    def _pays(self, reading: Usage, answer: Usage, engine: MeteredEngine) -> bool:
+        """Whether the budget surely does, in money and in accelerator-seconds: what is left of it
+        is told in tokens of the target, of whichever there are fewer."""
+        rest = engine.allowance(self.target)
+        for takes in (self._prices, self._seconds):
+            if self.target in takes and self.scorer in takes and rest != sys.maxsize:
+                target = takes[self.target]
+                needed = takes[self.scorer].of(reading) + target.of(answer)
+                if needed > rest * target.output:
+                    return False
+        return True
 
     async def _prepared(self, call: Call, engine: MeteredEngine, text: _Text) -> Usage:
         """The most that the scorer reads and writes for this text."""

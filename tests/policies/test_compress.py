@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog import Catalog
+from app.catalog import Catalog, GpuSeconds
 from app.engines.fake import Fake, Script
 from app.errors import BadRequest, BudgetExceeded
 from app.gateway import Answer, Gateway, Order
@@ -272,6 +272,25 @@ async def test_no_budget_is_overshot(words: int) -> None:
     except BudgetExceeded:
         assert fake.calls == []
     assert answer.spent <= money and fake.open == 0
+
+
+@pytest.mark.parametrize("words", range(0, 900, 41))
+async def test_accelerator_seconds_that_may_not_suffice_are_not_spent_on_reading(
+    words: int,
+) -> None:
+    """Reading takes as much of them as writing, other than of money."""
+    seconds = GpuSeconds(input=10, output=10)
+    cards = {
+        name: one.model_copy(update={"gpu_seconds": seconds}) for name, one in CHEAP.models.items()
+    }
+    fake, gpu = engine(), 10 * words * 10**6
+    told = Order(call(PROMPT), policy="compress", options={"ratio": 0.5}, gpu=gpu)
+    answer = ask(Gateway(fake, replace(CHEAP, models=cards)), told)
+    try:
+        await read(answer)
+    except BudgetExceeded:
+        assert fake.calls == []
+    assert sum(line.gpu_us or 0 for line in answer.bill.lines) * 10**6 <= gpu
 
 
 async def test_a_scorer_that_fails_is_done_without() -> None:
