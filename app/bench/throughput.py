@@ -209,4 +209,4 @@ def _show(measured: Mapping[Point, Figures], plan: Plan) -> None:
             times = str(found.times[first]) if first in found.times else ""
             pace = f"{found.pace.mean:.4g} ({found.pace.low:.4g} to {found.pace.high:.4g})"
             table.add_row(str(calls), model, pace, times, str(found.answer_s))
-    Console(width=100).print(table)
+    Console(width=110).print(table)
