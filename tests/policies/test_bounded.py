@@ -29,7 +29,7 @@ from tests.policies.worlds import (
 
 BY_TOKEN = ("direct", "entropy_switch", "kv_prediction", "speculative")
 STRATEGIES = [name for name in policies.names() if name not in BY_TOKEN]
-FEW, MANY = 30, 3000
+FEW, MANY = 50, 3000
 # To shrink whole worlds takes minutes: those that are found are told as they are.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
@@ -135,7 +135,7 @@ def test_who_leaves_after_any_chunk_leaves_nothing_open(name: str, examples: int
     def check(world: World, chosen: dict[str, Any], after: int) -> None:
         ended(world, name, chosen, lambda seen: watch(seen, after))
 
-    drawn = {"world": worlds(fails=True, bounded=True), "after": st.integers(0, 30)}
+    drawn = {"world": worlds(fails=True, bounded=True), "after": st.integers(0, 8)}
     examples_of(name, examples, check, **drawn)
 
 
@@ -144,7 +144,7 @@ def test_who_is_cut_off_at_any_moment_leaves_nothing_open(name: str, examples: i
     def check(world: World, chosen: dict[str, Any], steps: int) -> None:
         ended(world, name, chosen, lambda seen: cancelled(seen, steps))
 
-    drawn = {"world": worlds(fails=True, bounded=True), "steps": st.integers(0, 150)}
+    drawn = {"world": worlds(fails=True, bounded=True), "steps": st.integers(0, 100)}
     examples_of(name, examples, check, **drawn)
 
 

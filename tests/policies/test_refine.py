@@ -13,6 +13,7 @@ from app.gateway import Gateway, Order
 from app.types import Call, Chunk, Goals, Token, Usage
 from tests.policies.scripts import ask, call, engine, fleet, read, text, usd
 from tests.policies.talkers import FIRST, ROUND, SECOND, THIRD, kind_of, talker
+from tests.policies.worlds import Seen, nothing_left, watch
 
 
 def refined(fake: Fake, *, asked: Call | None = None, order: dict | None = None, **options: object):
@@ -30,6 +31,7 @@ async def test_the_answer_that_the_vote_prefers_is_kept():
     chunks = await read(answer)
     assert text(chunks).split() == SECOND.split() and chunks[-1].finish == "stop"
     assert fake.begun == ["answer", *ROUND, *ROUND]
+    assert len(fake.begun) == answer.notes.serving.most_calls(answer.order.call)
     (decided,) = answer.decisions
     assert (decided.kind, decided.model, decided.answers) == ("refine", "small", 3)
     assert decided.confidence == pytest.approx(1 / (1 + math.exp(-2)))
@@ -105,6 +107,7 @@ async def test_what_is_likelier_after_the_request_itself_is_kept():
     answer = refined(fake, check="logprob")  # a script's tokens have -0.1
     assert text(await read(answer)).split() == THIRD.split()
     assert fake.begun == ["answer", *["review", "rewrite", "score"] * 2]
+    assert len(fake.begun) == answer.notes.serving.most_calls(answer.order.call)
     assert answer.decisions[0].confidence == pytest.approx(math.exp(-0.05))
 
 
@@ -204,6 +207,14 @@ async def test_it_is_shown_from_where_the_budget_would_not_pay_any_more():
     assert fake.open == 1 and 1 < fake.produced["small"] < 400
     assert text([begun, *await read(answer)]).split() == words.split()
     assert fake.begun == ["answer"]
+
+
+@pytest.mark.parametrize("budget", [100, 100_000])
+@pytest.mark.parametrize("after", range(4))
+async def test_nothing_is_left_when_its_client_leaves(budget, after):
+    fake = talker(FIRST, SECOND, likes={FIRST: 0.0, SECOND: 1.0})
+    with nothing_left(fake):
+        await watch(Seen(refined(fake, order={"usd": usd(budget)}, rounds=1)), after)
 
 
 async def test_a_review_is_no_longer_than_leaves_money_for_the_answer():

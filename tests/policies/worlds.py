@@ -164,8 +164,9 @@ def worlds(
     draw: st.DrawFn, *, fails: bool = False, bounded: bool = False, slow: bool = False
 ) -> World:
     """`fails`: whether models may; `bounded`: whether there are budgets; `slow`: and time."""
+    fails = fails and draw(st.booleans())
     context = draw(st.sampled_from([100, 400, 4000, 4000]))
-    share = st.none() | st.floats(0, 1.2) | st.floats(0, 0.1)
+    share = st.none() | st.floats(0, 1.2) | st.floats(0.02, 0.4)
     moods = st.lists(st.sampled_from(["", "", "busy", "down"]), max_size=8)
     return World(
         catalog=Catalog(draw(cards()), {}),
