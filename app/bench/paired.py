@@ -46,6 +46,8 @@ def mcnemar(better: int, worse: int) -> float:
 def bootstrap(differences: Sequence[float], *, seed: int = 0) -> float:
     """The two-sided p of the mean of these differences, if it were 0: how often the mean of as many
     drawn from them, moved to a mean of 0, is as far from 0 (Efron and Tibshirani, 1993, 16.4)."""
+    if len(differences) < 2:
+        return 1.0  # one alone says nothing of how much they vary
     values = np.array(differences, float)
     drawn = np.random.default_rng(seed).integers(0, len(values), (_DRAWS, len(values)))
     means = np.abs((values - values.mean())[drawn].mean(1))

@@ -47,6 +47,7 @@ def test_the_bootstrap_rejects_as_often_as_it_says() -> None:
 def test_no_difference_is_no_evidence() -> None:
     assert bootstrap([0.0, 0.0, 0.0]) == 1.0
     assert bootstrap([0.3, -0.3]) == 1.0
+    assert bootstrap([0.3]) == 1.0
 
 
 def test_unequal_lengths_are_refused() -> None:
