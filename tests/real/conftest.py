@@ -16,7 +16,7 @@ from app.settings import DEFAULT_CONFIG, Settings
 from tests.real.real import Real, until
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")  # of a package it would start anew whenever others come between
 def real() -> Iterator[Real]:
     settings = Settings(config=DEFAULT_CONFIG, shutdown_grace_s=1, keep_alive_s=0.1)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -172,7 +172,13 @@ async def test_why_an_engine_stopped(calls, reason, stop, told):
     )
     bill = Bill(prompt=1, cached=0, completion=1, lines=(), cost=0, prices="", overhead=0.0)
     answer = SimpleNamespace(
-        model="m", policy="p", fidelity="exact", bill=bill, entropy=None, decisions=[]
+        model="m",
+        policy="p",
+        fidelity="exact",
+        bill=bill,
+        entropy=None,
+        decisions=[],
+        notes=SimpleNamespace(shortened={}),
     )
     scribe = MessageScribe(answer, SimpleNamespace(order=SimpleNamespace(call=call), debug=False))
     scribe.gather(finish)
