@@ -90,18 +90,20 @@ def differences(reference: Any, sequence: RunningSequence) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("together", "prefixes"),
+    ("count", "together", "prefixes"),
     [
-        pytest.param(1, False, id="alone", marks=pytest.mark.slow),  # the others say it too
-        pytest.param(1, True, id="prefixes"),
-        pytest.param(8, False, id="8"),
+        pytest.param(20, 1, False, id="alone", marks=pytest.mark.slow),  # the others say it too
+        pytest.param(6, 1, True, id="prefixes"),
+        pytest.param(20, 1, True, id="more prefixes", marks=pytest.mark.slow),
+        pytest.param(20, 8, False, id="8"),
     ],
 )
 def test_greedy_fp32_is_that_of_transformers(
-    ours: Ours, reference: Any, together: int, prefixes: bool, record_property: Any
+    ours: Ours, reference: Any, count: int, together: int, prefixes: bool, record_property: Any
 ) -> None:
     """On 20 prompts of 64 tokens, alone, with prefixes reused, and with 7 others beside it."""
-    prompts = [*OWN, *OWN[:4]] if prefixes else OWN  # some again, to be found whole
+    again = OWN[: count // 5 if prefixes else 0]  # to be found whole
+    prompts = [*OWN[:count], *again]
     sequences = ours.answers("fp32", prompts, together, prefixes)
     found = [differences(reference, sequence) for sequence in sequences]
     record_property("ties", sum(ties for ties, _ in found))
