@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,20 +56,3 @@ def _spread(items: Sequence[Item], total: int, right: float) -> float:
     if single * between <= 0:
         return 0.0
     return min(max((observed - single * by_chance) / (single * between), 0.0), _MOST_SPREAD)
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that of k of these samples one is right, without bias: 1 - C(n-c, k) / C(n, k).
-
-    Chen et al. 2021, arXiv 2107.03374. Raises ValueError where there are fewer samples than k.
-    """
-    if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise ValueError("pass@k needs 1 <= k <= samples and 0 <= right <= samples")
-    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def mean_pass_at_k(items: Sequence[Item], k: int) -> float:
-    """Of several questions. Raises ValueError where one has fewer samples than k, or none is."""
-    if not items:
-        raise ValueError("pass@k needs a question")
-    return math.fsum(pass_at_k(item.samples, item.right, k) for item in items) / len(items)

@@ -1,11 +1,10 @@
 """What labelled samples tell of later ones."""
 
-import itertools
 import random
 
 import pytest
 
-from policies.answers.estimating import Item, estimate, mean_pass_at_k, pass_at_k
+from policies.answers.estimating import Item, estimate
 
 
 def drawn(a, b, false_pass, samples, draw):
@@ -45,19 +44,3 @@ def test_what_cannot_be_is_refused():
         estimate([Item(0, 0)])
     with pytest.raises(ValueError, match="right and passing"):
         Item(2, 2, 1)
-    for samples, right, k in ((2, 1, 3), (2, 1, 0), (2, 3, 1)):
-        with pytest.raises(ValueError, match="pass@k"):
-            pass_at_k(samples, right, k)
-
-
-@pytest.mark.parametrize(("samples", "right", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 5, 2)])
-def test_pass_at_k_is_the_share_of_all_choices_of_k(samples, right, k):
-    ways = list(itertools.combinations([True] * right + [False] * (samples - right), k))
-    assert pass_at_k(samples, right, k) == pytest.approx(sum(map(any, ways)) / len(ways))
-
-
-def test_of_several_questions_it_is_the_mean():
-    items = [Item(4, 1), Item(4, 4), Item(2, 0)]
-    assert mean_pass_at_k(items, 1) == pytest.approx((0.25 + 1 + 0) / 3)
-    with pytest.raises(ValueError, match="needs a question"):
-        mean_pass_at_k([], 1)
