@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -54,7 +56,7 @@ def serve(settings: Settings) -> None:
             _serve_in_several(settings, listening, text)
             return
         server = Server(app, settings)
-        server.greeting, server.when_loaded = text, _keep
+        server.greeting, server.when_loaded, server.when_left = text, _keep, _leave
         server.run(sockets=[listening])
     if server.failure is not None:
         raise server.failure
@@ -109,13 +111,13 @@ def _work(
     logs.hide(settings.secrets())
     try:
         server = Server(create_app(settings, shared=metrics), settings)
-        server.greeting, server.may_greet, server.when_loaded = text, ready.first, _keep
+        server.greeting, server.may_greet = text, ready.first
+        server.when_loaded, server.when_left = _keep, partial(_leave, metrics)
         server.run(sockets=[listening])
         failure = server.failure
     except Exception as error:  # noqa: BLE001  told below, in words or as what it is
         failure = error
-    if orphaned():
-        shutil.rmtree(metrics, ignore_errors=True)  # the others end too, and nobody else will
+    _sweep(metrics)
     if isinstance(failure, FarthingError):
         print(f"farthing: {failure.message}", file=sys.stderr)
         sys.exit(CANNOT_START)
@@ -147,6 +149,7 @@ class Server(uvicorn.Server):
         self.greeting = ""
         self.may_greet: Callable[[], bool] = lambda: True
         self.when_loaded: Callable[[], None] = lambda: None
+        self.when_left: Callable[[], None] = lambda: None  # shut down before all was loaded
         self.failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloads: set[asyncio.Future[None]] = set()
@@ -196,6 +199,9 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             late.cancel()
+        loading: asyncio.Task[object] | None = getattr(self.app.state, "loading", None)
+        if loading is not None and loading.cancelled():
+            self.when_left()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn raises the signal again at its end; a shutdown that was asked for is a success.
@@ -209,6 +215,22 @@ def _keep() -> None:
     tens of milliseconds."""
     gc.collect()
     gc.freeze()
+
+
+def _leave(metrics: Path | None = None) -> None:
+    """End this process now: the thread that loads the models cannot be told to, and would hold up
+    its end for as long as they take."""
+    if metrics is not None:
+        _sweep(metrics)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+def _sweep(metrics: Path) -> None:
+    """Where our parent has died the other workers end too, and nobody else removes this."""
+    if orphaned():
+        shutil.rmtree(metrics, ignore_errors=True)
 
 
 def _patience(settings: Settings) -> Patience:

@@ -1,6 +1,7 @@
 """The process: where it may listen, what it says at its start, how it ends."""
 
 import asyncio
+import os
 import re
 import shlex
 import signal
@@ -18,6 +19,7 @@ from app.accounts import keyring
 from app.errors import ConfigError
 from app.server import greeting, prepare, serve
 from app.settings import DEFAULT_CONFIG
+from tests.chaos.gateways import ROOT
 from tests.routers.reading import asking
 
 
@@ -166,3 +168,41 @@ def test_a_signal_ends_it_in_order_and_a_second_one_at_once(signals, grace):
     assert rest[-2] == "data: [DONE]"
     assert (process.returncode, out.splitlines()[-1]) == (0, "ended 0"), err
     assert "Traceback" not in err
+
+
+SERVE = "from app.cli import main; main()"
+ENDLESS = """
+import threading
+from app.serving import Serving
+
+def load(serving):
+    print("loading", flush=True)
+    threading.Event().wait()
+
+Serving._load = load
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_ends_it_while_its_models_load(workers, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS)  # every process reads it
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "serve", "--port", "0", "--workers", workers],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}:{ROOT}",
+            "FARTHING_LEDGER": "off",
+            "FARTHING_SHUTDOWN_GRACE_S": "600",  # their parent kills workers that take longer
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
