@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +28,7 @@ from pydantic import (
 
 from app.confidence import Calibration
 from app.errors import ConfigError, UnknownModel
+from app.profile import Profile
 from app.sandbox import Limits
 from app.tariffs import PICO as PICO
 from app.tariffs import GpuSeconds as GpuSeconds
@@ -36,6 +39,7 @@ from app.tariffs import seconds as seconds
 from app.tariffs import usd as usd
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+_TABLES = ("models", "presets", "sandbox", "planner")
 _BUNDLED = "bundled:"  # what this package ships: app/weights
 T = TypeVar("T", bound=BaseModel)
 
@@ -54,21 +58,29 @@ def _url(value: str) -> str:
 
 
 def _calibration(value: object) -> object:
-    """That of the file that is named. Raises ValueError."""
+    return _named(value, Calibration, "train confidence")
+
+
+def _profile(value: object) -> object:
+    return _named(value, Profile, "calibrate")
+
+
+def _named(value: object, shape: type[T], maker: str) -> object:
+    """What the file holds that is named. Raises ValueError."""
     if not isinstance(value, str):
         return value
     path = Path(value).expanduser()
     if value.startswith(_BUNDLED):
         path = Path(__file__).parent / "weights" / value.removeprefix(_BUNDLED)
     try:
-        return Calibration.model_validate_json(path.read_bytes())
+        return shape.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise ValueError(f"{path}: is no file of `farthing train confidence`: {said}") from error
+        raise ValueError(f"{path}: is no file of `farthing {maker}`: {said}") from error
 
 
 Url = Annotated[str, AfterValidator(_url)]
@@ -193,6 +205,15 @@ class Preset(BaseModel):
         return self.model_extra or {}
 
 
+class PlannerTable(BaseModel):
+    """What `auto` goes by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # a file of `farthing calibrate`, or bundled:folder/file
+    profile: Annotated[Profile, BeforeValidator(_profile)]
+
+
 @dataclass(frozen=True)
 class Catalog:
     """All that is served. Names of models, their aliases and presets do not overlap."""
@@ -201,6 +222,7 @@ class Catalog:
     presets: Mapping[str, Preset]
     source: str = "farthing.toml"
     sandbox: Limits | None = None  # of code that clients have run; None: none is
+    profile: Profile | None = None  # of every way to answer; None: not measured
 
     def model(self, name: str) -> ModelCard:
         """The model of this name or alias. Raises UnknownModel."""
@@ -221,6 +243,16 @@ class Catalog:
     def prices(self) -> dict[str, Price]:
         return {name: card.price for name, card in self.models.items()}
 
+    def digest(self, policy: str, options: Mapping[str, Any], models: Sequence[str]) -> str:
+        """Of all that decides what this way to answer gives and costs. Raises UnknownModel."""
+        cards = [self.model(name) for name in sorted(set(models))]
+        facts = [
+            [card.name, card.engine, card.weights, card.served, card.precision, card.price.full]
+            for card in cards
+        ]
+        text = json.dumps([policy, dict(options), facts], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def gpu_seconds(self) -> dict[str, GpuSeconds]:
         """Of the models that say them."""
         cards = self.models.items()
@@ -236,10 +268,9 @@ def read(path: Path) -> Catalog:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for table in tables:
-        if table not in ("models", "presets", "sandbox"):
-            raise ConfigError(
-                f"{path}: [{table}]: unknown table; there are [models], [presets], [sandbox]"
-            )
+        if table not in _TABLES:
+            known = ", ".join(f"[{name}]" for name in _TABLES)
+            raise ConfigError(f"{path}: [{table}]: unknown table; there are {known}")
     models = _entries(path, tables, "models", ModelCard)
     presets = _entries(path, tables, "presets", Preset)
     if not models:
@@ -249,7 +280,10 @@ def read(path: Path) -> Catalog:
     sandbox = None
     if "sandbox" in tables:
         sandbox = _entry(path, "[sandbox]", tables["sandbox"], Limits)
-    return Catalog(models, presets, str(path), sandbox)
+    profile = None
+    if "planner" in tables:
+        profile = _entry(path, "[planner]", tables["planner"], PlannerTable).profile
+    return Catalog(models, presets, str(path), sandbox, profile)
 
 
 def _entries(path: Path, tables: Mapping[str, Any], kind: str, shape: type[T]) -> dict[str, T]:

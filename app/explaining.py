@@ -146,6 +146,7 @@ def _request(order: Order) -> dict[str, Any]:
         "fallback": "strict" if order.strict else "cheapest",
         "deadline_s": _since(call.goals.deadline, order.arrived),
         "first_token_s": _since(call.goals.first_token, order.arrived),
+        "quality": call.goals.quality,
     }
 
 
@@ -257,6 +258,7 @@ def _way(way: Alternative) -> dict[str, Any]:
         "first_token_s": _seconds(way.first_token),
         "latency_s": _seconds(way.latency),
         "quality": _number(way.quality),
+        "propensity": _number(way.propensity),
     }
     told = {"kind": way.kind, "name": way.name, "chosen": way.chosen, "reason": way.reason}
     return told | {name: value for name, value in known.items() if value is not None}

@@ -20,8 +20,10 @@ Kind: TypeAlias = Literal[
     "refine",
     "compress",
     "precision",
+    "plan",
+    "route",
 ]
-STRATEGIES = ("keep", "escalate", "select", "refine", "compress", "precision")
+STRATEGIES = ("keep", "escalate", "select", "refine", "compress", "precision", "plan", "route")
 """The kinds that are decided around whole answers."""
 
 
@@ -35,7 +37,8 @@ class Decision:
     # asked for.
     # Of whole answers: keep, escalate: one is good enough, or the next model answers; select: the
     # best of several; refine: the best of its versions; compress: some of the prompt was left out;
-    # precision: in which the model answers.
+    # precision: in which the model answers; plan: in which way the request is answered; route: by
+    # the small model or the large one.
     kind: Kind
     model: str  # who writes from here on
     # Index in the answer of the first token that is written under it; keep, escalate: how many
@@ -78,4 +81,5 @@ class Alternative:
     tokens: int | None = None  # of an answer, that the budget buys
     first_token: float | None = None  # seconds until the answer begins
     latency: float | None = None  # seconds until it is whole
-    quality: float | None = None  # as measured, relative to the best model's
+    quality: float | None = None  # as measured, relative to the best way's
+    propensity: float | None = None  # how likely it was to be chosen, before it was

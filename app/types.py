@@ -117,6 +117,9 @@ class Goals:
 
     deadline: float | None = None  # time.monotonic() at which the answer must be whole
     first_token: float | None = None  # and by which it should begin: a wish, not a bound
+    quality: float | None = (
+        None  # least measured quality, 0 to 1 of the best way's; for the planner
+    )
 
 
 _STRUCTURE = (
