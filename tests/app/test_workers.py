@@ -48,6 +48,14 @@ def environment(folder):
     }
 
 
+# What processes do at their ends does not depend on the database: the other one is `slow`.
+on_one_database = pytest.mark.parametrize(
+    "ledger_url",
+    ["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
+    indirect=True,
+)
+
+
 @pytest.fixture
 def ledger(ledger_url, tmp_path):
     return Ledger(ledger_url, tmp_path, environment(tmp_path))
@@ -159,6 +167,7 @@ SUMS = (
 )
 
 
+@on_one_database
 def test_whichever_is_asked_tells_of_all(ledger, gateway):
     key, token = ledger.new_key()
     answers = asked(gateway, token, 60)
@@ -188,6 +197,7 @@ def test_whichever_is_asked_tells_of_all(ledger, gateway):
         assert [found[name] for name in SUMS] == [seen[0][name] for name in SUMS]
 
 
+@on_one_database
 def test_what_the_dead_counted_stays_and_what_they_said_of_the_moment_goes(ledger, gateway):
     _, token = ledger.new_key()
     asked(gateway, token, 30)
@@ -205,6 +215,7 @@ def test_what_the_dead_counted_stays_and_what_they_said_of_the_moment_goes(ledge
     assert metrics(gateway)["farthing_requests_total"] == 36
 
 
+@on_one_database
 def test_counters_never_go_back_while_workers_die(ledger, gateway):
     _, token = ledger.new_key()
     asked(gateway, token, 12)
@@ -237,6 +248,7 @@ def test_answers_that_died_with_their_worker_are_not_under_way(tmp_path):
         gateway.kill()
 
 
+@on_one_database
 def test_the_files_of_metrics_are_gone_when_it_has_ended(ledger, tmp_path):
     gateway = Gateway(ledger, PROGRAM)
     try:
@@ -268,13 +280,23 @@ def test_a_worker_that_dies_in_an_outage_does_not_take_the_others_along(tmp_path
         gateway.kill()
 
 
+@on_one_database
 def test_two_signals_in_a_row_end_it_all_the_same(ledger, gateway):
     for _ in range(2):
         gateway.process.send_signal(signal.SIGINT)
     assert gateway.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("ledger_url", "number"),
+    [
+        ("sqlite", signal.SIGTERM),
+        ("sqlite", signal.SIGINT),
+        pytest.param("postgres", signal.SIGTERM, marks=pytest.mark.postgres),
+        pytest.param("postgres", signal.SIGINT, marks=[pytest.mark.postgres, pytest.mark.slow]),
+    ],
+    indirect=["ledger_url"],
+)
 def test_a_signal_ends_all_in_order(ledger, gateway, number):
     workers = children(gateway)
     gateway.process.send_signal(number)
@@ -283,6 +305,7 @@ def test_a_signal_ends_all_in_order(ledger, gateway, number):
     assert "Traceback" not in gateway.said()
 
 
+@on_one_database
 def test_without_their_parent_workers_end_too(ledger, gateway, tmp_path):
     workers = children(gateway)
     gateway.kill()
@@ -306,6 +329,7 @@ app.server.create_app = build
 """
 
 
+@on_one_database
 def test_what_cannot_start_is_not_tried_for_ever(ledger, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(ENGINE + BROKEN)
     gateway = Gateway(ledger, PROGRAM)
@@ -318,6 +342,7 @@ def test_what_cannot_start_is_not_tried_for_ever(ledger, tmp_path):
         gateway.kill()
 
 
+@on_one_database
 def test_one_says_for_all_that_they_are_ready(ledger, gateway):
     time.sleep(1.0)
     gateway.process.send_signal(signal.SIGTERM)
