@@ -15,14 +15,15 @@ from tests.real.real import Real, until
 pytestmark = pytest.mark.model
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("preset", read(DEFAULT_CONFIG).presets)
-async def test_nothing_runs_on_for_who_has_left(real: Real, preset: str) -> None:
+async def test_nothing_runs_on_for_who_has_left(real: Real, preset: str, stream: bool) -> None:
     body = {
         "model": preset,
         "messages": [{"role": "user", "content": OWN[0]}],
         "max_tokens": 1500,
         "ignore_eos": True,
-        "stream": True,
+        "stream": stream,
     }
     async with httpx.AsyncClient(timeout=300) as client:
         asking = asyncio.create_task(client.post(f"{real.url}/v1/chat/completions", json=body))
