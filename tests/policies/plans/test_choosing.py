@@ -1,0 +1,136 @@
+"""Which way is taken, of several of which something is expected."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose, fits, missed
+
+# The dear one is the best, the sure one nearly as good and known better.
+DEAR = Option("dear", 1.0, 9e-3, 0.2, 3.0, 0.7, 18e-3, 0.4, 6.0, exact=True)
+SURE = Option("sure", 0.9, 3e-3, 0.1, 1.0, 0.85, 4e-3, 0.2, 1.5, exact=False)
+CHEAP = Option("cheap", 0.5, 1e-3, 0.05, 0.5, 0.4, 2e-3, 0.1, 0.9, exact=True)
+WAYS = (DEAR, SURE, CHEAP)
+BOLD = {"cautious": False}
+
+
+def taken(wish, ways=WAYS):
+    (one,) = choose(ways, wish)
+    assert one.propensity == 1.0
+    return one.option.name, one.missed
+
+
+@pytest.mark.parametrize(
+    ("wish", "name"),
+    [
+        (Wish(), "sure"),  # what it is at least is more
+        (Wish(**BOLD), "dear"),
+        (Wish(exact=True), "dear"),
+        (Wish(usd=3.5e-3), "cheap"),  # the sure one may cost more
+        (Wish(usd=3.5e-3, **BOLD), "sure"),
+        (Wish(usd=4e-3), "sure"),
+        (Wish(latency=1.0), "cheap"),
+        (Wish(latency=1.0, **BOLD), "sure"),
+        (Wish(first_token=0.1), "cheap"),
+        (Wish(first_token=0.1, **BOLD), "sure"),
+        (Wish(quality=0.4), "cheap"),
+        (Wish(quality=0.5), "sure"),
+        (Wish(quality=0.5, **BOLD), "cheap"),
+        (Wish(quality=0.95, **BOLD), "dear"),
+    ],
+)
+def test_the_best_that_fits_is_taken_or_the_cheapest_that_is_good_enough(wish, name):
+    assert taken(wish) == (name, None)
+
+
+@pytest.mark.parametrize(
+    ("wish", "name", "missed"),
+    [
+        (Wish(usd=1e-4), "cheap", "usd"),
+        (Wish(usd=1e-4, exact=True, latency=0.1, quality=1.0), "cheap", "usd"),
+        (Wish(usd=18e-3, latency=0.1), "cheap", "latency"),
+        (Wish(first_token=0.01), "cheap", "first_token"),
+        (Wish(quality=0.9), "sure", "quality"),
+        (Wish(quality=0.9, usd=3e-3), "cheap", "quality"),  # money goes before quality
+        (Wish(quality=0.9, latency=1.0), "cheap", "quality"),  # and so does time
+    ],
+)
+def test_where_nothing_fits_the_nearest_is_taken_and_what_it_misses_is_said(wish, name, missed):
+    assert taken(wish) == (name, missed)
+
+
+def test_what_is_at_least_as_good_may_cost_less_or_be_quicker():
+    twin = DEAR._replace(name="twin", cost=8e-3, quality=1.0 + 1e-12)
+    assert taken(Wish(**BOLD), (DEAR, twin)) == ("twin", None)
+    quick = DEAR._replace(name="quick", latency=1.0)
+    assert taken(Wish(**BOLD), (DEAR, quick)) == ("quick", None)
+    # What is known as badly, but expected to be better, goes first.
+    doubtful = SURE._replace(name="doubtful", quality=0.95, cost=5e-3)
+    assert taken(Wish(), (SURE, doubtful)) == ("doubtful", None)
+
+
+def test_money_may_be_another_in_each_way():
+    assert taken(Wish(), (DEAR._replace(usd=1e-3), SURE._replace(usd=4e-3))) == ("sure", None)
+    assert taken(Wish(usd=1e-3), (SURE._replace(usd=4e-3), CHEAP)) == ("cheap", "usd")
+
+
+def test_where_nothing_may_be_cut_the_worst_case_must_fit():
+    ways = (DEAR, SURE._replace(worst=0.1), CHEAP._replace(worst=0.001))
+    assert taken(Wish(usd=0.05), ways) == ("sure", None)
+    assert taken(Wish(usd=0.05, strict=True), ways) == ("dear", None)
+    assert taken(Wish(usd=0.01, strict=True), ways) == ("cheap", None)
+
+
+def test_what_cannot_serve_is_taken_only_where_nothing_can():
+    broken = SURE._replace(unable="large does not answer")
+    assert taken(Wish(), (broken, CHEAP)) == ("cheap", None)
+    assert taken(Wish(usd=1e-4), (broken, CHEAP)) == ("cheap", "usd")
+    assert taken(Wish(), (broken,)) == ("sure", None)
+
+
+def test_what_must_be_exact_is_never_anything_else():
+    with pytest.raises(ValueError, match="no way"):
+        choose((SURE,), Wish(exact=True))
+    with pytest.raises(ValueError, match="no way"):
+        choose((), Wish())
+    assert not fits(SURE, Wish(exact=True)) and missed(SURE, Wish(exact=True)) == "exact"
+
+
+def test_what_fits_is_explored_evenly_and_nothing_else_is():
+    found = choose(WAYS, Wish(usd=4e-3), explore=0.1)
+    assert found == [Choice(SURE, 0.95), Choice(CHEAP, 0.05)]
+    assert choose(WAYS, Wish(usd=1e-4), explore=0.1) == [Choice(CHEAP, 1.0, "usd")]
+    # No more than is safe, whoever asks.
+    assert choose(WAYS, Wish(), explore=1.0)[0].propensity == 1 - MOST_EXPLORED * 2 / 3
+
+
+amounts = st.floats(0, 1)
+some = st.none() | amounts
+options = st.builds(
+    Option,
+    *(st.sampled_from("abc"), amounts, amounts, amounts, amounts),
+    *(some, some, some, some, some, some),
+    exact=st.booleans(),
+    unable=st.sampled_from(["", "", "ill"]),
+)
+wishes = st.builds(Wish, some, some, some, some, st.just(False), st.booleans(), st.booleans())
+
+
+@given(ways=st.lists(options, min_size=1, max_size=6), wish=wishes, explore=amounts)
+def test_whatever_is_asked_propensities_sum_to_one_and_what_is_promised_holds(ways, wish, explore):
+    found = choose(ways, wish, explore)
+    assert sum(choice.propensity for choice in found) == pytest.approx(1)
+    first = found[0]
+    assert all(first.propensity >= choice.propensity for choice in found)
+    able = [way for way in ways if not way.unable]
+    fitting = [way for way in able if fits(way, wish)]
+    if fitting:
+        assert all(choice.missed is None and choice.option in fitting for choice in found)
+        best = max(map(wish.quality_of, fitting))
+        cheapest = min(way.cost for way in fitting)
+        if wish.quality is None:
+            assert wish.quality_of(first.option) >= best - 1e-8
+        else:
+            assert first.option.cost == cheapest
+    elif able:
+        assert first.missed == missed(first.option, wish) is not None
