@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.bench.scoring import examples, hotpot_f1, letter_of, number_of, program, rouge_l
 from app.bench.tasks import (
@@ -21,8 +21,9 @@ from app.bench.tasks import (
 from app.errors import ConfigError
 from app.sandbox import Limits, run_python
 
-_LIMITS = Limits(seconds=5, memory_mib=512)
+LIMITS = Limits(seconds=5, memory_mib=512)
 
+Need = Literal["", "best", "judge"]
 Line = Mapping[str, Any]
 Messages = tuple[Mapping[str, str], ...]
 
@@ -40,6 +41,8 @@ class Task:
     stop: tuple[str, ...] = ()
     also: Callable[[str, Line], float] | None = None  # a second score: exact match beside F1
     examples: Callable[[Line], str] | None = None  # that the question gives, as assertions
+    needs: Need = ""  # beside an answer, to grade it: the best way's answer, or a judge's opinion
+    runs_code: bool = False  # to grade it
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _humaneval_examples(line: Line) -> str:
 async def _humaneval(text: str, line: Line) -> float:
     entry = line["entry_point"]
     tests = f"{line['test']}\n\ncheck({entry})\n"
-    return float((await run_python(program(line["prompt"], text, entry), _LIMITS, tests)).passed)
+    return float((await run_python(program(line["prompt"], text, entry), LIMITS, tests)).passed)
 
 
 def _ask_squad(line: Line) -> Messages:
@@ -160,6 +163,7 @@ TASKS: Mapping[str, Task] = {
             True,
             (_FENCE_AND_MORE,),
             examples=_humaneval_examples,
+            runs_code=True,
         ),
         Task("squad", SQUAD, _ask_squad, _scored(f1), 32, False, also=_best(exact_match)),
         Task(

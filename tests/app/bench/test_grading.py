@@ -68,7 +68,7 @@ async def test_what_an_answer_is_worth(
 async def test_code_is_worth_what_the_hidden_tests_say(
     body: str, worth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bench.grading._LIMITS", Limits(seconds=1))
+    monkeypatch.setattr("app.bench.grading.LIMITS", Limits(seconds=1 if "while" in body else 30))
     asked = question("humaneval", HUMANEVAL)
     signature = "def add(a: List[int], b: List[int]):"  # the prompt's imports are there
     assert await asked.grade(f"```python\n{signature}\n    {body}\n```") == worth
