@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from app.bench.scoring import rouge_l
 from app.confidence import VERDICTS, approval
 from app.types import Candidate, Token
 
+_PATH = "/v1/chat/completions"
 _VERDICT = 4  # tokens: the first ones may be a space or a mark
 _UNTOLD = 0.5  # of a judge that says neither yes nor no
 _PUT = """Here is a request, and an answer to it.
@@ -96,17 +97,17 @@ async def worth(
     return await question.grade(text)
 
 
-def asker(http: httpx.AsyncClient) -> Ask:
-    """Asks the gateway behind this client. A model that refuses log-probabilities is asked without.
+def asker(http: httpx.AsyncClient, headers: Mapping[str, str] | None = None) -> Ask:
+    """Asks the gateway behind this client, with these headers too. A model that refuses log-probabilities is asked without.
     The questions raise httpx.HTTPError: of a refusal HTTPStatusError, which tells it."""
 
     async def ask(model: str, messages: Messages) -> Verdict:
         body: dict[str, Any] = {"model": model, "messages": list(messages), "temperature": 0.0}
         body |= {"max_tokens": _VERDICT, "logprobs": True, "top_logprobs": VERDICTS}
-        answer = await http.post("/v1/chat/completions", json=body)
+        answer = await http.post(_PATH, json=body, headers=headers)
         if answer.status_code == httpx.codes.BAD_REQUEST:
             del body["logprobs"], body["top_logprobs"]
-            answer = await http.post("/v1/chat/completions", json=body)
+            answer = await http.post(_PATH, json=body, headers=headers)
         if answer.is_error:
             told = f"the judge {model}: {answer.status_code}: {answer.text[:300]}"
             raise httpx.HTTPStatusError(told, request=answer.request, response=answer)

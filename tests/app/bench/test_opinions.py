@@ -50,7 +50,7 @@ def gateway(*answers: tuple[int, dict[str, Any]]) -> tuple[httpx.AsyncClient, li
 
     def handle(request: httpx.Request) -> httpx.Response:
         assert request.url.path == "/v1/chat/completions"
-        asked.append(json.loads(request.content))
+        asked.append(json.loads(request.content) | {"usd": request.headers.get("X-Budget-Usd")})
         status, body = next(to_come)
         return httpx.Response(status, json=body)
 
@@ -93,8 +93,10 @@ async def test_a_judge_that_tells_no_log_probabilities_is_taken_at_its_word(
     refusal = {"error": {"message": "logprobs: not of this model"}}
     http, asked = gateway((400, refusal), (200, reply("**Yes**, it is.")))
     async with http:
-        assert await worth(judged, "Hi", judge="large", ask=asker(http)) == 1.0
+        ask = asker(http, {"X-Budget-Usd": "0.5"})
+        assert await worth(judged, "Hi", judge="large", ask=ask) == 1.0
     assert "logprobs" in asked[0] and "logprobs" not in asked[1]
+    assert [body["usd"] for body in asked] == ["0.5", "0.5"]
 
 
 @pytest.mark.parametrize(
