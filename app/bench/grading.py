@@ -65,6 +65,11 @@ class Question:
     async def grade(self, text: str) -> float:
         return await self.task.grade(text, self.line)
 
+    async def passes(self, text: str) -> bool:
+        """Whether the code of an answer keeps the question's examples, as a verifier sees it."""
+        code = program(self.line["prompt"], text, self.line["entry_point"])
+        return (await run_python(code, _LIMITS, self.examples)).passed
+
 
 def questions(task: str, path: Path) -> list[Question]:
     """All of a file. Raises ConfigError for a task that there is not, FileNotFoundError, and

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.bench.grading import Question
+from app.bench.labelled import Chances, Item, estimate
 from app.bench.paired import Comparison, compared
 from app.bench.scoring import pass_at
 from app.bench.ways import Answered
@@ -47,6 +48,7 @@ class Figure:
     decided: dict[str, Decided] = field(default_factory=dict)
     against: dict[str, Comparison] = field(default_factory=dict)  # by the other way's name
     pass_at: dict[int, Estimate] = field(default_factory=dict)  # of a way with several answers
+    chances: Chances | None = None  # of such a way too: what best_of_n's options are to be told
 
 
 Figures = list[Figure]
@@ -57,6 +59,7 @@ class _Graded:
     answer: Answered
     grades: tuple[float, ...]  # of each text that was asked for
     also: float | None
+    passing: int = 0  # of several texts, those that are wrong and pass the question's examples
 
     @property
     def worth(self) -> float:
@@ -86,7 +89,11 @@ async def figures(
         grades = [await question.grade(text) for text in answer.texts]
         also = question.task.also
         second = None if also is None else also(answer.texts[0], question.line)
-        return _Graded(answer, tuple(grades), second)
+        pairs = zip(answer.texts, grades, strict=True)
+        wrong_ones = [text for text, grade in pairs if not grade]
+        asked_for = wrong_ones if question.examples and answer.choices > 1 else []
+        passing = [await question.passes(text) for text in asked_for]
+        return _Graded(answer, tuple(grades), second, sum(passing))
 
     cells: dict[tuple[str, str], dict[int, list[_Graded]]] = defaultdict(lambda: defaultdict(list))
     for each in await asyncio.gather(*map(graded, found)):
@@ -130,7 +137,15 @@ def _figure(
         figure.seconds_ratio = _ratio(cell, beside[large], "seconds", seed)
     figure.decided = _decided(every)
     figure.pass_at = _pass_at(cell, seed)
+    if figure.pass_at:
+        figure.chances = estimate([_item(graded) for graded in cell.values()])
     return figure
+
+
+def _item(graded: Sequence[_Graded]) -> Item:
+    """A question's samples."""
+    grades = [grade for each in graded for grade in each.grades]
+    return Item(len(grades), int(sum(grades)), sum(each.passing for each in graded))
 
 
 def _worth(graded: Sequence[_Graded]) -> float:
@@ -266,3 +281,5 @@ def _lines(row: Figure) -> Iterator[str]:
     if row.pass_at:
         told = (f"@{k} {estimate.mean:.3f}" for k, estimate in row.pass_at.items())
         yield f"{row.way}: pass {', '.join(told)}"
+    if row.chances is not None:
+        yield f"{row.way}: for best_of_n: {row.chances}"

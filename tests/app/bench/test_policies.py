@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from app.bench.grading import TASKS, Question
+from app.bench.grading import questions as read_all
 from app.bench.policies import Plan, drawn, gather, jobs, kept, measure
 from app.bench.policy_report import Figure, figures, show
-from app.bench.ways import Sampled, body, parse, tag
+from app.bench.ways import Answered, Sampled, Way, body, described, parse, tag
 from app.cli import cli
 from app.engines.fake import Fake, Script
 from app.errors import ConfigError
@@ -93,6 +94,8 @@ async def test_a_figure_for_each_way(http: httpx.AsyncClient, plan: Plan) -> Non
     assert set(found["economy"].against) == {"small", "large"}
     assert found["samples"].pass_at[1].mean == found["samples"].pass_at[3].mean == 0.5
     assert found["samples"].written and found["samples"].written.mean == 12
+    assert str(found["samples"].chances) == "right=0.5, spread=0.99, false_pass=0"
+    assert found["small"].chances is None
 
 
 async def test_a_cost_is_the_gateways(http: httpx.AsyncClient, plan: Plan) -> None:
@@ -163,6 +166,22 @@ async def test_samples_that_failed_are_wrong_ones(http: httpx.AsyncClient, plan:
     assert list(figure.pass_at) == [1, 2, 3, 4, 5, 6] and figure.failed == 4
     # Of the two questions that are answered rightly three of six are right, of the others none.
     assert figure.pass_at[1].mean == figure.quality.mean == 0.25
+
+
+async def test_wrong_code_that_keeps_the_examples_passes(tmp_path: Path) -> None:
+    line = {
+        "prompt": 'def half(x):\n    """\n    >>> half(2)\n    1\n    """\n',
+        "entry_point": "half",
+        "test": "def check(half):\n    assert half(3) == 1.5\n",
+    }
+    (tmp_path / "code.jsonl").write_text(json.dumps(line) + "\n")
+    (question,) = read_all("humaneval", tmp_path / "code.jsonl")
+    texts = ["def half(x): return x / 2", "def half(x): return x // 2", "def half(x): return x"]
+    asked = described(Way("samples", "small", n=3), Sampled())
+    answer = Answered("humaneval", 0, 0, "samples", asked, 0, texts, ["stop"] * 3)
+    (figure,) = await figures([answer], [question], ["samples"], small=None, large=None, seed=0)
+    assert figure.chances is not None
+    assert figure.chances.right == pytest.approx(1 / 3) and figure.chances.false_pass == 0.5
 
 
 class TestFailures:

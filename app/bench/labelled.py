@@ -22,15 +22,19 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Chances:
     """As `best_of_n` wants to be told."""
 
     right: float  # mean chance that a sample is right
     spread: float  # of that chance between questions: 0, all alike; 1, each is 0 or 1
     false_pass: float  # share of the wrong ones that pass
 
+    def __str__(self) -> str:
+        told = {"right": self.right, "spread": self.spread, "false_pass": self.false_pass}
+        return ", ".join(f"{name}={value:.3g}" for name, value in told.items())
 
-def estimate(items: Sequence[Item]) -> Estimate:
+
+def estimate(items: Sequence[Item]) -> Chances:
     """By the method of moments for a beta-binomial, each question weighing by its samples.
 
     `spread` is the correlation of two samples of a question, 1 / (a + b + 1) of a Beta(a, b)
@@ -44,7 +48,7 @@ def estimate(items: Sequence[Item]) -> Estimate:
     right = sum(item.right for item in used) / total
     wrong = sum(item.samples - item.right for item in used)
     passing = sum(item.passing for item in used)
-    return Estimate(right, _spread(used, total, right), passing / wrong if wrong else 0.0)
+    return Chances(right, _spread(used, total, right), passing / wrong if wrong else 0.0)
 
 
 def _spread(items: Sequence[Item], total: int, right: float) -> float:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from policies.answers.estimating import Item, estimate
+from app.bench.labelled import Item, estimate
 
 
 def drawn(a, b, false_pass, samples, draw):
