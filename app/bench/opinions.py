@@ -98,8 +98,9 @@ async def worth(
 
 
 def asker(http: httpx.AsyncClient, headers: Mapping[str, str] | None = None) -> Ask:
-    """Asks the gateway behind this client, with these headers too. A model that refuses log-probabilities is asked without.
-    The questions raise httpx.HTTPError: of a refusal HTTPStatusError, which tells it."""
+    """Asks the gateway behind this client, with these headers too. A model that refuses
+    log-probabilities is asked without. The questions raise httpx.HTTPError: of a refusal
+    HTTPStatusError, which tells it."""
 
     async def ask(model: str, messages: Messages) -> Verdict:
         body: dict[str, Any] = {"model": model, "messages": list(messages), "temperature": 0.0}
