@@ -48,8 +48,12 @@ def mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
     return ratio(values, [1.0] * len(values), seed=seed)
 
 
-def share(counted: int, of: int) -> Estimate:
-    """A proportion, with Wilson's interval (1927). Raises ValueError for a share of nothing."""
+def share(counted: float, of: int) -> Estimate:
+    """A proportion, with Wilson's interval (1927). Raises ValueError for a share of nothing.
+
+    Of a sum of values between 0 and 1 the interval is wider than it need be: at the same mean none
+    vary more than zeros and ones.
+    """
     if of < 1:
         raise ValueError("there is nothing to take a share of")
     found, square = counted / of, _NORMAL**2 / of

@@ -87,6 +87,8 @@ class Classifier(BaseModel):
     scale: tuple[FiniteFloat, ...]  # of each feature; none is 0
     weights: tuple[tuple[FiniteFloat, ...], ...]  # of each class, of each feature
     bias: tuple[FiniteFloat, ...]  # of each class
+    accuracy: FiniteFloat | None = None  # on prompts that it was not fitted to; None: not known
+    usual: FiniteFloat | None = None  # of who always says the class that is most of them
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

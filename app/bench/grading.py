@@ -68,7 +68,7 @@ class Question:
     async def passes(self, text: str) -> bool:
         """Whether the code of an answer keeps the question's examples, as a verifier sees it."""
         code = program(self.line["prompt"], text, self.line["entry_point"])
-        return (await run_python(code, _LIMITS, self.examples)).passed
+        return (await run_python(code, LIMITS, self.examples)).passed
 
 
 def questions(task: str, path: Path) -> list[Question]:
