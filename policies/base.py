@@ -41,13 +41,17 @@ class Policy(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     by_token: ClassVar[bool] = True  # whether it may ask for less than whole answers
-    one_of: ClassVar[bool] = False  # whether only one of the models of `worst_case` answers
 
     @property
     @abstractmethod
     def fidelity(self) -> Fidelity:
         """Of its answers: `exact` where they are distributed as the named model's. Most policies
         say it once, as a ClassVar; where options decide, it is a property."""
+
+    @property
+    def one_of(self) -> bool:
+        """Whether only one of the models of `worst_case` answers."""
+        return False
 
     def fit(self, catalog: Catalog, model: str | None) -> Self:
         """This policy with what the client left open filled in from the fleet.

@@ -27,6 +27,7 @@ from policies.cascade import Cascade
 from policies.kv_prediction import KvPrediction
 from policies.precision import Precision
 from policies.refine import Refine
+from policies.route import Route
 from policies.speculative import Speculative
 from routers import terms
 from tests.policies import scripts
@@ -92,6 +93,7 @@ def test_each_request_header_has_its_row() -> None:
         (KvPrediction, "Reading ahead of the prompt"),
         (Precision, "Precision by load"),
         (Cascade, "Cascades"),
+        (Route, "Easy and hard requests"),
         (Refine, "Refining"),
     ],
 )

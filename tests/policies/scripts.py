@@ -7,6 +7,7 @@ from app.catalog import PICO, Catalog, ModelCard, Preset, Price
 from app.engines.fake import Fake, Script
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Chunk, Speculates
+from tests.policies.profiles import profile
 
 LENGTH = 40
 
@@ -29,7 +30,7 @@ def fleet(small: Price | None = None, large: Price | None = None) -> Catalog:
     }
     options = {"small": "small", "large": "large", "raise_at": 2.0, "lower_at": 0.5}
     economy = Preset(name="economy", policy="entropy_switch", **options)
-    return Catalog(models, {"economy": economy})
+    return Catalog(models, {"economy": economy}, profile=profile("small"))
 
 
 SPECULATES = Speculates(

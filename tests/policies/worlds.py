@@ -20,6 +20,7 @@ from app.errors import EngineError, FarthingError, Overloaded
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Candidate, Chunk, Goals, Sampling, Token
 from tests.policies.cascades import calibration
+from tests.policies.profiles import profile
 
 MODELS = ("small", "judge", "large")  # of two families: the judge has its own
 WORDS = ("A", "B", "yes", "no", "NO CHANGE", "7", "42", "so", "it", "is", "not", "\n", "1.", "2.")
@@ -130,6 +131,7 @@ def scripts(draw: st.DrawFn, name: str, context: int, fails: bool, slow: bool) -
     return [
         Script(
             words,
+            entropies=[-2 * each for each in logprobs],
             logprobs=logprobs,
             family="other" if name == "judge" else "fake",
             context=context,
@@ -169,7 +171,9 @@ def worlds(
     share = st.none() | st.floats(0, 1.2) | st.floats(0.02, 0.4)
     moods = st.lists(st.sampled_from(["", "", "busy", "down"]), max_size=8)
     return World(
-        catalog=Catalog(draw(cards()), {}),
+        catalog=Catalog(
+            draw(cards()), {}, profile=profile("small", "judge", weights={"length": 0.2})
+        ),
         plays={name: draw(scripts(name, context, fails, slow)) for name in MODELS},
         moods=tuple(draw(moods)) if fails else (),
         call=draw(calls("large")),
@@ -213,6 +217,13 @@ _OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "refine": {
         "critic": st.sampled_from(["small", "large", "judge"]),
         "rounds": st.integers(1, 4),
+    },
+    "route": {
+        "small": st.sampled_from(["small", "judge"]),
+        "share": st.floats(0, 1),
+        "by": st.sampled_from(["features", "entropy"]),
+        "threshold": st.none() | st.floats(0, 1) | st.floats(0, 12),
+        "tokens": st.integers(1, 8),
     },
     "compress": {
         "scorer": st.sampled_from(["small", "judge"]),
