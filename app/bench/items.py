@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Grader = Literal[
     "exact", "contains", "f1", "rouge_l", "number", "choice", "json", "code", "agree", "judge"
 ]
 _LETTERS = string.ascii_uppercase
+_LISTED = re.compile(r"^\W*[A-Z][.):] .*$", re.MULTILINE)  # a choice, as it was listed
 _MOST_TRIED = 64  # braces at which an object may begin
 
 
@@ -132,6 +134,8 @@ def _same_number(text: str, reference: str) -> float:
 
 
 async def _choice(text: str, line: Line) -> float:
+    if len(_LISTED.findall(text)) > 1:
+        text = _LISTED.sub("", text)  # it says the choices again: none of them is its answer
     return float(letter_of(text, _LETTERS[: len(line["choices"])]) == line["reference"])
 
 

@@ -54,11 +54,13 @@ def code_of(text: str, entry: str) -> str | None:
 
 
 def program(prompt: str, answer: str, entry: str) -> str:
-    """HumanEval's program: what the prompt has before the function, then the answer's code.
+    """HumanEval's program: the Python that the prompt has before the function, if it begins with
+    that, then the answer's code.
 
     Where the answer defines nothing of that name, it is taken as the function's body.
     """
     before = prompt[: match.start()] if (match := _defined(prompt, entry)) else ""
+    before = before if _is_python(before) else ""
     code = code_of(answer, entry)
     if code is None:
         blocks = _FENCED.findall(answer)
@@ -68,6 +70,14 @@ def program(prompt: str, answer: str, entry: str) -> str:
 
 def _defined(prompt: str, entry: str) -> re.Match[str] | None:
     return re.search(rf"^def\s+{re.escape(entry)}\b", prompt, re.MULTILINE)
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def examples(prompt: str, entry: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from app.bench.grading import TASKS, Question
 from app.bench.items import MT_BENCH, SHIPPED, gradable, object_of, read, shipped
 from app.bench.opinions import worth
+from app.bench.tasks import contains
 from app.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +71,8 @@ def one(path: Path, line: dict[str, Any], judged: bool = False) -> Question:
         (CHOICE, "B. That", 1),
         (CHOICE, "A", 0),
         (CHOICE, "C", 0),
+        (CHOICE, "A. This\nB. That", 0),  # says them all again
+        (CHOICE, "A. This\nB. That\n\nThe answer is B.", 1),
         (JSON, '```json\n{"name": "ada", "age": 36}\n```', 1),
         (JSON, 'Here: {"age": 36}', 0.5),
         (JSON, '{"name": "Ada", "age": "36"}', 0.5),
@@ -214,6 +217,7 @@ async def test_no_shipped_code_is_right_for_doing_nothing() -> None:
                 text = f"```python\ndef {name}(*args):\n    {does}\n```"
                 assert await question.grade(text) == 0.0, question.line["id"]
             assert name in question.line["prompt"] and question.examples.count("\n") > 1
+            assert await question.passes(question.line["reference"])
 
 
 def test_the_shipped_prompts_are_balanced_short_and_all_different() -> None:
@@ -236,6 +240,16 @@ def test_the_shipped_prompts_are_balanced_short_and_all_different() -> None:
 
 def _alike(a: set[str], b: set[str]) -> bool:
     return len(a & b) > 0.8 * len(a | b)
+
+
+def test_what_is_asked_of_a_text_stands_in_it() -> None:
+    for question in shipped():
+        line = question.line
+        if question.task.name in ("reading", "extraction") and line["grader"] != "json":
+            said = line["reference"]
+            right = [said] if isinstance(said, str) else said
+            stands = any(contains(line["context"], each) for each in right)
+            assert stands or right in (["not stated"], ["negative"]), line["id"]
 
 
 def test_a_right_letter_is_no_matter_of_habit() -> None:
