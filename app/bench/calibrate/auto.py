@@ -34,7 +34,7 @@ def chosen(
     budgets = np.geomspace(min(highs), max(highs), _BUDGETS)
     return [
         {
-            "usd": f"{usd:.2g}",
+            "usd": np.format_float_positional(usd, precision=2, fractional=False, trim="-"),
             "ways": [
                 _choice(profile.ways, kind, prompts[kind], usd * 1.001) if kind in prompts else ""
                 for kind in kinds

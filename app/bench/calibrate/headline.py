@@ -8,7 +8,7 @@ from app.bench.calibrate.frontier import Neighbours, Standing, compare, frontier
 from app.bench.calibrate.observed import Observed
 
 SURE = 0.05  # a p below it
-_MOST = 4  # steps that are told
+_MOST = 4  # names in a sentence
 
 
 def sentences(found: Sequence[Observed], rows: Sequence[Standing], seed: int = 0) -> list[str]:
@@ -24,7 +24,8 @@ def sentences(found: Sequence[Observed], rows: Sequence[Standing], seed: int = 0
         told.append(_least(line[0], best))
     if useless := [row.way for row in rows if row.useless]:
         share = f"{len(useless)} of {len(rows)} ways are"
-        told.append(f"{share} beaten in quality, cost and time at once: {', '.join(useless)}.")
+        names = ", ".join(useless[:_MOST]) + ", …" * (len(useless) > _MOST)
+        told.append(f"{share} beaten in quality, cost and time at once: {names}.")
     if failed := sum(row.failed for row in rows):
         told.append(f"{failed} of {sum(row.asked for row in rows)} requests failed; see below.")
     return told

@@ -7,18 +7,18 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import least_squares, minimize_scalar, nnls
 
 from app.profile import Law
 
 Array: TypeAlias = NDArray[np.float64]
 FOLDS = 5
-_LOADS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # where the search for `load` begins
+_LOADS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0)  # among which the common one lies
+_STARTS = _LOADS[::3]  # where the search for a way's own begins
 _PRIOR = 4.0  # answers that the load of all ways counts as, in one way's fit
 _SMALLEST = 0.05  # of the mean: amounts below it are weighed as if they were it
 _FIRM = 10  # held-out answers with which a way's own spread is known
@@ -102,43 +102,55 @@ def upper(ratios: Sequence[float]) -> float:
 
 
 def common_load(ways: Sequence[Sequence[Sample]]) -> float:
-    """The share by which each other call makes an amount more: the median over pairs of answers of
-    one way to one question, with more calls beside them and with fewer. 0 where there is no pair.
+    """The share by which each other call makes an amount more, whatever the way: that with which
+    laws of tokens, each way with its own, leave the least relative gaps. 0 where no way was asked
+    with more calls beside it and with fewer.
     """
-    found = list[float]()
-    for samples in ways:
-        by_question = defaultdict[str, dict[float, list[float]]](lambda: defaultdict(list))
-        for each in samples:
-            by_question[each.question][each.calls].append(each.amount)
-        for levels in by_question.values():
-            means = sorted((calls, math.fsum(v) / len(v)) for calls, v in levels.items())
-            for (few, low), (many, high) in combinations(means, 2):
-                # (1 + load * many) / (1 + load * few) = high / low
-                if low > 0 and many * low - high * few > 0:
-                    found.append((high - low) / (many * low - high * few))
-    return max(float(np.median(found)), 0.0) if found else 0.0
+    several = [_scaled(each) for each in ways if len({one.calls for one in each}) > 1]
+    known = [each for each in several if each is not None]
+
+    def gap(load: float) -> float:
+        return math.fsum(
+            _gap(x, y, calls, (_linear(x, y, calls, load), load)) for x, y, calls, _ in known
+        )
+
+    if not known:
+        return 0.0
+    at = min(range(len(_LOADS)), key=lambda one: gap(_LOADS[one]))
+    between = _LOADS[max(at - 1, 0)], _LOADS[min(at + 1, len(_LOADS) - 1)]
+    found = float(minimize_scalar(gap, bounds=between, options={"xatol": 0.002}).x)
+    return min(_LOADS[at], found, key=gap)
 
 
 def solved(samples: Sequence[Sample], load: float | None, robust: bool) -> Law:
     """The law alone, without `high` and `error`."""
-    amounts = np.array([each.amount for each in samples])
-    mean = float(amounts.mean())
-    if mean <= 0:
+    scaled = _scaled(samples)
+    if scaled is None:
         return Law(base=0, prompt=0, completion=0)
-    tokens = np.array([(1.0, each.prompt, each.completion) for each in samples])
-    scale = np.where(tokens.mean(0) > 0, tokens.mean(0), 1.0)
-    x, y = tokens / scale, amounts / mean
-    calls = np.array([each.calls for each in samples])
+    x, y, calls, unit = scaled
     if load is None:
-        return _law(_linear(x, y), 0.0, mean / scale)
-    starts = _LOADS if len(set(calls)) > 1 else (load,)
+        return _law(_linear(x, y), 0.0, unit)
+    starts = _STARTS if len(set(calls)) > 1 else (load,)
     tried = [(_linear(x, y, calls, one), one) for one in (load, *starts)]
     found = min(tried, key=lambda one: _gap(x, y, calls, one))
     if not robust:
-        return _law(*found, mean / scale)
+        return _law(*found, unit)
     weights, slope = _robust(x, y, calls, found, load)
     said = x @ weights * (1 + slope * calls)
-    return _law(weights * _level(y, said), slope, mean / scale)
+    return _law(weights * _level(y, said), slope, unit)
+
+
+def _scaled(samples: Sequence[Sample]) -> tuple[Array, Array, Array, Array] | None:
+    """Columns (1, prompt, completion) with means of 1, amounts likewise, calls, and what a weight
+    of 1 in each column stands for. None where all amounts are 0."""
+    amounts = np.array([each.amount for each in samples])
+    mean = float(amounts.mean())
+    if mean <= 0:
+        return None
+    tokens = np.array([(1.0, each.prompt, each.completion) for each in samples])
+    scale = np.where(tokens.mean(0) > 0, tokens.mean(0), 1.0)
+    calls = np.array([each.calls for each in samples])
+    return tokens / scale, amounts / mean, calls, mean / scale
 
 
 def _law(weights: Array, load: float, unit: Array) -> Law:
@@ -155,8 +167,9 @@ def _linear(x: Array, y: Array, calls: Array | None = None, load: float = 0.0) -
 
 
 def _gap(x: Array, y: Array, calls: Array, found: tuple[Array, float]) -> float:
-    said = x @ found[0] * (1 + found[1] * calls)
-    return float(np.abs(y - said).sum())
+    """Relative to what is said, and of amounts rather than their squares."""
+    said = np.maximum(x @ found[0] * (1 + found[1] * calls), _SMALLEST)
+    return float(np.abs(y / said - 1).sum())
 
 
 def _robust(

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from app.bench.calibrate.frontier import Price, Standing, frontier
 from app.bench.calibrate.kinds import ALL
@@ -75,7 +75,7 @@ def _trade(rows: Sequence[Standing], what: Price, ink: str) -> Figure | None:
         axes.set_xlabel(name)
         axes.set_ylabel("quality, 0 to 1")
         axes.margins(x=0.12, y=0.12)
-        _legend(axes, colours, ink)
+        _legend(figure, axes, colours, ink)
         named = told if len(told) <= 16 else line
         spots = [(unit * (row.price(what) or 0.0), row.value, row.way) for row in named]
         _name(figure, axes, spots, ink)
@@ -128,7 +128,7 @@ def agreement(pairs: Sequence[Pair], what: Price) -> str | None:
         _scaled(axes, "y", both)
         axes.set_xlabel(f"expected: {name}")
         axes.set_ylabel("actual")
-        _legend(axes, colours, _INK)
+        _legend(figure, axes, colours, _INK)
     return _svg(figure, f"agreement-{what}")
 
 
@@ -146,7 +146,7 @@ def first_tokens(runtimes: Mapping[str, Runtime]) -> str | None:
         axes.set_xlabel("tokens of the prompt")
         axes.set_ylabel("F: seconds to the first token")
         axes.set_ylim(bottom=0)
-        _legend(axes, colours, _INK)
+        _legend(figure, axes, colours, _INK)
     return _svg(figure, "first")
 
 
@@ -175,14 +175,23 @@ def _scaled(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> No
     axis = axes.xaxis if across else axes.yaxis
     if min(values) > 0 and max(values) > 4 * min(values):
         (axes.set_xscale if across else axes.set_yscale)("log")
-        axis.set_minor_formatter(FuncFormatter(lambda _value, _at: ""))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _at: f"{value:.6g}"))
 
 
-def _legend(axes: Axes, colours: Mapping[str, str], ink: str) -> None:
+def _legend(figure: Figure, axes: Axes, colours: Mapping[str, str], ink: str) -> None:
     for name, colour in colours.items():
-        axes.scatter([], [], color=colour, s=25, label=name)
-    axes.legend(fontsize=8, frameon=False, labelcolor=ink, loc="best")
+        axes.scatter([], [], color=colour, s=25, label=name)  # of the legend alone
+    across = max(1, int(figure.get_figwidth() * 12 / (6 + max(map(len, colours)))))
+    figure.legend(
+        handles=axes.get_legend_handles_labels()[0],
+        loc="outside upper left",
+        ncols=across,
+        fontsize=8,
+        frameon=False,
+        labelcolor=ink,
+    )
 
 
 def _name(figure: Figure, axes: Axes, spots: Sequence[tuple[float, float, str]], ink: str) -> None:

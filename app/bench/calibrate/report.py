@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ def _page(
         },
         alone="one request" if levels[0] == 1 else f"{levels[0]} requests",
         ways=[_row(row, best, rows, kinds) for row in rows],
-        incomplete=[row.way for row in rows if row.questions < len(questions)],
+        incomplete=[
+            row.way for row in rows if row.questions < len(questions) and row.failed < row.asked
+        ],
         useless=_useless(rows),
         budgets=chosen(found, profile, kinds),
         kinds=kinds,
@@ -134,8 +137,12 @@ def _number(found: Estimate | None, unit: float = 1.0) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, and never as a power of ten where that can be."""
-    return f"{value:.3g}" if 0.0001 <= abs(value) < 1000 or not value else f"{value:,.3g}"
+    """Three digits, as people write them; what is less than a billionth is rounding."""
+    if abs(value) < 1e-9:
+        return "0"
+    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    told = f"{value:,.{digits}f}"
+    return told.rstrip("0").rstrip(".") if "." in told else told
 
 
 def _useless(rows: Sequence[Standing]) -> list[dict[str, str]]:
@@ -220,7 +227,7 @@ def _laws(way: Way) -> dict[str, Any]:
     return {
         "way": way.name,
         "cells": [
-            *(_short(1000 * value) for value in priced),
+            *(_short(1e6 * value) for value in priced),
             f"{cost.high:.2f}",
             *(_short(value) for value in (time.base, time.prompt, time.completion)),
             f"+{time.load:.0%}",

@@ -57,15 +57,31 @@ def test_a_way_that_costs_more_one_time_in_five_is_told_by_its_mean():
     assert sum(expected) == pytest.approx(sum(s.amount for s in found), rel=0.15)
 
 
-def test_all_ways_together_say_how_much_load_matters():
-    assert common_load([samples(noise=0.02), samples(noise=0.02, random=2)]) == pytest.approx(
-        0.25, rel=0.1
-    )
-    assert common_load([samples(levels=(1,))]) == 0.0
-    # Two answers at four at once do not undo what all others say.
+@pytest.mark.parametrize("load", [0.0, 0.25, 1.2])
+def test_all_ways_together_say_how_much_load_matters(load):
+    """No question is asked at more than one level, and each way has few."""
+    laws = [Law(base=b, prompt=p, completion=c, load=load) for b, p, c in COSTS]
+    ways = [
+        [each for each in samples(law, many=9, random=at) if _level(each) == each.calls]
+        for at, law in enumerate(laws)
+    ]
+    assert all(len(way) == 9 for way in ways)
+    assert common_load(ways) == pytest.approx(load, rel=0.15, abs=0.03)
+
+
+COSTS = [(0.1, 0.001, 0.01), (0.0, 0.004, 0.03), (1.0, 0.0, 0.01), (0.3, 0.001, 0.0)] * 2
+
+
+def _level(sample):
+    return (0, 3, 7)[int(sample.question.rpartition("/")[2]) % 3]
+
+
+def test_few_answers_do_not_undo_what_all_say_of_load():
+    assert common_load([samples(levels=(1,))]) == common_load([]) == 0.0
     few = samples(many=3, levels=(1, 4), noise=0.3)
-    alone = solved(few, 0.25, robust=True).load
-    assert alone == pytest.approx(0.25, abs=0.15)
+    assert solved(few, 0.25, robust=True).load == pytest.approx(0.25, abs=0.15)
+    many = samples(Law(base=0.2, prompt=0.002, completion=0.03, load=1.0))
+    assert solved(many, 0.25, robust=True).load == pytest.approx(1.0, rel=0.15)
 
 
 def test_one_level_alone_takes_the_load_from_the_others():
