@@ -170,6 +170,7 @@ class Calibration(BaseModel):
     whole: Score  # of an answer that has ended
     at: Mapping[PositiveInt, Score] = Field(default={}, max_length=64)
     """Of an answer of which no more than so many tokens are known."""
+    caution: float = Field(0.0, ge=0, allow_inf_nan=False)  # logits, by which these are lowered
     checked: Score | None = None  # of one that has ended, and that the model itself has judged
     held_out: Mapping[str, FiniteFloat] = {}  # how it did on prompts that it was not fitted on
 
@@ -202,7 +203,15 @@ class Calibration(BaseModel):
                 raise ValueError(
                     f"{at} tokens are no checkpoint of {self.model}; there are: {known}"
                 )
-            return self.at[at].probability(of)
+            return _lowered(self.at[at].probability(of), self.caution)
         if of.self_check is not None and self.checked is not None:
             return self.checked.probability(of)
         return self.whole.probability(of)
+
+
+def _lowered(chance: float, level: float) -> float:
+    """By so many logits less."""
+    if not level:
+        return chance
+    odds = chance * math.exp(-level)
+    return odds / (odds + 1 - chance)

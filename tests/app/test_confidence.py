@@ -179,3 +179,16 @@ def test_a_check_is_cheap() -> None:
 
     # Its best of many, since others use the machine too.
     assert min(timeit.repeat(check, number=10, repeat=50)) / 10 < 100e-6
+
+
+def test_caution_lowers_what_is_said_of_unfinished_answers_alone() -> None:
+    plain = calibration(at={8: score(features=("mean_logprob",), **ONE)})
+    careful = plain.model_copy(update={"caution": 0.7})
+    before, after = (known.probability(SIGNALS, 8) for known in (plain, careful))
+    assert math.log(after / (1 - after)) == pytest.approx(math.log(before / (1 - before)) - 0.7)
+    assert plain.probability(SIGNALS) == careful.probability(SIGNALS)
+    with pytest.raises(ValidationError, match="caution"):
+        calibration(caution=-0.1)
+
+
+ONE = {"means": (-1.0,), "scales": (0.5,), "weights": (2.0,)}

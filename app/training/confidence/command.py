@@ -22,6 +22,7 @@ from app.errors import ConfigError, FarthingError
 from app.training.answers import Interrupted, Watch
 from app.training.command import check_asked, reason, watching
 from app.training.confidence.asking import Asking, Sample
+from app.training.confidence.cautioning import caution, unseen
 from app.training.confidence.fitting import LEAST, fit
 from app.training.confidence.judging import judged, lines, promises
 from app.training.saving import replace_file
@@ -188,16 +189,14 @@ def _calibration(
     asked: Sequence[Question],
     learned: Sequence[Graded],
 ) -> Calibration:
-    """Checkpoints that too few answers reach, right and wrong ones, are left out."""
+    """Checkpoints that too few answers reach, right and wrong ones, are left out; all of them where
+    no caution makes early decisions keep their promise."""
     entropy = all(one.sample.entropies or not one.sample.logprobs for one in learned)
     features = (*_LOGPROBS, *_ENTROPIES) if entropy else _LOGPROBS
     rows, right = _rows(learned, None)
     whole = fit(rows, right, (*features, "log_tokens"), recipe.seed)
-    at = dict[int, Score]()
-    for tokens in recipe.checkpoints:
-        early, were = _rows(learned, tokens)
-        if min(were.sum(), (~were).sum()) >= LEAST:
-            at[tokens] = fit(early, were, features, recipe.seed)
+    at = _early(learned, recipe.checkpoints, features, recipe.seed)
+    level = _caution(learned, tuple(at), features, recipe.seed)
     checked = None
     judged_too = [one for one in learned if one.sample.approval is not None]
     rows, right = _rows(judged_too, None)
@@ -210,9 +209,42 @@ def _calibration(
         seed=recipe.seed,
         max_tokens=max(question.task.max_tokens for question in asked),
         whole=whole,
-        at=at,
+        at=at if level is not None else {},
+        caution=level or 0.0,
         checked=checked,
     )
+
+
+def _early(
+    learned: Sequence[Graded], checkpoints: Sequence[int], features: Sequence[Feature], seed: int
+) -> dict[int, Score]:
+    """By checkpoint, but for those that too few answers reach."""
+    at = dict[int, Score]()
+    for tokens in checkpoints:
+        early, were = _rows(learned, tokens)
+        if min(were.sum(), (~were).sum()) >= LEAST:
+            at[tokens] = fit(early, were, features, seed)
+    return at
+
+
+def _caution(
+    learned: Sequence[Graded], checkpoints: Sequence[int], features: Sequence[Feature], seed: int
+) -> float | None:
+    """None: at no level of caution are early decisions as they promise."""
+
+    def say(some: Sequence[Graded], of: Sequence[Graded]) -> NDArray[np.float64]:
+        at = _early(some, checkpoints, features, seed)
+        return np.array(
+            [[_said(at.get(tokens), one, tokens) for tokens in checkpoints] for one in of]
+        )
+
+    right = np.array([one.right for one in learned], bool)
+    return caution(unseen(learned, right, say, seed), right) if checkpoints else 0.0
+
+
+def _said(score: Score | None, of: Graded, tokens: int) -> float:
+    signals = of.sample.signals(tokens)
+    return math.nan if score is None or signals is None else score.probability(signals)
 
 
 def _report(known: Calibration, held: Sequence[Graded], seed: int) -> dict[str, Any]:
