@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -56,17 +57,9 @@ def policies(
     from app.bench.ways import Sampled, parse
     from app.settings import Settings
 
-    tasks = {}
-    for each in task:
-        name, equals, file = each.partition("=")
-        if not (name and equals and file):
-            raise ConfigError(f"--task: must look like gsm8k=FILE.jsonl, not {each!r}")
-        if name in tasks:
-            raise ConfigError(f"--task: {name} has one file; put all of its questions there")
-        tasks[name] = Path(file)
     plan = Plan(
         ways=tuple(map(parse, way)),
-        tasks=tasks,
+        tasks=files(task),
         small=small,
         large=large,
         limit=limit,
@@ -78,6 +71,19 @@ def policies(
     )
     key = Settings().api_key
     run(url, plan, key=key.get_secret_value() if key else None, json_file=json_file)
+
+
+def files(task: Sequence[str]) -> dict[str, Path]:
+    """The file of each task, from what `--task` said. Raises ConfigError."""
+    found: dict[str, Path] = {}
+    for each in task:
+        name, equals, file = each.partition("=")
+        if not (name and equals and file):
+            raise ConfigError(f"--task: must look like gsm8k=FILE.jsonl, not {each!r}")
+        if name in found:
+            raise ConfigError(f"--task: {name} has one file; put all of its questions there")
+        found[name] = Path(file)
+    return found
 
 
 def compression(

@@ -300,7 +300,7 @@ def throughput(
     from app.settings import Settings
 
     secret = Settings().api_key
-    plan = Plan(tuple(dict.fromkeys(models)), _counts("calls", calls), rounds, tokens)
+    plan = Plan(tuple(dict.fromkeys(models)), counts("calls", calls), rounds, tokens)
     run(url, plan, key=secret.get_secret_value() if secret else None, json_file=json_file)
 
 
@@ -375,7 +375,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"{option}: must look like 1,2,3, not {text!r}") from error
 
 
-def _counts(option: str, text: str) -> tuple[int, ...]:
+def counts(option: str, text: str) -> tuple[int, ...]:
     """Raises ConfigError."""
     found = _numbers(option, text)
     if not found or any(each < 1 or not each.is_integer() for each in found):

@@ -146,5 +146,6 @@ def _why(decision: Decision) -> dict[str, Any]:
         "answers": decision.answers,
         "dropped_tokens": decision.dropped,
         "detail": decision.detail or None,
+        "steered": decision.steered or None,
     }
     return {name: value for name, value in said.items() if value is not None}

@@ -64,6 +64,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.training": (*TOOLS, "app.engines.embedded", "app.training"),
     "app.training.confidence": (*TOOLS, "app.confidence", "app.bench", "app.training"),
     "app.bench": (*TOOLS, *FLEET, "app.engines", "app.budget", "app.gateway", "app.bench"),
+    "app.bench.calibrate": (*TOOLS, *FLEET, "app.bench", "policies"),
     "app.factory": EVERYTHING,
     "app.cli": EVERYTHING,
     "app.till": EVERYTHING,
@@ -71,4 +72,5 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
     "app.train": EVERYTHING,
     "app.measure": EVERYTHING,
     "app.comparing": EVERYTHING,
+    "app.calibrating": EVERYTHING,
 }

@@ -16,6 +16,8 @@ from app.bench.grading import Question
 from app.errors import ConfigError
 
 EXAMPLES = "{examples}"  # in an option: the examples that the question itself gives
+FIRST_TOKENS = 8  # of an answer, whose entropies are kept: as many as the policy `route` looks at
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,13 @@ class Answered:
     texts: list[str] = field(default_factory=list)
     finishes: list[str] = field(default_factory=list)
     cost: float | None = None  # USD
+    gpu_seconds: float | None = None  # idealized, of all accelerators
     prompt: int = 0  # tokens that the client sees
     completion: int = 0
     written: int = 0  # tokens of all that was written for it, seen or not
+    entropies: list[float] = field(default_factory=list)  # bits of its first tokens, where told;
+    # of bounds the lower ones
+    scarce: bool = False  # it is what it is for want of money
     first_s: float | None = None  # to the first text
     seconds: float | None = None  # to the end
     farthing: dict[str, Any] = field(default_factory=dict)
@@ -155,10 +161,15 @@ def _filled(value: Any, examples: str) -> Any:
 
 
 async def ask(
-    http: httpx.AsyncClient, question: Question, way: Way, seed: int, sampled: Sampled
+    http: httpx.AsyncClient,
+    question: Question,
+    way: Way,
+    seed: int,
+    sampled: Sampled,
+    headers: Mapping[str, str] = _NO_HEADERS,
 ) -> Answered:
-    """One request, streamed. What the gateway refuses or breaks off is a failure that is told in
-    the answer. Raises httpx.ConnectError where there is no gateway."""
+    """One request, streamed, with these headers too. What the gateway refuses or breaks off is a
+    failure that is told in the answer. Raises httpx.ConnectError where there is no gateway."""
     task, number = question.task.name, question.number
     found = Answered(task, number, seed, way.name, described(way, sampled), checksum(question))
     asked = body(question, way, seed, sampled)
@@ -166,11 +177,12 @@ async def ask(
     began = time.perf_counter()
     try:
         async with http.stream(
-            "POST", "/v1/chat/completions", json=asked, headers={"X-Debug": "1"}
+            "POST", "/v1/chat/completions", json=asked, headers={"X-Debug": "1", **headers}
         ) as answer:
             if answer.is_error:
                 await answer.aread()
                 found.failed = f"{answer.status_code}: {answer.text[:300]}"
+                found.scarce = answer.status_code == httpx.codes.PAYMENT_REQUIRED
                 return found
             texts, ends = [""] * way.n, [""] * way.n
             async for event in _events(answer):
@@ -206,10 +218,19 @@ def _take(
             found.first_s = time.perf_counter() - began
         texts[at] += text
         ends[at] = choice.get("finish_reason") or ends[at]
-    if "policy" in (ours := event.get("farthing") or {}):  # the summary, with the finish
+        reason = (choice.get("finish_details") or {}).get("reason")
+        found.scarce = found.scarce or reason == "budget"
+    ours = event.get("farthing") or {}
+    if "policy" in ours:  # the summary, with the finish
         found.farthing = ours
+        switches = ours.get("switches", ())
+        steered = any(each["kind"] == "steer" or each.get("steered") for each in switches)
+        found.scarce = found.scarce or steered
+    elif (bits := ours.get("entropy")) is not None and len(found.entropies) < FIRST_TOKENS:
+        found.entropies.append(bits if isinstance(bits, int | float) else bits[0])
     if usage := event.get("usage"):
         found.cost = float(usage["cost"])
+        found.gpu_seconds = usage["cost_details"].get("gpu_seconds")
         found.prompt, found.completion = usage["prompt_tokens"], usage["completion_tokens"]
         found.written = sum(
             each["completion_tokens"] for each in usage["cost_details"]["models"].values()

@@ -1,0 +1,291 @@
+"""Asks all questions in all ways, so that all share what the machine does; goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+
+from app.bench.calibrate.observed import Point
+from app.bench.calibrate.points import way_of
+from app.bench.calibrate.spending import Spending, Spent
+from app.bench.grading import Question
+from app.bench.ways import Answered, Sampled, ask, checksum, described
+from app.prompt_files import read_objects
+
+_TURNS = 6  # requests of each client before the level changes, at least
+_HOPELESS = 3  # failures of a way, without an answer, after which it is asked no more
+
+Key: TypeAlias = tuple[str, int, int, str, int, str, int, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and how."""
+
+    points: tuple[Point, ...]
+    questions: tuple[Question, ...]
+    answers: Path  # JSONL
+    best: str = ""  # the point that is asked first what is graded by its answers
+    seeds: int = 1
+    levels: tuple[int, ...] = (1, 4, 8)  # requests at once
+    seed: int = 0
+    sampled: Sampled = Sampled()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to come."""
+
+    point: Point
+    question: Question
+    seed: int
+    level: int
+
+    def key(self, sampled: Sampled) -> Key:
+        """By which its answer is found again: by all that it depends on."""
+        task = self.question.task.name
+        asked = described(way_of(self.point), sampled)
+        place = task, self.question.number, self.seed, self.point.name, self.level
+        return *place, self.point.digest, checksum(self.question), asked
+
+
+@dataclass
+class Kept:
+    """An answer, and what it is of."""
+
+    answer: Answered
+    level: int
+    digest: str  # of its point
+    spent: int = 0  # 1e-12 USD, at most
+
+    @property
+    def key(self) -> Key:
+        of = self.answer
+        return *of.key, self.level, self.digest, of.put, of.asked
+
+    def as_line(self) -> str:
+        told = {"level": self.level, "digest": self.digest, "spent": self.spent}
+        return json.dumps({**told, **asdict(self.answer)}) + "\n"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that are asked with one number of requests at once."""
+
+    level: int
+    jobs: Sequence[Job]
+
+
+@dataclass
+class Told:
+    """How it went."""
+
+    found: list[Kept] = field(default_factory=list)
+    left: int = 0  # jobs that the budget did not pay for
+    hopeless: dict[str, str] = field(default_factory=dict)  # ways that only failed, and why
+
+
+def groups(plan: Plan) -> list[Group]:
+    """All of it, in order. A question is asked with one seed at one level in all ways, so that ways
+    can be compared in pairs; the levels go round the questions of each kind. Its ways follow each
+    other in an order of their own, and levels take turns: whatever the machine does beside it falls
+    on all alike. What others' answers are graded by comes first."""
+    shuffling = random.Random(plan.seed)
+    rounds: dict[int, list[list[Job]]] = defaultdict(list)
+    first: dict[int, list[Job]] = defaultdict(list)
+    for question, seed, level in _rounds(plan):
+        jobs = [Job(point, question, plan.seed + seed, level) for point in plan.points]
+        if question.task.needs == "best" and seed == 0:
+            first[level] += [job for job in jobs if job.point.name == plan.best]
+            jobs = [job for job in jobs if job.point.name != plan.best]
+        shuffling.shuffle(jobs)
+        rounds[level].append(jobs)
+    found = [Group(level, part) for level, of in rounds.items() for part in _parts(level, of)]
+    shuffling.shuffle(found)
+    return [Group(level, jobs) for level, jobs in first.items() if jobs] + found
+
+
+def _rounds(plan: Plan) -> list[tuple[Question, int, int]]:
+    """Each question, with each seed, and its level."""
+    met, kinds = Counter[str](), list(dict.fromkeys(one.task.name for one in plan.questions))
+    found = []
+    for question in plan.questions:
+        kind = question.task.name
+        turn = met[kind] + kinds.index(kind)
+        met[kind] += 1
+        for seed in range(plan.seeds):
+            found.append((question, seed, plan.levels[(turn + seed) % len(plan.levels)]))
+    random.Random(plan.seed).shuffle(found)
+    return found
+
+
+def _parts(level: int, rounds: Sequence[Sequence[Job]]) -> Iterator[list[Job]]:
+    """Long enough for so many clients to be at work most of the time."""
+    least, part, left = _TURNS * level, list[Job](), sum(map(len, rounds))
+    for jobs in rounds:
+        part += jobs
+        left -= len(jobs)
+        if len(part) >= least and left >= least:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def read(path: Path) -> list[Kept]:
+    """All that earlier runs have answered. Raises ValueError, naming file and line."""
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    return [_kept(path, number, line) for number, line in read_objects(path)]
+
+
+def _kept(path: Path, number: int, line: dict[str, Any]) -> Kept:
+    try:
+        level, digest, spent = (line.pop(name) for name in ("level", "digest", "spent"))
+        return Kept(Answered(**line), level, digest, spent)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}:{number}: is no answer of a calibration: {error}") from error
+
+
+async def gather(
+    http: httpx.AsyncClient,
+    plan: Plan,
+    spending: Spending,
+    before: Sequence[Kept],
+    advance: Callable[[int, str], object],
+) -> Told:
+    """The answers to all of it: those that are kept from `before`, and those that are asked for
+    now. `advance` is told how many more are there, and what is being done.
+
+    Raises httpx.ConnectError; OSError of the file of answers.
+    """
+    asking = _Asking(http, plan, spending, _good(before), advance)
+    for group in groups(plan):
+        await asking.group(group)
+    return asking.told
+
+
+def _good(before: Sequence[Kept]) -> Mapping[Key, Kept]:
+    return {kept.key: kept for kept in before if not kept.answer.failed}
+
+
+class _Asking:
+    """A gateway's clients."""
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        plan: Plan,
+        spending: Spending,
+        before: Mapping[Key, Kept],
+        advance: Callable[[int, str], object],
+    ) -> None:
+        self._http, self._plan, self._before = http, plan, before
+        self._spending, self._advance = spending, advance
+        self.told = Told()
+        self._failures = Counter[str]()  # of ways that have not answered yet
+        self._answered: set[str] = set()
+        self._under_way = 0
+        self._over = False
+
+    async def group(self, group: Group) -> None:
+        waiting = []
+        for job in group.jobs:
+            kept = self._before.get(job.key(self._plan.sampled))
+            if kept is None:
+                waiting.append(job)
+            else:
+                self._note(kept)
+        self._advance(0, f"{group.level} at once")
+        queue = iter(waiting)
+        try:
+            async with asyncio.TaskGroup() as clients:
+                for _ in range(min(group.level, len(waiting))):
+                    clients.create_task(self._client(queue, group.level))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
+
+    async def _client(self, queue: Iterator[Job], level: int) -> None:
+        for job in queue:
+            if job.point.name in self.told.hopeless:
+                self._advance(1, "")
+                continue
+            try:
+                if self._over:
+                    raise Spent
+                held = self._spending.hold(job.point.name, level - self._under_way)
+            except Spent:
+                self._over = True
+                self.told.left += 1
+                self._advance(1, "")
+                continue
+            self._under_way += 1
+            try:
+                await self._ask(job, held)
+            finally:
+                self._under_way -= 1
+
+    async def _ask(self, job: Job, held: int) -> None:
+        way, name = way_of(job.point), job.point.name
+        try:
+            answer = await ask(
+                self._http,
+                job.question,
+                way,
+                job.seed,
+                self._plan.sampled,
+                self._spending.headers(held),
+            )
+        except asyncio.CancelledError:
+            # It may have cost as much; the next run must know.
+            self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None)
+            raise
+        refused = answer.failed[:1] == "4"  # before anything was made
+        self._keep(job, answer, held, 0.0 if refused else answer.cost)
+        self._advance(1, "")
+        if answer.failed and name not in self._answered:
+            self._failures[name] += 1
+            if self._failures[name] == _HOPELESS:
+                self.told.hopeless[name] = answer.failed
+
+    def _keep(self, job: Job, answer: Answered, held: int, cost: float | None) -> None:
+        if answer.scarce and self._spending.most is not None:
+            # It says what the rest of the budget is worth, not what the way is.
+            self._over = True
+            self.told.left += 1
+            answer.failed = answer.failed or "the budget of the calibration cut it short"
+        spent = self._spending.settle(job.point.name, held, cost)
+        kept = Kept(answer, job.level, job.point.digest, spent)
+        with self._plan.answers.open("ab", buffering=0) as file:
+            # In one write: a run that is killed leaves whole lines.
+            file.write(kept.as_line().encode())
+        if not answer.scarce or self._spending.most is None:
+            self.told.found.append(kept)
+        if not answer.failed:
+            self._answered.add(job.point.name)
+
+    def _note(self, kept: Kept) -> None:
+        self.told.found.append(kept)
+        self._answered.add(kept.answer.way)
+        self._advance(1, "")
+
+
+def _nothing(job: Job, sampled: Sampled) -> dict[str, Any]:
+    """Of an answer that nobody waited for."""
+    return {
+        "task": job.question.task.name,
+        "question": job.question.number,
+        "seed": job.seed,
+        "way": job.point.name,
+        "asked": described(way_of(job.point), sampled),
+        "put": checksum(job.question),
+        "failed": "the calibration was stopped",
+    }

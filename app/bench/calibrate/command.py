@@ -1,0 +1,88 @@
+"""farthing calibrate: measures, writes profile and report, and says what to do with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from app.bench.calibrate.fitting import fit
+from app.bench.calibrate.frontier import frontier, show
+from app.bench.calibrate.measuring import Measured, Wishes, measure
+from app.bench.calibrate.report import report
+from app.profile import Profile
+from app.tariffs import usd
+
+PROFILE, REPORT = "profile.json", "report.html"
+
+
+def run(wishes: Wishes) -> None:
+    """All of it. Ctrl-C leaves what was answered, and a later run goes on from that.
+
+    Raises ConfigError, BadRequest, UnknownModel for what cannot be measured.
+    """
+    console = Console(stderr=True)
+    try:
+        measured = measure(wishes, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nstopped; what was answered is in {wishes.out}/, and the same command goes on from"
+            " there",
+            soft_wrap=True,
+        )
+        raise
+    _tell(measured, wishes, console)
+
+
+def _tell(measured: Measured, wishes: Wishes, console: Console) -> None:
+    for line in _lacking(measured, wishes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    profile = fit(measured.found, measured.points, measured.texts, measured.runtimes, wishes.seed)
+    _write(wishes.out / PROFILE, profile)
+    rows = report(measured.found, profile, wishes.out)
+    show(rows)
+    names = ", ".join(row.way for row in frontier(rows, "cost"))
+    for line in _ending(wishes, names, measured.spent):
+        print(line)
+
+
+def _lacking(measured: Measured, wishes: Wishes) -> Iterator[str]:
+    """What is not as it was meant to be."""
+    told = measured.told
+    for way, why in told.hopeless.items():
+        yield f"{way}: asked no more, as it only failed: {why}"
+    if told.left:
+        yield (
+            f"the budget of {usd(wishes.usd or 0)} USD did not pay for {told.left} requests more:"
+            " the same command with a higher --usd goes on"
+        )
+    if measured.graded.ungraded:
+        yield (
+            f"{measured.graded.ungraded} answers are left out: there is no answer of"
+            f" {measured.best} to grade them by, or no judge's opinion"
+        )
+
+
+def _ending(wishes: Wishes, names: str, spent: int) -> Iterator[str]:
+    """What to look at, and what to do."""
+    yield f"Worth having, by cost: {names}. All others are dearer than one that is as good."
+    if wishes.quick:
+        yield (
+            "This was a first look at few prompts: intervals are wide. Without --quick there are"
+            " more prompts, and presets at other settings of their dials."
+        )
+    yield f"It has cost {usd(spent)} USD by the prices of {wishes.config}."
+    yield f"\nThe report: {wishes.out / REPORT}"
+    yield "\nTo have `auto` go by it, add this to farthing.toml and start the gateway anew:"
+    if wishes.ours:
+        yield f"(there is none here yet: cp {wishes.config} farthing.toml)"
+    yield f"\n[planner]\nprofile = {json.dumps(str((wishes.out / PROFILE).resolve()))}"
+
+
+def _write(path: Path, profile: Profile) -> None:
+    """Whole, or not at all: a gateway may be reading it."""
+    beside = path.with_suffix(".new")
+    beside.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)

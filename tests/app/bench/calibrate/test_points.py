@@ -1,0 +1,125 @@
+"""What a calibration measures follows from the fleet alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.bench.calibrate.points import best, chosen, points, probes, way_of
+from app.catalog import Catalog, ModelCard, Preset, read
+from app.errors import ConfigError
+from app.settings import DEFAULT_CONFIG
+from tests.policies.scripts import card, fleet, price
+
+DEFAULT = read(DEFAULT_CONFIG)
+
+
+def with_presets(**presets: dict[str, object]) -> Catalog:
+    made = {name: Preset(name=name, **options) for name, options in presets.items()}
+    return Catalog(fleet().models, made)
+
+
+def test_every_model_that_writes_and_every_preset() -> None:
+    found = points(DEFAULT, quick=True)
+    assert [point.name for point in found] == [*DEFAULT.models, *DEFAULT.presets]
+    tiny, careful = found[2], next(point for point in found if point.name == "careful")
+    assert (tiny.policy, tiny.models, tiny.fidelity) == ("direct", ("smollm2-tiny",), "exact")
+    assert careful.models == ("smollm2-135m-int8", "smollm2-135m")
+    assert (careful.policy, careful.fidelity, careful.options) == ("cascade", "approximate", {})
+
+
+def test_a_model_that_only_embeds_is_none() -> None:
+    models = {
+        **fleet().models,
+        "vectors": card("vectors", price(1, 1)).model_copy(update={"embeds": "only"}),
+    }
+    assert [point.name for point in points(Catalog(models, {}))] == ["small", "large"]
+
+
+def test_dials_are_turned_but_not_to_where_they_are() -> None:
+    names = [point.name for point in points(DEFAULT)]
+    assert "careful;threshold=0.6" in names and "careful;threshold=0.4" not in names
+    assert {"vote;n=2", "brief;ratio=0.5", "swift;longest=4"} <= set(names)
+    assert "polished;rounds=2" in names and "polished;rounds=1" not in names
+    assert len(set(names)) == len(names) > 20
+
+
+def test_entropy_s_thresholds_keep_their_proportion() -> None:
+    (found,) = [p for p in points(fleet()) if p.options.get("raise_at") == 3.0]
+    assert found.name == "economy;raise_at=3.0;lower_at=0.75"
+    assert found.options == {"raise_at": 3.0, "lower_at": 0.75}  # 0.5 of 2.0 in the file
+    never = with_presets(
+        never={"policy": "entropy_switch", "small": "small", "large": "large", "raise_at": "inf"}
+    )
+    assert {"raise_at": 3.0, "lower_at": 0.0} in [point.options for point in points(never)]
+
+
+def test_lenience_is_a_way_of_its_own() -> None:
+    (found,) = [p for p in points(DEFAULT) if p.options.get("lenience") == 0.5]
+    assert found.name == "swift;acceptance=lenient;lenience=0.5"
+    assert found.fidelity == "approximate"
+    asked = way_of(found)
+    assert (asked.name, asked.model) == (found.name, "swift")
+    assert asked.policy == {"name": "speculative", "acceptance": "lenient", "lenience": 0.5}
+    assert way_of(points(DEFAULT)[0]).policy == {}
+
+
+def test_what_has_changed_is_another_point() -> None:
+    before = {point.name: point.digest for point in points(fleet())}
+    after = {point.name: point.digest for point in points(fleet(small=price(1, 3, 0.1)))}
+    assert before["large"] == after["large"]
+    assert before["small"] != after["small"] and before["economy"] != after["economy"]
+    assert len(set(before.values())) == len(before)
+
+
+def test_digests_are_those_by_which_a_profile_is_read() -> None:
+    for point in points(DEFAULT):
+        preset = DEFAULT.presets.get(point.preset)
+        options = {**(preset.options if preset else {}), **point.options}
+        assert point.digest == DEFAULT.digest(point.policy, options, point.models)
+
+
+def test_some_of_them() -> None:
+    found = points(fleet())
+    assert [p.name for p in chosen(found, ["small"])] == ["small"]
+    assert {p.preset for p in chosen(found, ["small", "economy"])} == {"small", "economy"}
+    assert chosen(found, []) == found
+    with pytest.raises(ConfigError, match="no 'auto' to measure: small, large, economy"):
+        chosen(found, ["auto"])
+
+
+def test_the_best_is_the_dearest_model() -> None:
+    found = points(fleet())
+    assert best(fleet(), found).name == "large"
+    assert best(fleet(), chosen(found, ["economy"])).preset == "economy"
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        best(fleet(), [])
+
+
+def test_a_small_model_s_first_tokens_are_looked_at() -> None:
+    (probe,) = probes(fleet(), points(fleet()))
+    assert (probe.name, probe.preset, probe.models) == ("small", "large", ("small", "large"))
+    assert way_of(probe).policy == {
+        "name": "entropy_switch",
+        "small": "small",
+        "large": "large",
+        "raise_at": 64.0,
+    }
+    assert [one.name for one in probes(DEFAULT, points(DEFAULT))] == [
+        "smollm2-135m-int8",
+        "smollm2-tiny",
+    ]
+
+
+def test_other_servers_do_not_work_token_by_token() -> None:
+    far = {
+        name: ModelCard(
+            name=name,
+            engine="openai",
+            urls=("http://far:1",),
+            context=100,
+            family="far",
+            price=price(1, output),
+        )
+        for name, output in (("little", 1), ("lot", 2))
+    }
+    assert probes(Catalog(far, {}), points(Catalog(far, {}))) == []
