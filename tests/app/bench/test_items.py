@@ -71,7 +71,7 @@ def one(path: Path, line: dict[str, Any], judged: bool = False) -> Question:
         (CHOICE, "B. That", 1),
         (CHOICE, "A", 0),
         (CHOICE, "C", 0),
-        (CHOICE, "A. This\nB. That", 0),  # says them all again
+        (CHOICE | {"reference": "A"}, "A. This\nB. That", 0),  # says them all again
         (CHOICE, "A. This\nB. That\n\nThe answer is B.", 1),
         (JSON, '```json\n{"name": "ada", "age": 36}\n```', 1),
         (JSON, 'Here: {"age": 36}', 0.5),
