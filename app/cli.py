@@ -1,5 +1,5 @@
 """The command line: farthing serve, chat, models, export-model, serve-vllm, keys, usage, explain,
-calibrate, train, bench and map.
+decisions, calibrate, replay, train, bench and map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
-from app import calibrating, comparing, measure, telling, till, train
+from app import calibrating, comparing, measure, replaying, telling, till, train
 from app.errors import FarthingError
 from app.telemetry.metrics import as_markdown
 
@@ -38,6 +38,8 @@ cli.add_typer(train.train, name="train")
 cli.command()(till.usage)
 cli.command()(telling.explain)
 cli.command()(calibrating.calibrate)
+cli.command()(replaying.decisions)
+cli.command()(replaying.replay)
 
 _EMBEDDED = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
 

@@ -156,7 +156,7 @@ def usage(
     from app.accounts.reports import as_csv, cells, groups, headings, period
 
     names = groups(by, GROUPS)
-    span = period(_day(since, "since"), _day(until, "until"))
+    span = period(day(since, "since"), day(until, "until"))
     rows = with_accounts(lambda accounts: accounts.usage(names, key=key, **span))
     if csv_file is None:
         show(headings(names), [list(map(str, cells(row))) for row in rows])
@@ -200,7 +200,8 @@ def _fields(
     return fields
 
 
-def _day(text: str | None, option: str) -> date | None:
+def day(text: str | None, option: str) -> date | None:
+    """Raises ConfigError that names the option."""
     try:
         return None if text is None else date.fromisoformat(text)
     except ValueError:

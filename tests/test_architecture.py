@@ -23,6 +23,7 @@ BANNED = {"utils", "common", "helpers", "misc", "manager", "handler", "service",
 MAY_PRINT = (
     "app.cli",
     "app.till",
+    "app.replaying",
     "app.telling",
     "app.training.__main__",
     "app.terminal",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from app.storage.records import Explained, Explanation, Owner
 _SWEPT_S = 60.0
 _SUMMED = 64 * 2**20  # bytes written here, after which the sum of all is looked at
 _WRITTEN_S = 0.5
+_EVER = 2**62  # milliseconds
 _WAITING = 256  # refused answers that wait to be written; further ones are not kept
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,11 @@ class Found:
             **({"tenant": self.owner.tenant} if self.owner.tenant else {}),
             **self.content,
         }
+
+
+def _found(one: Explained) -> Found:
+    kept = one.explanation
+    return Found(one.id, one.owner, kept.request_id, json.loads(kept.content))
 
 
 class Explanations:
@@ -98,10 +105,21 @@ class Explanations:
         if not id.isprintable() or not id.isascii() or len(id) > 128:
             return None
         found = await self._store.find(id, owner)
-        if found is None:
-            return None
-        kept = found.explanation
-        return Found(found.id, found.owner, kept.request_id, json.loads(kept.content))
+        return None if found is None else _found(found)
+
+    async def each(
+        self, key: str | None, since: int | None = None, until: int | None = None
+    ) -> AsyncGenerator[Found]:
+        """Those of answers in these seconds, `until` excluded. Raises LedgerUnavailable.
+
+        `key`: whose they must be; None: anybody's.
+        """
+        first, end = (since or 0) * 1000, _EVER if until is None else until * 1000
+        after: tuple[int, str] | None = (0, "")
+        while after is not None:
+            found, after = await self._store.page(key, first, end, after)
+            for one in found:
+                yield _found(one)
 
     async def _tend(self) -> None:
         swept = time.monotonic()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select
 
 from app.storage.database import Database
 from app.storage.prepared import inserting
@@ -69,14 +70,35 @@ class ExplanationStore:
             .limit(1)
         )
 
-        def work(connection: Connection) -> Row[tuple[object, ...]] | None:
+        def work(connection: Connection) -> Row[Any] | None:
             return connection.execute(ours).first() or connection.execute(theirs).first()
 
         row = await self._database.read(work)
         if row is None:
             return None
-        kept = Explanation(row.request_id, row.expires - row.at, row.content)
-        return Explained(row.id, Owner(row.key_id, row.tenant), kept)
+        return _explained(row)
+
+    async def page(
+        self, key: str | None, since: int, until: int, after: tuple[int, str] = (0, "")
+    ) -> tuple[list[Explained], tuple[int, str] | None]:
+        """Those of answers in these milliseconds, `until` excluded, a few at a time in the order in
+        which they expire; and after which the next ones come, None: there are no more.
+
+        `key`: whose they must be; None: anybody's.
+        """
+        table = explanations.c
+        behind = or_(table.expires > after[0], and_(table.expires == after[0], table.id > after[1]))
+        query = (
+            select(explanations)
+            .where(behind, table.expires > self._clock(), table.at >= since, table.at < until)
+            .order_by(table.expires, table.id)
+            .limit(_MANY)
+        )
+        if key is not None:
+            query = query.where(table.key_id == key)
+        rows = await self._database.read(lambda c: c.execute(query).all())
+        last = (rows[-1].expires, rows[-1].id) if len(rows) == _MANY else None
+        return [_explained(row) for row in rows], last
 
     async def sweep(self, most: int | None) -> int:
         """Delete what has expired, and the oldest beyond `most` bytes; how many.
@@ -94,6 +116,11 @@ class ExplanationStore:
             count = await self._database.write(partial(_delete, gone))
             swept += count
         return swept
+
+
+def _explained(row: Row[Any]) -> Explained:
+    kept = Explanation(row.request_id, row.expires - row.at, row.content)
+    return Explained(row.id, Owner(row.key_id, row.tenant), kept)
 
 
 def _beyond(most: int, connection: Connection) -> int:

@@ -115,6 +115,30 @@ async def test_however_often_an_id_is_used_again_its_rows_are_not_sorted(tmp_pat
     await database.aclose()
 
 
+async def all_of(store, key=None, since=0, until=2**62):
+    after, pages = (0, ""), []
+    while after is not None:
+        found, after = await store.page(key, since, until, after)
+        pages.append([each.id for each in found])
+    return pages
+
+
+async def test_all_of_them_come_page_by_page_each_once(store, clock, monkeypatch):
+    monkeypatch.setattr(explanations, "_MANY", 2)
+    start = clock.now
+    for number, owner in enumerate((OURS, THEIRS, OURS, OURS, OURS)):
+        clock.now += 10
+        await store.add([one(f"{number}", owner, content=f"{number}")])
+    await store.add([one("same", content="{}")])  # expires with the last one
+    assert await all_of(store) == [["0", "1"], ["2", "3"], ["4", "same"], []]
+    assert await all_of(store, key=THEIRS.key) == [["1"]]
+    assert await all_of(store, since=start + 20, until=start + 40) == [["1", "2"], []]
+    (found, *_), _ = await store.page(None, 0, 2**62)
+    assert found == one("0", OURS, content="0")
+    clock.now = start + 20 + HOUR
+    assert await all_of(store) == [["2", "3"], ["4", "same"], []]
+
+
 async def test_what_has_expired_is_not_there_and_is_swept(store, clock):
     await store.add([one("s"), one("t", keep=2 * HOUR)])
     clock.now += HOUR

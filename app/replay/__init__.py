@@ -1,0 +1,1 @@
+"""What another policy would have cost and taken, told from logged decisions of `auto`."""
