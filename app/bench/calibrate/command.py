@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -39,13 +40,29 @@ def run(wishes: Wishes) -> None:
 def _tell(measured: Measured, wishes: Wishes, console: Console) -> None:
     for line in _lacking(measured, wishes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    profile = fit(measured.found, measured.points, measured.texts, measured.runtimes, wishes.seed)
+    profile = fit(
+        *(measured.found, measured.points, measured.texts, measured.runtimes, wishes.seed),
+        f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, {_command(wishes)}",
+    )
     _write(wishes.out / PROFILE, profile)
     rows = report(measured.found, profile, wishes.out)
     show(rows)
     names = ", ".join(row.way for row in frontier(rows, "cost"))
     for line in _ending(wishes, names, measured.spent):
         print(line)
+
+
+def _command(wishes: Wishes) -> str:
+    """What measures the same again. Files are told by their names, as a profile may be passed on
+    to others."""
+    told = ["farthing calibrate", *(["--quick"] if wishes.quick else [])]
+    told += [f"--task {kind}={path.name}" for kind, path in wishes.tasks.items()]
+    told += [f"--preset {name}" for name in wishes.presets]
+    told += [] if wishes.limit is None else [f"--limit {wishes.limit}"]
+    told += [f"--seeds {wishes.seeds}", f"--levels {','.join(map(str, wishes.levels))}"]
+    told += [f"--seed {wishes.seed}"] if wishes.seed else []
+    told += [f"--judge {wishes.judge}"] if wishes.judge else []
+    return " ".join(told)
 
 
 def _lacking(measured: Measured, wishes: Wishes) -> Iterator[str]:

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 import numpy as np
 
 from app.bench.calibrate.classifying import LARGE, SMALL, classify, needs, quantiles
-from app.bench.calibrate.kinds import ALL, by_question, qualities
+from app.bench.calibrate.kinds import ALL, amount, by_question, qualities
 from app.bench.calibrate.laws import Drawn, Sample, common_load, drawn, with_high
 from app.bench.calibrate.observed import Observed, Point
 from app.errors import ConfigError
 from app.profile import Interval, Law, Length, Profile, Runtime, Way
 from app.prompt_features import Classifier, features
 
+_DEARER = 1.1  # times the cost of another model's answers: what is less is their lengths'
 NOTHING = Law(base=0, prompt=0, completion=0)
 """The law of an amount that no answer of a way tells."""
 AMOUNTS = ("cost", "first_s", "seconds")
@@ -51,7 +52,7 @@ def fit(
     )
     hard = {
         way.models[0]: _difficulty(by_way[way.name], by_way[large.name], texts, seed)
-        for way, large in _small_and_large(ways)
+        for way, large in _small_and_large(ways, by_way)
     }
     entropies = {
         point.models[0]: quantiles(bits)
@@ -173,11 +174,22 @@ def _kinds(texts: Mapping[str, str], ways: Sequence[Way], seed: int) -> Classifi
     return classify([text for _, text in known], labels, classes, even=True, seed=seed).classifier
 
 
-def _small_and_large(ways: Sequence[Way]) -> list[tuple[Way, Way]]:
-    """Every model but the one that is best alone, and that one."""
+def _small_and_large(
+    ways: Sequence[Way], by_way: Mapping[str, Sequence[Observed]]
+) -> list[tuple[Way, Way]]:
+    """Every model that others are dearer than, and the best of these; where none is dearer than
+    another, every model but the best one, and that one."""
     alone = [way for way in ways if way.policy == "direct"]
-    large = best(alone) if alone else None
-    return [(way, large) for way in alone if large is not None and way is not large]
+    costs = {way.name: amount(by_way[way.name], "cost") for way in alone}
+
+    def dearer(other: Way, way: Way) -> bool:
+        ours, theirs = costs[way.name], costs[other.name]
+        return ours is not None and theirs is not None and theirs.mean > _DEARER * ours.mean
+
+    above = {way.name: [other for other in alone if dearer(other, way)] for way in alone}
+    if any(above.values()):
+        return [(way, best(above[way.name])) for way in alone if above[way.name]]
+    return [(way, best(alone)) for way in alone if way is not best(alone)]
 
 
 def _difficulty(

@@ -13,11 +13,12 @@ from rich.table import Table
 
 from app.bench.calibrate.kinds import ALL, amount, by_question, qualities
 from app.bench.calibrate.observed import Observed
-from app.bench.paired import bootstrap, mcnemar
+from app.bench.paired import bootstrap, mcnemar, signs
 from app.estimates import Estimate, mean
 from app.profile import Profile
 
 Price: TypeAlias = Literal["cost", "first_s", "seconds"]
+_FEW = 16  # questions that differ
 PRICES: tuple[Price, ...] = ("cost", "seconds", "first_s")
 
 
@@ -159,7 +160,8 @@ def neighbours(
     found: Sequence[Observed], line: Sequence[Standing], what: Price, seed: int = 0
 ) -> list[Neighbours]:
     """Whether each step along a frontier is surely one up. McNemar's exact test where answers are
-    right or wrong, else a paired bootstrap; p is of one pair, not of all of them."""
+    right or wrong, else a paired bootstrap, of few questions the exact test of signs; p
+    is of one pair, not of all of them."""
     pairs = zip(line, line[1:], strict=False)
     tests = (compare(found, cheap, dear, what, seed) for cheap, dear in pairs)
     return [test for test in tests if test is not None]
@@ -186,15 +188,20 @@ def compare(
         for ours, theirs in pairs
     ]
     binary = all(v in (0.0, 1.0) for pairs in kinds.values() for pair in pairs for v in pair)
-    p = (
-        mcnemar(sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps))
-        if binary
-        else bootstrap(gaps, seed=seed)
-    )
-    test = "McNemar, exact" if binary else "paired bootstrap"
+    p, test = _chance(gaps, binary, seed)
     low, high = cheap.price(what), dear.price(what)
     times = high / low if low and high is not None else None
     return Neighbours(cheap.way, dear.way, many, mean(gaps, seed=seed), p, test, times)
+
+
+def _chance(gaps: Sequence[float], binary: bool, seed: int) -> tuple[float, str]:
+    """A p, and of which test. Of few questions a bootstrap is too sure."""
+    if binary:
+        p = mcnemar(sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps))
+        return p, "McNemar, exact"
+    if sum(gap != 0 for gap in gaps) <= _FEW:
+        return signs(gaps), "signs, exact"
+    return bootstrap(gaps, seed=seed), "paired bootstrap"
 
 
 def show(rows: Sequence[Standing]) -> None:

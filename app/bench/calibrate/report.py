@@ -89,7 +89,6 @@ def _page(
         errors=_errors(told, profile.ways),
         laws=[_laws(way) for way in profile.ways],
         runtimes=_runtimes(profile),
-        lengths=_lengths(profile),
         classifiers=_classifiers(profile),
         failures=_failures(found),
         profile_path=str(profile_path),
@@ -236,19 +235,14 @@ def _laws(way: Way) -> dict[str, Any]:
     }
 
 
-def _lengths(profile: Profile) -> list[int]:
-    return sorted({length for runtime in profile.runtimes.values() for length in runtime.first})
-
-
 def _runtimes(profile: Profile) -> list[dict[str, Any]]:
-    lengths = _lengths(profile)
     return [
         {
             "model": model,
-            "first": [
-                _short(1000 * runtime.first[length]) if length in runtime.first else ""
-                for length in lengths
-            ],
+            "first": ", ".join(
+                f"F({length}) = {_short(1000 * runtime.first[length])}"
+                for length in sorted(runtime.first)
+            ),
             "each": _short(1000 * runtime.each),
             "rate": _short(1 / runtime.each) if runtime.each else "",
         }
@@ -261,7 +255,7 @@ def _classifiers(profile: Profile) -> list[str]:
     told = [f"Its kind, among {len(kinds.classes)}: {_accuracy(kinds.accuracy, kinds.usual)}."]
     for model, found in profile.difficulty.items():
         told.append(
-            f"Whether {model} will do, or a larger model is needed:"
+            f"Whether {model} will do, or a dearer one is needed:"
             f" {_accuracy(found.accuracy, found.usual)}."
         )
     return told

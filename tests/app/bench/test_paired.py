@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from app.bench.paired import bootstrap, compared, mcnemar
+from app.bench.paired import bootstrap, compared, mcnemar, signs
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,12 @@ def test_no_difference_is_no_evidence() -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         compared([1.0], [1.0, 0.0])
+
+
+def test_signs_of_few_differences_are_all_tried() -> None:
+    assert signs([0.3, 1.0, 0.6, 0.17, 0.0, 0.0]) == 2 / 16  # only all plus, and all minus
+    assert signs([1.0, -1.0]) == 1.0 and signs([]) == signs([0.0]) == 1.0
+    # As rarely as McNemar's where all are alike.
+    assert signs([1.0] * 9 + [-1.0]) == pytest.approx(mcnemar(9, 1))
+    with pytest.raises(ValueError, match="17 differences"):
+        signs([1.0] * 17)

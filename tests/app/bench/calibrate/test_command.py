@@ -92,6 +92,8 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     assert profile is not None and set(profile.runtimes) == {"small", "large"}
     assert {way.name: way.quality["gsm8k"].mean for way in profile.ways}["small"] == 0.5
     assert list(profile.entropies) == ["small"]
+    told = "farthing calibrate --quick --task gsm8k=gsm8k.jsonl --limit 4 --seeds 1 --levels 1,4"
+    assert profile.measured.endswith(f"Z, {told}") and told in (out / "report.html").read_text()
     made = len(fake.calls)
     assert calibrate(config, out, *more).exit_code == 0
     assert len(fake.calls) == made  # nothing is asked twice

@@ -56,7 +56,8 @@ def test_qualities_are_means_over_kinds_each_alike(profile):
 
 def test_a_failure_is_worth_nothing(profile):
     half = Made("half", 1.0, fails=0.5)
-    (way,) = fit(answers(half), points(half), texts(), {}, 0).ways
+    found = [replace(each, worth=1.0) for each in answers(half)]  # whatever is said of its worth
+    (way,) = fit(found, points(half), texts(), {}, 0).ways
     assert way.quality["all"].mean == pytest.approx(0.5, abs=0.1)
     assert way.latency.at(150, 50) == pytest.approx(half.seconds.at(150, 50), rel=0.1)
 
@@ -117,6 +118,20 @@ def test_the_difficulty_of_a_prompt_is_learnt_from_its_words():
     quantiles = profile.difficulties["small"]
     assert len(quantiles) == 21 and list(quantiles) == sorted(quantiles)
     assert quantiles[5] < 0.2 < 0.8 < quantiles[15]
+
+
+def test_a_model_is_set_beside_the_best_of_those_that_are_dearer():
+    """The middle one is the best of all, and yet a large one may be asked in its stead."""
+    prices = {"tiny": 1e-9, "middle": 1e-8, "large": 4e-8}
+    right = {"tiny": 0.0, "middle": 1.0, "large": 0.9}
+    ways = [
+        Made(name, right[name], cost=Law(base=0, prompt=price, completion=price))
+        for name, price in prices.items()
+    ]
+    found = fit(answers(*ways), points(*ways), texts(), {}, 0).difficulty
+    assert set(found) == {"tiny", "middle"}
+    assert found["tiny"].probabilities(features("any"))["large"] > 0.9
+    assert found["middle"].probabilities(features("any"))["large"] < 0.1
 
 
 def test_where_a_larger_model_never_helps_difficulty_says_so():

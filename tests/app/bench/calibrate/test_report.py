@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -99,6 +100,19 @@ def test_right_or_wrong_answers_are_tested_by_mcnemar():
         found, frontier(standings(found, fit(found, points(*ways), texts(), {}, 0)), "cost"), "cost"
     )
     assert test.test == "McNemar, exact" and test.p < 0.01
+
+
+def test_of_few_questions_no_step_is_called_sure():
+    """Four of seven answers are better, and none worse: so it comes one time in eight by chance."""
+    ways = (Made("a", cost=law(1e-9)), Made("b", cost=law(1e-8)))
+    gains = {"a": [0.0] * 7, "b": [0.3, 1.0, 0.6, 0.17, 0.0, 0.0, 0.0]}
+    found = [
+        replace(each, worth=gains[each.way][int(each.question.rpartition("/")[2])])
+        for each in answers(*ways, questions=7, seeds=(1,), levels=(1,), kinds=("math",))
+    ]
+    rows = standings(found, fit(found, points(*ways), texts(), {}, 0))
+    (test,) = neighbours(found, frontier(rows, "cost"), "cost")
+    assert (test.test, test.p) == ("signs, exact", 0.125)
 
 
 def test_seeds_tell_how_much_is_chance(found, profile):
