@@ -10,6 +10,7 @@ import numpy as np
 
 from app.bench.calibrate.observed import Observed
 from app.profile import Profile, Way
+from policies.plans.choosing import Option, Wish, choose
 
 _BUDGETS = 5
 
@@ -36,7 +37,7 @@ def chosen(
         {
             "usd": np.format_float_positional(usd, precision=2, fractional=False, trim="-"),
             "ways": [
-                _choice(profile.ways, kind, prompts[kind], usd * 1.001) if kind in prompts else ""
+                _choice(profile, kind, prompts[kind], usd * 1.001) if kind in prompts else ""
                 for kind in kinds
             ],
         }
@@ -49,13 +50,25 @@ def _high(way: Way, kind: str, prompt: float) -> float:
     return 0.0 if length is None else way.cost.at(prompt, length.high) * way.cost.high
 
 
-def _choice(ways: Sequence[Way], kind: str, prompt: float, usd: float) -> str:
-    """The best surely, of those that surely fit; a star on the cheapest one where none does."""
-    known = [way for way in ways if kind in way.quality]
-    fitting = [way for way in known if _high(way, kind, prompt) <= usd]
-    if not fitting:
-        return min(known, key=lambda way: _high(way, kind, prompt)).name + " *"
-    return max(
-        fitting,
-        key=lambda way: (way.quality[kind].low, -way.cost.at(prompt, way.length[kind].mean)),
-    ).name
+def _choice(profile: Profile, kind: str, prompt: float, usd: float) -> str:
+    """By the planner's own rule; a star where nothing surely fits."""
+    best = next(way for way in profile.ways if way.name == profile.best)
+    options = [_option(way, best, kind, prompt) for way in profile.ways if kind in way.quality]
+    choice = choose(options, Wish(usd=usd))[0]
+    return choice.option.name + (" *" if choice.missed else "")
+
+
+def _option(way: Way, best: Way, kind: str, prompt: float) -> Option:
+    """As the planner expects it of a request of this kind, when nothing else runs: how much less
+    its quality is than the best way's, surely and on average."""
+    mine, theirs, length = way.quality[kind], best.quality.get(kind), way.length[kind].mean
+    mean = mine.mean - (0.0 if theirs is None else theirs.mean)
+    low = mine.low - (0.0 if theirs is None else theirs.low)
+    return Option(
+        way.name,
+        quality=mean,
+        cost=way.cost.at(prompt, length),
+        latency=way.latency.at(prompt, length),
+        quality_low=min(mean, low),
+        cost_high=_high(way, kind, prompt),
+    )
