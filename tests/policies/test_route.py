@@ -79,7 +79,7 @@ async def test_the_first_tokens_entropy_says_who_answers(
 
 
 async def test_only_the_first_tokens_are_looked_at_and_they_are_held_back_until_then() -> None:
-    fake = engine(small=[1.0] * 3 + [9.0] * LENGTH)
+    fake = engine(small=[0.0, 1.0, 2.0] + [9.0] * LENGTH)
     answer = asked(fake, {**ENTROPY, "tokens": 3})
     first = await anext(answer)
     assert first.decision is not None and first.decision.entropy == pytest.approx(1.0)
