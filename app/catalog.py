@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ from app.tariffs import usd as usd
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 _TABLES = ("models", "presets", "sandbox", "planner")
+AUTO = "auto"  # the planner, as a preset that is there wherever there is a profile
 _BUNDLED = "bundled:"  # what this package ships: app/weights
 T = TypeVar("T", bound=BaseModel)
 
@@ -224,6 +226,14 @@ class Catalog:
     sandbox: Limits | None = None  # of code that clients have run; None: none is
     profile: Profile | None = None  # of every way to answer; None: not measured
 
+    @cached_property
+    def offered(self) -> Mapping[str, Preset]:
+        """The presets that requests may name: those of the file, and `auto` where it can choose."""
+        if self.profile is None:
+            return self.presets
+        what = "for each request the best of the measured ways that its budget and time allow"
+        return {AUTO: Preset(name=AUTO, policy="planner", description=what), **self.presets}
+
     def model(self, name: str) -> ModelCard:
         """The model of this name or alias. Raises UnknownModel."""
         if name in self.models:
@@ -231,7 +241,14 @@ class Catalog:
         for card in self.models.values():
             if name in card.aliases:
                 return card
-        known = ", ".join([*self.models, *self.presets])
+        if name == AUTO and self.profile is None:
+            raise UnknownModel(
+                "The model 'auto' chooses by what was measured of this fleet, and nothing was: run"
+                " `farthing calibrate`, and name the file that it writes in farthing.toml:"
+                " [planner] profile",
+                param="model",
+            )
+        known = ", ".join([*self.models, *self.offered])
         raise UnknownModel(f"The model {name!r} does not exist; there are: {known}", param="model")
 
     def family(self, name: str) -> list[ModelCard]:
@@ -314,7 +331,7 @@ def _entry(path: Path, table: str, keys: object, shape: type[T], **more: str) ->
 def _check_names(
     path: Path, models: Mapping[str, ModelCard], presets: Mapping[str, Preset]
 ) -> None:
-    seen: dict[str, str] = {"auto": "the planner's name"}
+    seen: dict[str, str] = {AUTO: "the planner's name"}
     places = [(name, f"[models.{name}]") for name in models]
     places += [(a, f"[models.{n}]: aliases") for n, card in models.items() for a in card.aliases]
     places += [(name, f"[presets.{name}]") for name in presets]

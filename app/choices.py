@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from app.budget import Meter
 from app.errors import EngineError, Unaffordable
 from app.types import Call, Chunk, Decoding, Token, Usage
-from policies.base import Policy
+from policies.base import Policy, most_cost
 
 _SEEDS = 2**64
 
@@ -278,7 +278,6 @@ class _Prices:
         if completion == 0 and not call.embeds:
             return Part(call, prompt, 0, self.native, again, 0, 0, below)
         shortest = Usage(prompt=prompt, completion=min(call.choices, completion))
-        costs = [prices[name].of(self._possible(name, used)) for name, used in worst.items()]
         return Part(
             call=call,
             prompt=prompt,
@@ -286,17 +285,9 @@ class _Prices:
             native=self.native,
             scoring=again,
             least=min(prices[name].of(shortest) for name in worst),
-            worst=max(costs) if self.policy.one_of else sum(costs),
+            worst=most_cost(self.policy, worst, self.meter, prices),
             beneath=below,
         )
-
-    def _possible(self, model: str, worst: Usage) -> Usage:
-        """Without guesses that the engine cannot make."""
-        if not worst.drafted:
-            return worst
-        able = self.meter.capabilities(model).speculation
-        longest = 0 if able is None else able.longest
-        return replace(worst, drafted=min(worst.drafted, longest * worst.completion))
 
 
 async def _counted(calls: Sequence[Call], policy: Policy, model: str, meter: Meter) -> list[int]:

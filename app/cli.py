@@ -188,7 +188,7 @@ def list_models(config: Config = None) -> None:
         weights = "here" if here(card, settings.models_dir) else "to be pulled"
         weights = f"{card.engine} x {len(card.urls)}" if card.urls else weights
         table.add_row(card.name, card.precision, card.family, *price, weights)
-    for preset in catalog.presets.values():
+    for preset in catalog.offered.values():
         table.add_row(preset.name, preset.policy)
     Console().print(table)
 

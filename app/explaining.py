@@ -8,23 +8,22 @@ arrived, bits of entropy, and tokens.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
+from app import amounts
 from app.bill import Bill, Line
 from app.budget import Meter
-from app.catalog import PICO
 from app.choices import Part
 from app.errors import BudgetExceeded, FarthingError, Overloaded
 from app.orders import Order, Plan
 from app.trail import Attempt, CallRecord
 from app.types import Alternative, Call, Capabilities, Chunk, Decision, Fidelity, Shortened, Usage
-from policies.base import Policy, Whole
+from policies.base import Planned, Policy, Whole
 
 T = TypeVar("T")
 _MOST = 256  # of each list
@@ -42,7 +41,7 @@ class Notes:
 
     plan: Plan
     meter: Meter
-    serving: Policy  # the plan's policy, or what it says serves this call
+    planned: Planned  # what answers it: the plan's policy, or what that says
     drawn: int  # choices that are made of each prompt
     found: Sequence[Part] = ()  # once its prompts are counted
     considered: dict[int, tuple[Alternative, ...]] = field(default_factory=dict)  # by choice
@@ -50,6 +49,11 @@ class Notes:
     decided: list[float] = field(default_factory=list)  # time.monotonic() of each decision
     further: int = 0  # calls beyond those that are kept
     error: Exception | None = None  # what ended it
+
+    @property
+    def serving(self) -> Policy:
+        """The policy that answers."""
+        return self.planned.policy
 
     @property
     def worst(self) -> int:
@@ -109,7 +113,7 @@ def explained(answer: Answered, bill: Bill, outcome: str) -> str:
             "decisions": [_decision(*one, arrived) for one in cut("decisions", decided)],
             "calls": [_call(call, arrived, cut) for call in cut("calls", answer.calls)],
         }
-        if left := _nonzero(cut.left):
+        if left := amounts.nonzero(cut.left):
             document["left_out"] = left
         text = _encode(document)
         if len(text) <= _LONGEST or most == 1:
@@ -144,8 +148,8 @@ def _request(order: Order) -> dict[str, Any]:
         "max_tokens": call.max_tokens,
         "best_of": order.best_of,
         "fallback": "strict" if order.strict else "cheapest",
-        "deadline_s": _since(call.goals.deadline, order.arrived),
-        "first_token_s": _since(call.goals.first_token, order.arrived),
+        "deadline_s": amounts.since(call.goals.deadline, order.arrived),
+        "first_token_s": amounts.since(call.goals.first_token, order.arrived),
         "quality": call.goals.quality,
     }
 
@@ -160,7 +164,26 @@ def _plan(answer: Answered) -> dict[str, Any]:
         "fidelity": answer.fidelity,
         "whole": isinstance(answer.notes.serving, Whole),
         "options": _options(plan.policy),
+        **_promised(answer.notes.planned),
     }
+
+
+def _promised(planned: Planned) -> dict[str, Any]:
+    """Of several ways the one that was chosen, and what was expected of it."""
+    promise = planned.promise
+    if promise is None:
+        return {}
+    way = {
+        "name": promise.way,
+        "preset": promise.preset,
+        "why": promise.kind,
+        "models": list(planned.policy.best_first(planned.model)),
+        "options": _options(planned.policy),
+        "expected_usd": round(promise.cost, 12),
+        "expected_first_token_s": amounts.seconds(promise.first_token),
+        "expected_latency_s": amounts.seconds(promise.latency),
+    }
+    return {"way": way}
 
 
 def _options(policy: Policy) -> dict[str, Any]:
@@ -173,7 +196,7 @@ def _option(value: Any) -> Any:
     if isinstance(value, str):
         return value if not value or _NAME.fullmatch(value) else _HIDDEN
     if isinstance(value, float):
-        return _number(value)
+        return amounts.number(value)
     if isinstance(value, tuple):
         return [*map(_option, value[:_FEW]), *([_HIDDEN] if len(value) > _FEW else [])]
     return value if value is None or isinstance(value, int) else _HIDDEN
@@ -181,15 +204,18 @@ def _option(value: Any) -> Any:
 
 def _estimate(answer: Answered) -> dict[str, Any]:
     notes = answer.notes
-    told = {"budget_usd": _usd(answer.budget), "budget_gpu_seconds": _usd(notes.limit_gpu)}
+    told = {
+        "budget_usd": amounts.usd(answer.budget),
+        "budget_gpu_seconds": amounts.usd(notes.limit_gpu),
+    }
     if not notes.found:
         return told
     return told | {
         "prompt_tokens": sum(part.prompt for part in notes.found[:: notes.drawn]),
         "completion_tokens": sum(part.completion for part in notes.found),
-        "worst_usd": _usd(notes.worst),
-        "worst_gpu_seconds": _usd(notes.worst_gpu),
-        "held_usd": _usd(answer.estimate),
+        "worst_usd": amounts.usd(notes.worst),
+        "worst_gpu_seconds": amounts.usd(notes.worst_gpu),
+        "held_usd": amounts.usd(answer.estimate),
     }
 
 
@@ -208,9 +234,10 @@ def _weighed(answer: Answered) -> Iterator[Alternative]:
         cost=notes.worst,
         fits=_fits((notes.worst, answer.budget), (notes.worst_gpu, notes.limit_gpu)),
     )
+    yield from notes.planned.considered()
     said = next(iter(notes.considered.values()), ())
     told = {way.name: way for way in said if way.kind == "model"}
-    if not direct:
+    if not direct and not plan.policy.chooses:
         for model in plan.policy.best_first(plan.model):
             yield from _alone(answer, model, told.pop(model, None))
     yield from told.values()
@@ -252,13 +279,13 @@ def _alone_usage(call: Call, notes: Notes, able: Capabilities) -> Usage:
 
 def _way(way: Alternative) -> dict[str, Any]:
     known = {
-        "usd": _usd(way.cost),
+        "usd": amounts.usd(way.cost),
         "fits": way.fits,
         "tokens": way.tokens,
-        "first_token_s": _seconds(way.first_token),
-        "latency_s": _seconds(way.latency),
-        "quality": _number(way.quality),
-        "propensity": _number(way.propensity),
+        "first_token_s": amounts.seconds(way.first_token),
+        "latency_s": amounts.seconds(way.latency),
+        "quality": amounts.number(way.quality),
+        "propensity": amounts.number(way.propensity),
     }
     told = {"kind": way.kind, "name": way.name, "chosen": way.chosen, "reason": way.reason}
     return told | {name: value for name, value in known.items() if value is not None}
@@ -266,21 +293,21 @@ def _way(way: Alternative) -> dict[str, Any]:
 
 def _decision(decision: Decision, at: float, arrived: float) -> dict[str, Any]:
     said = {
-        "confidence": _number(decision.confidence),
+        "confidence": amounts.number(decision.confidence),
         "answers": decision.answers,
         "dropped_tokens": decision.dropped,
         "detail": decision.detail[:_WORDS] or None,
     }
     return {
-        "at_s": _since(at, arrived),
+        "at_s": amounts.since(at, arrived),
         "kind": decision.kind,
         "model": decision.model,
         "token": decision.token,
         "choice": decision.choice,
-        "entropy": _number(decision.entropy),
-        "threshold": _number(decision.threshold),
+        "entropy": amounts.number(decision.entropy),
+        "threshold": amounts.number(decision.threshold),
         "rest_usd": decision.rest_usd,
-        "saves_s": _seconds(decision.saves),
+        "saves_s": amounts.seconds(decision.saves),
         **{name: value for name, value in said.items() if value is not None},
     }
 
@@ -288,12 +315,12 @@ def _decision(decision: Decision, at: float, arrived: float) -> dict[str, Any]:
 def _call(call: CallRecord, arrived: float, cut: _Cut) -> dict[str, Any]:
     return {
         "model": call.model,
-        "began_s": _since(call.began, arrived),
-        "queued_s": _seconds(call.queued),
-        "ttft_s": _since(call.first, call.began),
-        "duration_s": _since(call.ended, call.began),
+        "began_s": amounts.since(call.began, arrived),
+        "queued_s": amounts.seconds(call.queued),
+        "ttft_s": amounts.since(call.first, call.began),
+        "duration_s": amounts.since(call.ended, call.began),
         **_tokens(call.usage),
-        "usd": _usd(call.cost),
+        "usd": amounts.usd(call.cost),
         "outcome": call.outcome,
         "why": call.why,
         "attempts": [_attempt(one, arrived) for one in cut("attempts", call.attempts)],
@@ -304,7 +331,7 @@ def _attempt(attempt: Attempt, arrived: float) -> dict[str, Any]:
     told = {
         "server": attempt.server,
         "outcome": attempt.outcome,
-        "ended_s": _since(attempt.ended, arrived),
+        "ended_s": amounts.since(attempt.ended, arrived),
     }
     # What a server refuses it may say in its client's words.
     error = attempt.error[:_WORDS] if attempt.outcome == "failed" else ""
@@ -313,8 +340,8 @@ def _attempt(attempt: Attempt, arrived: float) -> dict[str, Any]:
 
 def _cost(bill: Bill) -> dict[str, Any]:
     return {
-        "usd": _usd(bill.cost),
-        "gpu_seconds": _gpu_seconds(bill.gpu_us),
+        "usd": amounts.usd(bill.cost),
+        "gpu_seconds": amounts.gpu_seconds(bill.gpu_us),
         "price_version": bill.prices,
         "prompt_tokens": bill.prompt,
         "cached_tokens": bill.cached,
@@ -324,7 +351,7 @@ def _cost(bill: Bill) -> dict[str, Any]:
 
 
 def _line(line: Line) -> dict[str, Any]:
-    told = {"usd": _usd(line.cost), "gpu_seconds": _gpu_seconds(line.gpu_us)}
+    told = {"usd": amounts.usd(line.cost), "gpu_seconds": amounts.gpu_seconds(line.gpu_us)}
     return {**told, **_tokens(line.usage), "visible_tokens": line.visible}
 
 
@@ -332,9 +359,9 @@ def _times(answer: Answered, bill: Bill, now: float) -> dict[str, Any]:
     arrived = answer.order.arrived
     firsts = [call.first for call in answer.calls if call.first is not None]
     return {
-        "first_token_s": _since(min(firsts, default=None), arrived),
-        "duration_s": _since(now, arrived),
-        "overhead_s": _seconds(bill.overhead),
+        "first_token_s": amounts.since(min(firsts, default=None), arrived),
+        "duration_s": amounts.since(now, arrived),
+        "overhead_s": amounts.seconds(bill.overhead),
     }
 
 
@@ -356,36 +383,13 @@ def _tokens(usage: Usage) -> dict[str, int]:
     }
     if usage.drafted or usage.predicted or usage.passes:
         more = {"drafted_tokens": usage.drafted, "accepted_tokens": usage.accepted}
-        told |= _nonzero({**more, "passes": usage.passes, "predicted_tokens": usage.predicted})
+        told |= amounts.nonzero(
+            {**more, "passes": usage.passes, "predicted_tokens": usage.predicted}
+        )
     return told
-
-
-def _nonzero(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if count}
 
 
 def _fits(*needed: tuple[int | None, int | None]) -> bool | None:
     """Whether each amount is within its bound; None: nothing is bounded."""
     bounded = [(amount or 0) <= bound for amount, bound in needed if bound is not None]
     return all(bounded) if bounded else None
-
-
-def _usd(pico: int | None) -> float | None:
-    return None if pico is None else pico / PICO
-
-
-def _gpu_seconds(us: int | None) -> float | None:
-    return None if us is None else us / 10**6
-
-
-def _since(moment: float | None, start: float) -> float | None:
-    return None if moment is None else round(moment - start, 6)
-
-
-def _seconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
-def _number(value: float | None) -> float | str | None:
-    """JSON has no infinity."""
-    return value if value is None or math.isfinite(value) else str(value)

@@ -227,7 +227,7 @@ def _serve(front: Front, catalog: Catalog, engine: Engine, settings: Settings) -
 
 def _know(front: Front, catalog: Catalog, settings: Settings) -> None:
     """Count under the names of this catalog, and log none of its credentials."""
-    presets = {preset.name: preset.policy for preset in catalog.presets.values()}
+    presets = {preset.name: preset.policy for preset in catalog.offered.values()}
     servers = [
         Server(card.name, where)
         for card in catalog.models.values()

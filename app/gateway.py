@@ -9,24 +9,24 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
-from app import choices
+from app import choices, orders
 from app.bill import Bill, Line, Receipt, version
 from app.budget import Account, Meter, Rate, Reservation, Wanted, check
 from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
-from app.errors import BadRequest, DeadlineExceeded, FarthingError
+from app.errors import DeadlineExceeded
 from app.explaining import Notes, explained
-from app.orders import GPU_BUDGET, Order, Plan, bound, check_allowed, gpu_bound, planned, ranked
+from app.orders import GPU_BUDGET, Order, Plan
+from app.outcomes import Ending, Outcome, outcome_of
 from app.trail import CallRecord
-from app.types import Chunk, Decision, Engine, Fidelity
+from app.types import Chunk, Decision, Engine, Fidelity, Promise
+from policies.base import Planned
 
 __all__ = ["Answer", "Gateway", "Observer", "Order", "Outcome", "Plan"]
 
 MOST_CALLS = 512  # of one answer, that are remembered
-Outcome: TypeAlias = Literal["kept", "cut", "steered", "deadline", "refused", "failed", "closed"]
-"""How an answer ended: `cut` and `steered` by its budget, `closed` by its client."""
 
 
 class Observer(Protocol):
@@ -67,28 +67,24 @@ class Gateway:
         """
         plan = self.planned(order, account)
         prices, prices_version = self.prices
-        if order.call.embeds and plan.name != "direct":
-            raise BadRequest("model: a vector is one model's; name a model", param="model")
         engine = self.engine
         if order.gpu is not None:
-            taken = gpu_bound(order.gpu, plan, self.gpu)
+            plan, taken = orders.gpu_bound(order.gpu, plan, self.gpu)
             engine = Meter(engine, self.gpu, taken, param=GPU_BUDGET)
         meter = Meter(engine, prices, gpu=self.gpu)
         call = replace(order.call, account=account.id)
-        order = replace(order, call=call, usd=bound(order, account))
+        order = replace(order, call=call, usd=orders.bound(order, account))
         if order.best_of is not None:
-            order = ranked(order, plan, self.catalog)
+            order, plan = orders.ranked(order, plan, self.catalog)
         return Answer(order, plan, meter, prices_version, account, self.observer)
 
     def plan(self, order: Order) -> Plan:
         """Which policy answers, with which options."""
-        return planned(order, self.catalog)
+        return orders.planned(order, self.catalog)
 
     def planned(self, order: Order, account: Account) -> Plan:
         """The plan, refused as `answer` says."""
-        plan = self.plan(order)
-        check_allowed(order, plan, account, self.catalog)
-        return plan
+        return orders.allowed(order, self.plan(order), account, self.catalog)
 
 
 class Answer:
@@ -112,6 +108,7 @@ class Answer:
         self.model = order.call.model
         self.policy = plan.name
         self.preset, self.policy_name = plan.preset, plan.policy_name
+        self.promise: Promise | None = None  # of the way that was chosen, where one was
         self.target = plan.target  # the model that was asked for, of a preset its best one
         self.fidelity: Fidelity = plan.policy.fidelity
         self.budget = order.usd
@@ -121,9 +118,9 @@ class Answer:
         self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
         self._drawn = order.best_of or order.call.choices // (1 + len(order.call.beside))
         self._plan = plan
-        self._policy = plan.policy  # or what it says serves this call
+        self._untold: Decision | None = None  # what was planned, until the first chunk
         self._meter = meter
-        self.notes = Notes(plan, meter, plan.policy, self._drawn)
+        self.notes = Notes(plan, meter, Planned(plan.policy, plan.model), self._drawn)
         meter.witness = self
         self._account = account
         self._reservation: Reservation | None = None
@@ -131,8 +128,7 @@ class Answer:
         self._prompt = 0
         self._cached = 0
         self._calls = Counter[int]()  # of each choice, that have said what they read
-        self._writing = set(range(order.call.choices))  # choices that have not ended
-        self._reasons = set[str | None]()  # why choices ended, beyond their finish
+        self._ending = Ending(set(range(order.call.choices)))
         self._visible: dict[str, int] = {}
         self._prices = prices
         self._busy = 0.0
@@ -140,7 +136,7 @@ class Answer:
         self._cut: Literal["deadline", "cancelled"] = "deadline"  # why, if it comes to that
         self._step: asyncio.Timeout | None = None
         self.outcome: Outcome | Literal[""] = ""  # how it ended, once it has
-        self.finishes: list[str] = []  # of its choices
+        self.first: float | None = None  # when there was something to show; time.monotonic()
         self.ended = False  # settled, or soon to be: there is nothing left to stop
         self._stream = self._answer()
 
@@ -170,6 +166,11 @@ class Answer:
         return self._reservation is not None
 
     @property
+    def finishes(self) -> Sequence[str]:
+        """Of its choices."""
+        return self._ending.finishes
+
+    @property
     def rates(self) -> Sequence[Rate]:
         """Where the account stands since this answer was admitted."""
         return self._account.rates
@@ -192,6 +193,12 @@ class Answer:
             prices=self._prices,
             overhead=max(self._busy - self._meter.waited, 0.0),
         )
+
+    @property
+    def took(self) -> tuple[float | None, float]:
+        """Seconds since the request came, until the first of a stream and until now."""
+        arrived, first = self.order.arrived, self.first if self.order.stream else None
+        return None if first is None else first - arrived, time.monotonic() - arrived
 
     @property
     def visible(self) -> Mapping[str, int]:
@@ -225,10 +232,10 @@ class Answer:
             async with self._meter, aclosing(self._chunks()) as chunks:
                 async for chunk in chunks:
                     if chunk.finish is not None:
-                        outcome = self._ending(chunk)
+                        outcome = self._ending.take(chunk, self.decisions)
                     yield self._stamped(chunk)
         except Exception as error:
-            outcome, self.notes.error = _outcome(error), error
+            outcome, self.notes.error = outcome_of(error), error
             raise
         finally:
             self.ended, self.outcome = True, outcome
@@ -249,10 +256,11 @@ class Answer:
 
     async def _chunks(self) -> AsyncGenerator[Chunk]:
         """The policy's chunks, cut at the deadline."""
-        begun, early = False, list[Chunk]()
+        early = list[Chunk]()
         try:
             async with asyncio.timeout(self._left()):
                 found = await self._admit()
+            self._untold = self.notes.planned.decision
             async with aclosing(self._run(found)) as stream:
                 while True:
                     # Around each step only: a timeout must not span a yield.
@@ -262,18 +270,19 @@ class Answer:
                         return
                     self._note(chunk)
                     shows = bool(chunk.tokens or chunk.text or chunk.raw or chunk.finish)
-                    begun = begun or shows
+                    if shows and self.first is None:
+                        self.first = time.monotonic()
                     if shows or chunk.decision:
-                        early.append(chunk)
+                        early += self._with_plan(chunk)
                     # The status goes out with the first chunk: not before there is something.
-                    while begun and early:
+                    while self.first is not None and early:
                         yield early.pop(0)
         except TimeoutError as error:
-            if not begun and self._cut == "deadline":
+            if self.first is None and self._cut == "deadline":
                 raise DeadlineExceeded(
                     "The deadline passed before the first token", param="X-Budget-Latency-Ms"
                 ) from error
-            for index in sorted(self._writing):
+            for index in sorted(self._ending.writing):
                 yield Chunk(index=index, finish="length", reason=self._cut)
 
     def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
@@ -281,10 +290,10 @@ class Answer:
         if not self.order.echo or found[0].native:
             return self._written(found)
         answers = None if call.max_tokens == 0 else self._written(found)
-        return choices.echoed(call, self._plan.first, meter, answers)
+        return choices.echoed(call, self.notes.planned.first, meter, answers)
 
     def _written(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
-        policy, asked = self._policy, self.order.call.choices
+        policy, asked = self.notes.serving, self.order.call.choices
         if len(found) == 1:
             return policy.run(found[0].call, self._meter)
         prompts = 1 + len(self.order.call.beside)
@@ -294,44 +303,54 @@ class Answer:
         return choices.best(stream, prompts, self._drawn, asked // prompts)
 
     async def _admit(self) -> list[Part]:
-        """Count the prompts, estimate the worst case, refuse what `strict` refuses, and reserve."""
-        call, meter, model = self.order.call, self._meter, self._plan.model
-        policy = self._plan.policy.serving(call.to(model), meter, meter.prices)
-        self._policy, self.fidelity = policy, policy.fidelity
-        self.notes.serving = policy
-        echo = self.order.echo
-        found = await choices.parts(call, policy, model, meter, self._drawn, echo)
+        """Count and reserve; where the account has less, plan with that."""
+        self._meter.limit = self.budget
+        found = await self._counted()
+        if await self._reserve(found) and self._plan.policy.chooses:
+            found = await self._counted()
+        # Where only the worst case bounds it, there is nothing for a policy to save.
+        self._meter.scarce = self.budget is not None
+        return found
+
+    async def _counted(self) -> list[Part]:
+        """Plan, count the prompts, estimate the worst case, and refuse what `strict` refuses."""
+        call, meter, strict = self.order.call, self._meter, self.order.strict
+        asked = call.to(self._plan.model)
+        if self.order.best_of is not None:
+            asked = replace(asked, choices=self._drawn * (1 + len(call.beside)))
+        plan = await self._plan.policy.planned(asked, meter, meter.prices, strict, self.budget)
+        policy, self.notes.planned = plan.policy, plan
+        self.fidelity, self.promise = policy.fidelity, plan.promise
+        found = await choices.parts(call, policy, plan.model, meter, self._drawn, self.order.echo)
         self.notes.found = found
-        scoring = sum(part.scoring for part in found)
         cost = sum(part.most for part in found)
         self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
-        if self.order.strict:
+        if strict:
             check(cost, self.budget, "cost {:.9f} USD", meter.param)
-        if self.order.strict and meter.beneath is not None:
+        if strict and meter.beneath is not None:
             most = sum(part.beneath.most for part in found if part.beneath is not None)
             check(most, meter.beneath.limit, "take {:.9f} accelerator-seconds", GPU_BUDGET)
-        written = 0 if call.max_tokens is None else sum(part.completion for part in found)
-        least = sum(part.least for part in found) + scoring
-        await self._reserve(least, self._prompt + written)
         return found
 
-    async def _reserve(self, least: int, tokens: int) -> None:
-        """Hold the estimate on the account; less, where it has no more, is the budget then."""
+    async def _reserve(self, found: Sequence[Part]) -> bool:
+        """Hold the estimate; less, where there is no more, is the budget then, and it says so."""
+        least = sum(part.least + part.scoring for part in found)
+        written = sum(part.completion for part in found)
         wanted = Wanted(
             id=self.order.call.id,
             policy=self.policy,
             model=self.model,
             most=self.estimate,
             least=self.estimate if self.order.strict else min(least, self.estimate),
-            tokens=tokens,
+            tokens=self._prompt + (0 if self.order.call.max_tokens is None else written),
         )
         self._reservation = await self._account.reserve(wanted)
-        self._meter.limit = self._reservation.amount
-        if self._reservation.amount < self.estimate:
-            self.budget = self.estimate = self._reservation.amount
-        # Where only the worst case bounds it, there is nothing for a policy to save.
-        self._meter.scarce = self.budget is not None
+        self._meter.limit = held = self._reservation.amount
+        if held >= self.estimate:
+            return False
+        self.budget = self.estimate = held
+        return True
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
@@ -350,43 +369,30 @@ class Answer:
         if first and self._calls[chunk.index] == 1:
             self._cached += chunk.usage.cached
 
-    def _stamped(self, chunk: Chunk) -> Chunk:
+    def _with_plan(self, chunk: Chunk) -> list[Chunk]:
+        """This chunk, told with the first one what was planned."""
+        plan, self._untold = self._untold, None
+        if plan is None:
+            return [chunk]
         if chunk.decision is None:
-            return chunk
-        rest = self._meter.rest
-        usd = None if rest is None else rest / PICO
-        stamped = replace(chunk.decision, rest_usd=usd, choice=chunk.index)
+            return [replace(chunk, decision=plan)]
+        if chunk.raw is None:
+            return [Chunk(model=plan.model, decision=plan), chunk]
+        self._decided(plan, chunk.index)  # no words of ours come before an engine's own
+        return [chunk]
+
+    def _stamped(self, chunk: Chunk) -> Chunk:
+        said = chunk.decision
+        return chunk if said is None else replace(chunk, decision=self._decided(said, chunk.index))
+
+    def _decided(self, decision: Decision, choice: int) -> Decision:
+        usd = None if self._meter.rest is None else self._meter.rest / PICO
+        stamped = replace(decision, rest_usd=usd, choice=choice)
         self.decisions.append(stamped)
         self.notes.decided.append(time.monotonic())
         if self._observer is not None:
             self._observer.decided(self, stamped)
-        best = self._policy.best_first(self._plan.model)[0]
+        best = self.notes.planned.best
         if stamped.kind in ("whole", "precision") and stamped.model != best:
             self.fidelity = "approximate"
-        return replace(chunk, decision=stamped)
-
-    def _ending(self, chunk: Chunk) -> Outcome:
-        """How the answer ends, if this is its last finish chunk."""
-        if chunk.raw is not None or chunk.vectors:
-            self._writing.clear()
-        self._writing.discard(chunk.index)
-        self._reasons.add(chunk.reason)
-        if chunk.finish is not None:
-            self.finishes.append(chunk.finish)
-        if self._writing:
-            return "closed"
-        if "deadline" in self._reasons:
-            return "deadline"
-        if "cancelled" in self._reasons:
-            return "closed"
-        if "budget" in self._reasons:
-            return "cut"
-        steered = any(d.steered or d.kind == "steer" for d in self.decisions)
-        return "steered" if steered else "kept"
-
-
-def _outcome(error: Exception) -> Outcome:
-    if isinstance(error, DeadlineExceeded):
-        return "deadline"
-    theirs = isinstance(error, FarthingError) and error.status < 500
-    return "refused" if theirs else "failed"
+        return stamped

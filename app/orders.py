@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import policies
 from app.budget import Account
 from app.catalog import Catalog, GpuSeconds
 from app.errors import BadRequest, Forbidden
+from app.profile import Way
 from app.types import Call
 from policies.base import Policy
 
-GPU_BUDGET = "X-Budget-Gpu-Seconds"
+GPU_BUDGET, QUALITY = "X-Budget-Gpu-Seconds", "X-Budget-Quality"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Plan:
         """The model that is asked first."""
         return next(iter(self.policy.worst_case(self.model, 0, 0)))
 
+    def narrowed(self, may: Callable[[Way], bool]) -> Plan | None:
+        """With those of its measured ways only that may be taken; None: there are none."""
+        policy = self.policy.narrowed(may)
+        return None if policy is None else replace(self, policy=policy)
+
 
 def planned(order: Order, catalog: Catalog) -> Plan:
     """Which policy answers, with which options.
@@ -68,7 +74,7 @@ def planned(order: Order, catalog: Catalog) -> Plan:
     """
     named, param = order.call.model, order.policy_param
     model: str | None = None
-    if named in catalog.presets:
+    if named in catalog.offered:
         preset, policy, options = _preset(named, order, catalog)
     elif "/" in named:
         policy, _, model = named.partition("/")
@@ -81,36 +87,68 @@ def planned(order: Order, catalog: Catalog) -> Plan:
         model = catalog.model(named).name
         preset, policy, options = _beside(order, catalog)
     chosen = policies.load(policy, options, param)
+    if order.call.embeds and (preset or policy != "direct"):
+        raise BadRequest("model: a vector is one model's; name a model", param="model")
+    if order.call.goals.quality is not None and not chosen.chooses:
+        what = "is for the model `auto`, which chooses by quality"
+        raise BadRequest(f"{QUALITY}: {what}", param=QUALITY)
     if model is not None:
         model = catalog.model(model).name
     return Plan(preset, policy, chosen.fit(catalog, model), model or "")
 
 
-def check_allowed(order: Order, plan: Plan, account: Account, catalog: Catalog) -> None:
-    """A preset as it is brings its own models along; else each of them must be allowed."""
+def allowed(order: Order, plan: Plan, account: Account, catalog: Catalog) -> Plan:
+    """The plan, of several ways with those that the account may name.
+
+    A preset as it is brings its own models along; else each of them must be allowed. Raises
+    Forbidden.
+    """
     changed = plan.model or order.options or order.policy not in (None, order.call.model)
     if not changed and account.allows(order.call.model):
-        return
+        return plan
+
+    def may(model: str) -> bool:
+        return any(map(account.allows, (model, *catalog.model(model).aliases)))
+
+    if plan.policy.chooses:
+
+        def may_go(way: Way) -> bool:
+            as_it_is = not way.options and account.allows(way.preset)
+            return as_it_is or all(map(may, way.models))
+
+        left = plan.narrowed(may_go)
+        if left is None:
+            raise Forbidden(
+                f"This API key may use none of the ways among which {plan.name!r} chooses",
+                param="model",
+            )
+        return left
     for model in plan.policy.worst_case(plan.model, 0, 0):
-        if not any(map(account.allows, (model, *catalog.model(model).aliases))):
+        if not may(model):
             raise Forbidden(f"This API key may not use the model {model!r}", param="model")
+    return plan
 
 
-def ranked(order: Order, plan: Plan, catalog: Catalog) -> Order:
-    """With what it takes to tell the best of several choices."""
+def ranked(order: Order, plan: Plan, catalog: Catalog) -> tuple[Order, Plan]:
+    """With what it takes to tell the best of several choices. Raises BadRequest."""
+
+    def foreign(model: str) -> bool:
+        return catalog.model(model).engine == "openai"
+
+    plan = plan.narrowed(lambda way: not any(map(foreign, way.models))) or plan
     for model in plan.policy.worst_case(plan.model, 0, 0):
-        if catalog.model(model).engine == "openai":
+        if foreign(model):
             raise BadRequest(
                 f"best_of: {model} is another server's, whose choices cannot be compared",
                 param="best_of",
             )
     sampling = order.call.sampling
     scored = replace(sampling, logprobs=sampling.logprobs or 0)
-    return replace(order, call=replace(order.call, sampling=scored))
+    return replace(order, call=replace(order.call, sampling=scored)), plan
 
 
 def _preset(named: str, order: Order, catalog: Catalog) -> tuple[str, str, dict[str, Any]]:
-    preset = catalog.presets[named]
+    preset = catalog.offered[named]
     if order.policy is None:
         return named, preset.policy, {**preset.options, **order.options}
     beside, policy, options = _beside(order, catalog)
@@ -127,8 +165,8 @@ def _beside(order: Order, catalog: Catalog) -> tuple[str, str, dict[str, Any]]:
     """The preset, if one is named beside the model, and the policy: none means direct."""
     if order.policy is None:
         return "", "direct", dict(order.options)
-    if order.policy in catalog.presets:
-        preset = catalog.presets[order.policy]
+    if order.policy in catalog.offered:
+        preset = catalog.offered[order.policy]
         return preset.name, preset.policy, {**preset.options, **order.options}
     return "", order.policy, dict(order.options)
 
@@ -139,11 +177,13 @@ def bound(order: Order, account: Account) -> int | None:
     return min((usd for usd in (named, account.ceiling) if usd is not None), default=None)
 
 
-def gpu_bound(most: int, plan: Plan, known: Mapping[str, GpuSeconds]) -> int:
-    """What of these 1e-12 accelerator-seconds may be spent, so that the bill keeps to them.
+def gpu_bound(most: int, plan: Plan, known: Mapping[str, GpuSeconds]) -> tuple[Plan, int]:
+    """What of these 1e-12 accelerator-seconds may be spent, so that the bill keeps to them; of a
+    plan with several ways by those of which it is known what they take.
 
     Raises BadRequest where a model does not say what its tokens take.
     """
+    plan = plan.narrowed(lambda way: all(model in known for model in way.models)) or plan
     models = plan.policy.worst_case(plan.model, 0, 0)
     for model in models:
         if model not in known:
@@ -152,4 +192,4 @@ def gpu_bound(most: int, plan: Plan, known: Mapping[str, GpuSeconds]) -> int:
                 param=GPU_BUDGET,
             )
     # Bills are in microseconds, and each model's line is rounded up.
-    return max(most // 10**6 - (len(models) - 1), 0) * 10**6
+    return plan, max(most // 10**6 - (len(models) - 1), 0) * 10**6

@@ -83,3 +83,20 @@ class Alternative:
     latency: float | None = None  # seconds until it is whole
     quality: float | None = None  # as measured, relative to the best way's
     propensity: float | None = None  # how likely it was to be chosen, before it was
+
+
+PlanKind: TypeAlias = Literal["best", "explored", "short"]
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the planner expected of the way in which it has a request answered."""
+
+    way: str  # `careful;threshold=0.5`
+    preset: str  # of these the preset, or the model
+    cost: float  # USD
+    first_token: float  # seconds until the answer begins
+    latency: float  # seconds until it is whole
+    kind: PlanKind = "best"
+    """Why it was taken: it should be; it was drawn to learn of it; nothing keeps to what is asked.
+    """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from app.catalog import Catalog, Tariff
 from app.errors import EngineError, Overloaded, Unaffordable
+from app.profile import Way
 from app.types import (
     Alternative,
     Call,
@@ -21,6 +22,7 @@ from app.types import (
     Decoding,
     Fidelity,
     MeteredEngine,
+    Promise,
     Usage,
 )
 
@@ -35,12 +37,34 @@ Models: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Names of models, as an option; a header says several in one text."""
 
 
+@dataclass(frozen=True)
+class Planned:
+    """Which policy answers a call, and what is told of that."""
+
+    policy: Policy
+    model: str  # `Call.model` for it: one that is named; empty where a preset stands for it
+    promise: Promise | None = None
+    decision: Decision | None = None
+    considered: Callable[[], Sequence[Alternative]] = tuple  # asked once there is time
+
+    @property
+    def first(self) -> str:
+        """The model that is asked first."""
+        return next(iter(self.policy.worst_case(self.model, 0, 0)))
+
+    @property
+    def best(self) -> str:
+        """The best of those that may write."""
+        return self.policy.best_first(self.model)[0]
+
+
 class Policy(BaseModel, ABC):
     """Turns one call into engine calls. Its fields are its options; it keeps no other state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     by_token: ClassVar[bool] = True  # whether it may ask for less than whole answers
+    chooses: ClassVar[bool] = False  # whether `planned` says which of several ways it is
 
     @property
     @abstractmethod
@@ -92,6 +116,26 @@ class Policy(BaseModel, ABC):
         if all(engine.capabilities(model).structured for model in models):
             return self
         return Whole(models=models, prices={model: prices[model] for model in models})
+
+    async def planned(
+        self,
+        call: Call,
+        engine: MeteredEngine,
+        prices: Mapping[str, Tariff],
+        strict: bool = False,
+        usd: int | None = None,
+    ) -> Planned:
+        """What answers this call; `strict`: nothing of it may be cut for want of money; `usd`: all
+        that it may cost, 1e-12 USD, which allowances tell in whole tokens.
+
+        Raises BudgetExceeded where `strict` cannot be kept to, and as the engine's `count`.
+        """
+        return Planned(self.serving(call, engine, prices), call.model)
+
+    def narrowed(self, may: Callable[[Way], bool]) -> Self | None:
+        """With those only, of the measured ways among which it chooses, that may be taken; None:
+        there is none. Whoever does not choose is as it was."""
+        return self
 
     def relays(self, call: Call, engine: MeteredEngine) -> bool:
         """Whether `run` would ask for one native answer: then the engine makes all of the call's
@@ -258,3 +302,23 @@ async def spoken(stream: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
         begun = begun or bool(chunk.raw or chunk.text or chunk.tokens or chunk.finish)
         while begun and early:
             yield early.pop(0)
+
+
+def most_cost(
+    policy: Policy,
+    worst: Mapping[str, Usage],
+    engine: MeteredEngine,
+    prices: Mapping[str, Tariff],
+) -> int:
+    """The most that an answer of this worst case may cost, 1e-12 units: without guesses that the
+    engine cannot make."""
+
+    def possible(model: str, used: Usage) -> Usage:
+        if not used.drafted:
+            return used
+        able = engine.capabilities(model).speculation
+        longest = 0 if able is None else able.longest
+        return replace(used, drafted=min(used.drafted, longest * used.completion))
+
+    costs = [prices[model].of(possible(model, used)) for model, used in worst.items()]
+    return max(costs) if policy.one_of else sum(costs)

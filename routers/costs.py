@@ -18,6 +18,8 @@ def start_headers(answer: Answer) -> dict[str, str]:
         "X-Farthing-Fidelity": answer.fidelity,
         "X-Farthing-Estimate-Usd": usd(answer.estimate),
     }
+    if answer.promise is not None:
+        headers["X-Farthing-Preset"] = answer.promise.preset
     if answer.budget is not None:
         headers["X-Farthing-Budget-Usd"] = usd(answer.budget)
     return headers | rate_headers(answer.rates)
@@ -68,6 +70,7 @@ def summary(answer: Answer, debug: bool) -> dict[str, Any]:
     """Its `farthing`: who answered, and what was decided."""
     told: dict[str, Any] = {
         "policy": answer.policy,
+        **({} if answer.promise is None else {"preset": answer.promise.preset}),
         "fidelity": answer.fidelity,
         "models": {line.model: line.visible for line in answer.bill.lines},
     }

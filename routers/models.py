@@ -20,7 +20,7 @@ router = APIRouter(tags=["fleet"])
 @router.get("/v1/models", openapi_extra=gives("Models"))
 async def models(request: Request) -> Response:
     front, account = front_of(request), await account_of(request)
-    cards, presets = front.catalog.models.values(), front.catalog.presets.values()
+    cards, presets = front.catalog.models.values(), front.catalog.offered.values()
     listed = [_model(front, card) for card in cards if _allowed(account, card)]
     listed += [_preset(front, preset) for preset in presets if account.allows(preset.name)]
     return json_response({"object": "list", "data": listed})
@@ -30,8 +30,8 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     """One of them, by its name or alias. Raises UnknownModel."""
     front, account = front_of(request), await account_of(request)
-    if name in front.catalog.presets and account.allows(name):
-        return json_response(_preset(front, front.catalog.presets[name]))
+    if name in front.catalog.offered and account.allows(name):
+        return json_response(_preset(front, front.catalog.offered[name]))
     if len(name) > 256:
         raise UnknownModel("The model does not exist", param="model")
     card = front.catalog.model(name)

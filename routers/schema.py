@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from routers.doors import KEY
 from routers.shapes import ANSWERS, EXAMPLES, one_of
-from routers.terms import DEBUG, FALLBACK, GPU, LATENCY, POLICY, TTFT, USD
+from routers.terms import DEBUG, FALLBACK, GPU, LATENCY, POLICY, QUALITY, TTFT, USD
 from routers.wordings import anthropic, wording
 
 EVENTS = "text/event-stream"
@@ -29,6 +29,10 @@ _HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
         "milliseconds in which it should begin: a wish, for policies that can answer sooner",
         _WAIT,
     ),
+    QUALITY: (
+        "for `auto`: least measured quality, 0 to 1 relative to the best way's",
+        {"type": "number", "minimum": 0, "maximum": 1},
+    ),
     FALLBACK: (
         "cheapest (default: do what the budget allows) or strict (402 if it may not suffice)",
         one_of("cheapest", "strict"),
@@ -41,6 +45,7 @@ _HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _TOLD = {
     "X-Farthing-Policy": "who answered",
+    "X-Farthing-Preset": "of `auto`: the preset or model that answered",
     "X-Farthing-Fidelity": "exact: as the named model's; else approximate",
     "X-Farthing-Estimate-Usd": "the worst case",
     "X-Farthing-Budget-Usd": "the budget that was admitted",

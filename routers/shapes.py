@@ -116,6 +116,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "repaired": FLAG,
             "failover": OBJECT,
             "whole": TEXT,
+            "preset": TEXT,
             "switches": items(OBJECT),
         },
         policy=TEXT,
@@ -203,8 +204,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "alternatives": items(
                 shape(
                     {"usd": AMOUNT, "fits": FLAG, "tokens": COUNT, "quality": NUMBER}
-                    | {"first_token_s": NUMBER, "latency_s": NUMBER},
-                    kind=one_of("plan", "model", "preset", "reading"),
+                    | {"first_token_s": NUMBER, "latency_s": NUMBER, "propensity": NUMBER},
+                    kind=one_of("plan", "model", "preset", "reading", "answer"),
                     name=TEXT,
                     chosen=FLAG,
                     reason=TEXT,

@@ -21,9 +21,9 @@ _DIGITS = 21  # of an amount in 1e-12 USD: below 1e9 USD
 _MAX_MS = 1e9
 
 USD, GPU, FALLBACK = "X-Budget-Usd", "X-Budget-Gpu-Seconds", "X-Budget-Fallback"
-LATENCY, TTFT = "X-Budget-Latency-Ms", "X-Budget-Ttft-Ms"
+LATENCY, TTFT, QUALITY = "X-Budget-Latency-Ms", "X-Budget-Ttft-Ms", "X-Budget-Quality"
 POLICY, DEBUG = "X-Policy", "X-Debug"
-_OURS = {name.lower(): name for name in (USD, GPU, LATENCY, TTFT, FALLBACK, POLICY, DEBUG)}
+_OURS = {name.lower(): name for name in (USD, GPU, LATENCY, TTFT, QUALITY, FALLBACK, POLICY, DEBUG)}
 
 
 class BudgetField(Closed):
@@ -33,6 +33,7 @@ class BudgetField(Closed):
     gpu_seconds: int | float | str | None = None
     latency_ms: int | float | None = None
     ttft_ms: int | float | None = None
+    quality: int | float | None = None
     fallback: Literal["cheapest", "strict"] | None = None
 
 
@@ -47,6 +48,7 @@ class Terms:
     gpu: int | None = None  # 1e-12 accelerator-seconds, rounded down
     latency: float | None = None  # seconds for the whole answer
     ttft: float | None = None  # seconds to its first token: a wish
+    quality: float | None = None  # least, 0 to 1 relative to the best way's
     strict: bool = False
     policy: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +61,8 @@ def terms(
     budget: BudgetField | None = None,
     policy: str | Mapping[str, Any] | None = None,
 ) -> Terms:
-    """Of header and body the smaller limit counts. Raises BadRequest naming the one at fault."""
+    """Of header and body the smaller limit counts, and the higher quality. Raises BadRequest
+    naming the one at fault."""
     ours = _ours(headers)
     body = budget or _NO_BUDGET
     fallback = _one_of(ours, FALLBACK, ("cheapest", "strict"))
@@ -71,6 +74,7 @@ def terms(
         gpu=_least(_gpu(ours.get(GPU), GPU), _gpu(_text(body.gpu_seconds), "budget.gpu_seconds")),
         latency=_wait(ours.get(LATENCY), LATENCY, body.latency_ms, "budget.latency_ms"),
         ttft=_wait(ours.get(TTFT), TTFT, body.ttft_ms, "budget.ttft_ms"),
+        quality=_quality(ours.get(QUALITY), body.quality),
         strict="strict" in (fallback, body.fallback),
         policy=name,
         options=options,
@@ -110,7 +114,7 @@ def _ours(headers: Headers) -> dict[str, str]:
         name = _OURS.get(key)
         if name is None:
             if key.startswith("x-budget-"):
-                known = ", ".join((USD, GPU, LATENCY, TTFT, FALLBACK))
+                known = ", ".join((USD, GPU, LATENCY, TTFT, QUALITY, FALLBACK))
                 raise BadRequest(f"{key}: no such budget; there are {known}", param=key)
             continue
         if name in found:
@@ -151,6 +155,21 @@ def _seconds(text: str | None, param: str) -> float | None:
             f"{param}: must be a number of milliseconds above 0, at most {_MAX_MS:.0f}", param=param
         )
     return value / 1000
+
+
+def _quality(header: str | None, field: float | None) -> float | None:
+    """The higher of what header and body say."""
+    told = ((header, QUALITY), (_text(field), "budget.quality"))
+    found = [_share(text, param) for text, param in told if text is not None]
+    return max(found, default=None)
+
+
+def _share(text: str, param: str) -> float:
+    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST else None
+    value = float(text) if match else -1.0
+    if not 0 <= value <= 1:
+        raise BadRequest(f"{param}: must be a number from 0 to 1, like 0.9", param=param)
+    return value
 
 
 def _one_of(ours: Mapping[str, str], name: str, words: tuple[str, ...]) -> str | None:

@@ -279,6 +279,7 @@ def ordered(call: Call, agreed: Terms, arrived: float) -> Order:
     goals = Goals(
         deadline=None if agreed.latency is None else arrived + agreed.latency,
         first_token=None if agreed.ttft is None else arrived + agreed.ttft,
+        quality=agreed.quality,
     )
     return Order(
         call=replace(call, goals=goals),

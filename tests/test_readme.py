@@ -25,6 +25,7 @@ from app.telemetry.metrics import METRICS
 from policies.base import Policy
 from policies.cascade import Cascade
 from policies.kv_prediction import KvPrediction
+from policies.planner import Planner
 from policies.precision import Precision
 from policies.refine import Refine
 from policies.route import Route
@@ -81,7 +82,7 @@ def test_each_setting_has_its_row_and_no_other() -> None:
 
 
 def test_each_request_header_has_its_row() -> None:
-    budgets = (terms.USD, terms.GPU, terms.LATENCY, terms.TTFT, terms.FALLBACK)
+    budgets = (terms.USD, terms.GPU, terms.LATENCY, terms.TTFT, terms.QUALITY, terms.FALLBACK)
     for header in (*budgets, terms.POLICY, terms.DEBUG):
         assert row(f"`{header}`")[1]
 
@@ -95,6 +96,7 @@ def test_each_request_header_has_its_row() -> None:
         (Cascade, "Cascades"),
         (Route, "Easy and hard requests"),
         (Refine, "Refining"),
+        (Planner, "Auto, the planner"),
     ],
 )
 def test_each_option_of_a_policy_has_its_row(policy: type[Policy], title: str) -> None:

@@ -11,12 +11,12 @@ from typing import Protocol, get_args
 from prometheus_client.exposition import generate_latest
 
 from app.errors import FarthingError
-from app.reasons import STRATEGIES
+from app.reasons import STRATEGIES, PlanKind
 from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import EMBEDDED, OTHER, Names, Who
 from app.telemetry.scraping import Scraper
 from app.trail import CallRecord
-from app.types import HAND_OVERS, Decision, Fidelity, Tried, Usage
+from app.types import HAND_OVERS, Decision, Fidelity, Promise, Tried, Usage
 
 PICO = 10**12  # money reaches us in 1e-12 USD
 CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
@@ -29,6 +29,9 @@ KINDS = (
 OUTCOMES = ("kept", "cut", "steered", "deadline", "refused", "failed", "closed")
 """Of answers."""
 TRIED = get_args(Tried)
+PLANNED = get_args(PlanKind)
+DRIFTS = ("cost", "first_token", "latency")
+"""What the planner expects something of."""
 NO_ROUTE = "no_such_route"  # the reason of what the framework refuses
 
 
@@ -81,6 +84,16 @@ class Answered(Protocol):
     @property
     def admitted(self) -> bool:
         """Whether its money was held: else it never began."""
+        ...
+
+    @property
+    def promise(self) -> Promise | None:
+        """Of the way that the planner chose, where it did."""
+        ...
+
+    @property
+    def took(self) -> tuple[float | None, float]:
+        """Seconds from the request to the first of a stream, and to its end."""
         ...
 
     @property
@@ -174,6 +187,8 @@ class Telemetry:
             self._paid(Who(self.names.model(line.model), *how), line)
         for decision in answer.decisions:
             self._decided(who, decision)
+        if answer.promise is not None and answer.admitted:
+            self._planned(answer, answer.promise, whole=outcome in ("kept", "steered"))
         if answer.budget is not None:
             self._count["farthing_budget_outcomes_total"](*how, outcome).inc()
             if answer.admitted:
@@ -238,6 +253,20 @@ class Telemetry:
         elif decision.saves is not None:
             saved = self._of("farthing_ttft_saved_seconds", who, decision.model)
             saved.observe(decision.saves)
+
+    def _planned(self, answer: Answered, promise: Promise, whole: bool) -> None:
+        """What became of what the planner expected; of an answer that is not whole, nothing."""
+        way = self.names.way(promise.preset)
+        self._count["farthing_plans_total"](way, promise.kind).inc()
+        first, last = answer.took
+        took = {
+            "cost": (answer.bill.cost / PICO, promise.cost),
+            "first_token": (first, promise.first_token),
+            "latency": (last, promise.latency),
+        }
+        for kind, (actual, expected) in took.items():
+            if whole and actual is not None and expected > 0:
+                self._spread["farthing_plan_drift_ratio"](way, kind).observe(actual / expected)
 
     def _budgeted(self, how: tuple[str, str], admitted: int, spent: int) -> None:
         self._count["farthing_budget_spent_usd_total"](*how).inc(spent / PICO)

@@ -34,6 +34,7 @@ LABELS: Mapping[str, str] = {
     "fidelity": "`exact` or `approximate`",
     "outcome": "as the metric has it",
     "to": "the model that took over",
+    "way": "the preset or model by which the planner had a request answered",
     "server": "host, port and path of one of the model's servers, or `embedded`",
     "version": "of Farthing",
     "prices": "of the price table, as in `usage.cost_details`",
@@ -64,6 +65,7 @@ _SHORT = (
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 _WAIT = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SHARE = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_TIMES = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 _BITS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0)
 _LENGTH = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0)
 
@@ -157,7 +159,7 @@ _POLICIES = {
     ),
     "farthing_strategies_total": _counter(
         "Decisions around whole answers: `keep` or `escalate` one, `select` of several, `refine`,"
-        " `compress` the prompt, answer in a `precision`",
+        " `compress` the prompt, answer in a `precision`, by a `plan`, or by a `route`",
         *_HOW,
         "kind",
     ),
@@ -198,6 +200,21 @@ _POLICIES = {
     ),
     "farthing_ttft_saved_seconds": _histogram(
         "By how much sooner answers to predicted prompts began, by estimate", *_WHO, buckets=_TTFT
+    ),
+}
+_PLANS = {
+    "farthing_plans_total": _counter(
+        "Answers that the planner gave, by the way that it chose: `best`, it should be taken;"
+        " `explored`, to learn of it; `short`, nothing keeps to what is asked",
+        "way",
+        "kind",
+    ),
+    "farthing_plan_drift_ratio": _histogram(
+        "What whole answers took of what the planner expected: `cost`, `latency`, and where they"
+        " are streamed `first_token`",
+        "way",
+        "kind",
+        buckets=_TIMES,
     ),
 }
 _ENGINES = {
@@ -251,7 +268,17 @@ _PROCESSES = {
 }
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {**_REQUESTS, **_MONEY, **_TOKENS, **_POLICIES, **_ENGINES, **_LEDGER, **_PROCESSES, **PROCESS}
+    {
+        **_REQUESTS,
+        **_MONEY,
+        **_TOKENS,
+        **_POLICIES,
+        **_PLANS,
+        **_ENGINES,
+        **_LEDGER,
+        **_PROCESSES,
+        **PROCESS,
+    }
 )
 """By full name, a counter's `_total` included."""
 

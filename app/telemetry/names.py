@@ -62,6 +62,11 @@ class Names:
         self._admit("servers", self.servers, servers)
         self._left = self._left or dict.fromkeys(("models", "pairs", "servers"), LATER)
 
+    @property
+    def ways(self) -> set[str]:
+        """Models and presets."""
+        return (self.models | {preset for preset, _ in self.pairs}) - {NONE, OTHER}
+
     def who(self, model: str, preset: str, policy: str) -> Who:
         """The labels of these names; an empty one is that of nobody."""
         pair = (preset or NONE, policy or NONE)
@@ -71,6 +76,10 @@ class Names:
 
     def model(self, name: str) -> str:
         return name if name in self.models else OTHER if name and name != NONE else NONE
+
+    def way(self, name: str) -> str:
+        """Of a way to answer: a model or a preset."""
+        return name if name in self.ways else OTHER
 
     def server(self, model: str, server: str) -> Server:
         named = Server(model, server)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from math import prod
 
 from app.reasons import STRATEGIES
-from app.telemetry.counting import FALLBACKS, KINDS, OUTCOMES, STATUSES, TRIED, reasons
+from app.telemetry.counting import (
+    DRIFTS,
+    FALLBACKS,
+    KINDS,
+    OUTCOMES,
+    PLANNED,
+    STATUSES,
+    TRIED,
+    reasons,
+)
 from app.telemetry.metrics import METRICS, Metric
 from app.telemetry.names import Names
 from app.types import HAND_OVERS
@@ -16,6 +25,8 @@ _WORDS = {  # labels whose values are in the code, by metric where they differ
     ("farthing_switches_total", "kind"): len(HAND_OVERS),
     ("farthing_fallbacks_total", "kind"): len(FALLBACKS),
     ("farthing_strategies_total", "kind"): len(STRATEGIES),
+    ("farthing_plans_total", "kind"): len(PLANNED),
+    ("farthing_plan_drift_ratio", "kind"): len(DRIFTS),
     ("farthing_engine_attempts_total", "outcome"): len(TRIED),
 }
 
@@ -31,6 +42,7 @@ def most_series(names: Names, endpoints: int, answering: int) -> int:
     whos = models * hows
     values = {
         "model": models,
+        "way": len(names.ways) + 1,
         "preset,policy": hows,
         "model,preset,policy": whos,
         "model,server": len(names.servers) + models,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from grafana_foundation_sdk.models import dashboard
 
 from docker.grafana.panels import Said, graph
-from docker.grafana.queries import Query, rate, ratio
+from docker.grafana.queries import Query, mean, rate, ratio
 
 STRATEGIES = "farthing_strategies_total"
 MADE = "farthing_answers_made_total"
 DROPPED = "farthing_prompt_dropped_tokens_total"
+PLANS = "farthing_plans_total"
+DRIFT = "farthing_plan_drift_ratio"
 
 
 def around() -> list[dashboard.Panel]:
@@ -18,7 +20,7 @@ def around() -> list[dashboard.Panel]:
             Said(
                 "Decisions around answers",
                 "keep, escalate: a cascade's; select: of several answers; refine: of its versions;"
-                " compress: a shorter prompt; precision: which one answers.",
+                " compress: a shorter prompt; precision, plan, route: which one answers.",
                 "Mostly `escalate`: the cascade's first model is too weak for these prompts.",
                 "cps",
             ),
@@ -48,5 +50,25 @@ def around() -> list[dashboard.Panel]:
                 "count:tok/s",
             ),
             Query(rate(DROPPED, by=("preset",)), "{{preset}}"),
+        ),
+        graph(
+            Said(
+                "What the planner chose",
+                "Answers to `auto` by the way that was taken. best: it should be; explored: to"
+                " learn of it; short: nothing keeps to what is asked.",
+                "Much is `short`: budgets or times are below what any way is sure to keep.",
+                "cps",
+            ),
+            Query(rate(PLANS, by=("way", "kind")), "{{way}} {{kind}}"),
+            stack="normal",
+        ),
+        graph(
+            Said(
+                "Drift of the planner",
+                "What answers cost and took of what was expected of them, in the mean.",
+                "Far from 1 for long: the fleet is another one than was measured; calibrate anew.",
+                "none",
+            ),
+            Query(mean(DRIFT, by=("way", "kind")), "{{way}} {{kind}}"),
         ),
     ]

@@ -71,7 +71,7 @@ def test_options_beside_a_preset_override_its_own_and_leave_the_others():
     assert (plan.policy.raise_at, plan.policy.lower_at) == (3.0, 0.5)
 
 
-@pytest.mark.parametrize("model", ["nope", "auto", "", "no_policy/large", "direct/nope", "a/b/c"])
+@pytest.mark.parametrize("model", ["nope", "", "no_policy/large", "direct/nope", "a/b/c"])
 def test_an_unknown_model_is_refused_at_once(model):
     with pytest.raises(UnknownModel):
         gateway().answer(Order(call(model)), None)

@@ -11,7 +11,7 @@ from app.telemetry.instruments import Instruments
 from app.telemetry.metrics import LABELS, METRICS, PROCESS
 from app.telemetry.names import LATER, NOBODY, Names, Server, Who, server_at
 from app.trail import CallRecord
-from app.types import Chunk, Decision, Usage
+from app.types import Chunk, Decision, Promise, Usage
 
 ECONOMY = {"preset": "economy", "policy": "entropy_switch"}
 WHO = Who("large", "economy", "entropy_switch")
@@ -48,6 +48,8 @@ class Answered:
         default_factory=lambda: Bill([Line("small", Usage(10, 4, 7, 5, 3, 4), 2 * 10**12, 6)])
     )
     admitted: bool = True
+    promise: Promise | None = None
+    took: tuple[float | None, float] = (0.5, 2.0)
 
 
 @pytest.fixture

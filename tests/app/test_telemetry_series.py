@@ -10,11 +10,20 @@ from app import factory
 from app.factory import most_series as most_of_app
 from app.gateway import Outcome
 from app.reasons import STRATEGIES
-from app.telemetry.counting import FALLBACKS, KINDS, OUTCOMES, STATUSES, TRIED, Telemetry, reasons
+from app.telemetry.counting import (
+    FALLBACKS,
+    KINDS,
+    OUTCOMES,
+    PLANNED,
+    STATUSES,
+    TRIED,
+    Telemetry,
+    reasons,
+)
 from app.telemetry.names import Server
 from app.telemetry.series import most_series
 from app.trail import CallRecord
-from app.types import HAND_OVERS, Chunk, Decision, Usage
+from app.types import HAND_OVERS, Chunk, Decision, Promise, Usage
 from tests.app.test_telemetry import Answered, Bill, Line
 
 MODELS = ("small", "large")
@@ -34,6 +43,12 @@ def telemetry():
 def samples(telemetry):
     families = text_string_to_metric_families(telemetry.scrape().decode())
     return sum(len(family.samples) for family in families)
+
+
+def planned(telemetry):
+    for way, why in product((*ANY, *(preset for preset, _ in HOWS)), PLANNED):
+        promise = Promise(way, way, 1.0, 1.0, 1.0, why)
+        telemetry.answered(Answered(promise=promise, budget=None, bill=Bill([])), "kept")
 
 
 def everything(telemetry):
@@ -62,6 +77,7 @@ def everything(telemetry):
             telemetry.called(answer, call)
         for route, status in product(ROUTES[:2], (*STATUSES, 299)):
             telemetry.requested(route, who, status, 0.1)
+    planned(telemetry)
     nobody = telemetry.names.who("", "", "")
     for route, status in product((*ROUTES, "other"), (*STATUSES, 299)):
         telemetry.requested(route, nobody, status, 0.1)

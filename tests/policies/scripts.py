@@ -7,6 +7,7 @@ from app.catalog import PICO, Catalog, ModelCard, Preset, Price
 from app.engines.fake import Fake, Script
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Chunk, Speculates
+from tests.policies.measured import measured
 from tests.policies.profiles import profile
 
 LENGTH = 40
@@ -30,7 +31,8 @@ def fleet(small: Price | None = None, large: Price | None = None) -> Catalog:
     }
     options = {"small": "small", "large": "large", "raise_at": 2.0, "lower_at": 0.5}
     economy = Preset(name="economy", policy="entropy_switch", **options)
-    return Catalog(models, {"economy": economy}, profile=profile("small"))
+    made = Catalog(models, {"economy": economy}, profile=profile("small"))
+    return measured(made, large=0.9, economy=0.7, small=0.4)
 
 
 SPECULATES = Speculates(

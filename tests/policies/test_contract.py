@@ -142,6 +142,7 @@ async def test_what_would_not_last_through_a_hand_over_is_answered_whole_by_one(
         told = [(decision.kind, decision.model) for decision in answer.decisions]
         alone = {"direct": [], "precision": [("precision", "large")]}  # they do nothing else
         alone["route"] = [("route", "large")]  # whole answers, and servers have theirs in any form
+        alone["planner"] = [("plan", "large")]  # it is the best, and fits
         alone["compress"] = [("plain", "large")]  # of so short a prompt nothing is left out
         assert told == alone.get(name, [("whole", "large")])
         assert b"l39" in b"".join(chunk.raw for chunk in chunks)

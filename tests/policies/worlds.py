@@ -14,12 +14,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from app.budget import Purse
-from app.catalog import Catalog, GpuSeconds, ModelCard, Price
+from app.catalog import Catalog, GpuSeconds, ModelCard, Preset, Price
 from app.engines.fake import Fake, Script
 from app.errors import EngineError, FarthingError, Overloaded
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Candidate, Chunk, Goals, Sampling, Token
 from tests.policies.cascades import calibration
+from tests.policies.measured import measured
 from tests.policies.profiles import profile
 
 MODELS = ("small", "judge", "large")  # of two families: the judge has its own
@@ -184,6 +185,18 @@ def worlds(
     )
 
 
+def surveyed(world: World) -> World:
+    """The same, with presets whose answers were measured, as those of the models."""
+    presets = [
+        Preset(name="careful", policy="cascade", models=["small", "large"]),
+        Preset(name="vote", policy="best_of_n", model="large", n=3),
+        Preset(name="polished", policy="refine", model="small", critic="judge", rounds=1),
+    ]
+    catalog = replace(world.catalog, presets={preset.name: preset for preset in presets})
+    qualities = {"vote": 0.9, "large": 0.8, "careful": 0.7, "polished": 0.5, "small": 0.4}
+    return replace(world, catalog=measured(catalog, **qualities))
+
+
 # What each policy may be told; one that is not named here has no options.
 _some_models = st.sampled_from(["small, large", "judge, large", "small, judge, large"])
 # Patterns and schemas are held against texts in processes, and within a time.
@@ -224,6 +237,13 @@ _OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "by": st.sampled_from(["features", "entropy"]),
         "threshold": st.none() | st.floats(0, 1) | st.floats(0, 12),
         "tokens": st.integers(1, 8),
+    },
+    "planner": {
+        "ways": st.just(()) | st.just(("large", "careful")),
+        "quality": st.none() | st.floats(0, 1),
+        "cautious": st.booleans(),
+        "exact": st.booleans(),
+        "explore": st.sampled_from([0.0, 0.2]),
     },
     "compress": {
         "scorer": st.sampled_from(["small", "judge"]),

@@ -94,8 +94,8 @@ async def test_a_bad_header_is_400_by_its_name(client, name, value, streamed):
 
 
 async def test_a_budget_that_is_not_built_is_400(client):
-    answer = await client.post(CHAT, json=asking(), headers={"X-Budget-Quality": "1"})
-    refused(answer, 400, "x-budget-quality")
+    answer = await client.post(CHAT, json=asking(), headers={"X-Budget-Kindness": "1"})
+    refused(answer, 400, "x-budget-kindness")
 
 
 async def test_a_header_sent_twice_is_400(client):

@@ -68,6 +68,7 @@ async def test_an_answer_is_explained_as_its_client_was_told(house: Any) -> None
         "fallback": "cheapest",
         "deadline_s": 60.0,
         "first_token_s": None,
+        "quality": None,
     }
     plan = document["plan"]
     assert (plan["policy"], plan["preset"], plan["target"]) == (

@@ -178,6 +178,7 @@ async def test_why_an_engine_stopped(calls, reason, stop, told):
         bill=bill,
         entropy=None,
         decisions=[],
+        promise=None,
         notes=SimpleNamespace(shortened={}),
     )
     scribe = MessageScribe(answer, SimpleNamespace(order=SimpleNamespace(call=call), debug=False))

@@ -169,7 +169,7 @@ def test_a_bad_header_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["x-budget-gpu-second", "x-budget-quality", "x-budget-", "x-budget-us"],
+    ["x-budget-gpu-second", "x-budget-qualities", "x-budget-", "x-budget-us"],
 )
 def test_a_budget_that_is_not_built_is_refused_not_ignored(name):
     with pytest.raises(BadRequest) as refusal:
@@ -304,3 +304,28 @@ def test_what_is_no_time_is_refused_by_name(text):
         with pytest.raises(BadRequest) as refusal:
             terms(*asked)
         assert refusal.value.param == param and param in refusal.value.message
+
+
+def test_of_two_qualities_the_higher_one_counts():
+    def quality(header=None, field=None):
+        headers = {} if header is None else {"X-Budget-Quality": header}
+        return terms(Headers(headers), BudgetField(quality=field)).quality
+
+    assert (quality(), quality("0.9"), quality(None, 0.5)) == (None, 0.9, 0.5)
+    assert quality("0.25", 0.5) == 0.5 and quality("1", 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "value", ["-0.1", "1.01", "1e999999999", "NaN", "inf", "", "high", "1" * 200]
+)
+def test_a_quality_that_cannot_be_is_refused_by_its_name(value):
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({"X-Budget-Quality": value}))
+    assert refusal.value.param == "X-Budget-Quality"
+
+
+@pytest.mark.parametrize("value", [-0.5, 2, float("nan"), float("inf")])
+def test_so_is_one_in_the_body(value):
+    with pytest.raises(BadRequest) as refusal:
+        terms(Headers({}), BudgetField(quality=value))
+    assert refusal.value.param == "budget.quality"

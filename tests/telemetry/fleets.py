@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app import catalog
 from app.vllm_plugins import asks
+from tests.policies.measured import measured
 from tests.upstreams.faults import FAULTS
 from tests.upstreams.server import Upstream, wait_for
 
@@ -49,6 +51,15 @@ class Fleet:
         }
         self.file = folder / "fleet.toml"
         self.file.write_text("\n".join([*map(self._card, self.by_model), *_presets()]))
+        self._survey(folder / "profile.json")
+
+    def _survey(self, profile: Path) -> None:
+        """What was measured of some of its ways to answer."""
+        found = measured(catalog.read(self.file), large=1.0, economy=0.8, small=0.5).profile
+        assert found is not None
+        profile.write_text(found.model_dump_json())
+        with self.file.open("a") as file:
+            file.write(f'\n[planner]\nprofile = "{profile}"\n')
 
     def fails(self, often: int) -> None:
         """`frail` breaks off every fifth answer or so, and a server of `large` falls away at times:

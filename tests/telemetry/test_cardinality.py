@@ -24,9 +24,11 @@ from app.factory import create_app, most_series
 from app.reasons import STRATEGIES
 from app.settings import Settings
 from app.telemetry.counting import (
+    DRIFTS,
     FALLBACKS,
     KINDS,
     OUTCOMES,
+    PLANNED,
     STATUSES,
     TRIED,
     Telemetry,
@@ -56,7 +58,8 @@ class Bound:
         return {
             "model": models,
             "to": models,
-            "kind": (*KINDS, *HAND_OVERS, *FALLBACKS, *STRATEGIES),
+            "kind": (*KINDS, *HAND_OVERS, *FALLBACKS, *STRATEGIES, *PLANNED, *DRIFTS),
+            "way": {*self.names.ways, OTHER},
             "preset": {preset for preset, _ in pairs},
             "policy": {policy for _, policy in pairs},
             "endpoint": {*self.rooms, OTHER},

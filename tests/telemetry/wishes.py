@@ -88,14 +88,16 @@ def _policies() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield CHAT, "guessed", {"_policy": "speculative;longest=2", "stream": True}
     yield CHAT, "large", {"_policy": "speculative"}  # which guesses nothing
     yield CHAT, "small", {"_policy": "kv_prediction", "stream": True}
-    yield CHAT, "foreseen", {"_policy": "kv_prediction;repair=?1;least=16;last=4", "stream": True}
+    for stream in (True, False):
+        mended = "kv_prediction;repair=?1;least=16;last=4"
+        yield CHAT, "foreseen", {"_policy": mended, "stream": stream}
     yield CHAT, "economy", {"tools": tools}
     yield CHAT, "small", {"_policy": "nonsense"}
 
 
 def _around() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Policies that decide around whole answers."""
-    for model in ("ladder", "several", "polished", "brisk", "brief"):
+    for model in ("ladder", "several", "polished", "brisk", "brief", "auto"):
         yield CHAT, model, {"stream": True}
         yield TEXT, model, {}
         yield CHAT, model, {"n": 2, "_usd": AMPLE}
@@ -103,6 +105,8 @@ def _around() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield CHAT, model, {"stream": True, "_usd": AMPLE, "_leaves": 3}
     yield CHAT, "ladder", {"_policy": "ladder;threshold=0.999"}
     yield CHAT, "brief", {"_long": True}
+    yield CHAT, "auto", {"_quality": "0.4", "stream": True}
+    yield CHAT, "large", {"_policy": "route;share=1"}
 
 
 def _ends() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -125,6 +129,7 @@ def _wish(random: Random, path: str, model: str, special: dict[str, Any]) -> Wis
     ours = {name: fields.pop(name) for name in special if name.startswith("_")}
     names = {"_usd": "X-Budget-Usd", "_fallback": "X-Budget-Fallback", "_policy": "X-Policy"}
     names["_gpu"] = "X-Budget-Gpu-Seconds"
+    names["_quality"] = "X-Budget-Quality"
     names["_latency"] = "X-Budget-Latency-Ms"
     headers = {names[name]: value for name, value in ours.items() if name in names}
     text = " ".join(random.choices(WORDS, k=random.randint(12, 40)))

@@ -1,0 +1,341 @@
+"""For each request the way to answer that is measured to be best and fits its budget and time."""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, NoReturn, Self
+
+from pydantic import Field, PrivateAttr
+
+from app.catalog import PICO, Catalog, Tariff
+from app.errors import BadRequest, BudgetExceeded, EngineError
+from app.profile import Profile, Way
+from app.prompt_features import Classifier, features_of
+from app.types import Call, Chunk, Decision, Fidelity, MeteredEngine, Promise, Usage
+from policies.base import Models, Planned, Policy
+from policies.plans import telling
+from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
+from policies.plans.courses import Course, State, courses, special, unable, worst_usd
+from policies.plans.predicting import Forecast, Situation
+
+_KEPT = 16  # planners, as they were fitted to a fleet
+
+
+class Planner(Policy):
+    """One of the ways that `farthing calibrate` has measured answers all of a request: the one of
+    the best quality whose cost, time to the first token and latency fit, under the present load;
+    where a least quality is asked for, the cheapest that has it.
+
+    It is not sure of what it was told: with `cautious` a way has the quality that it is known to
+    have at least, and takes what nine of ten answers do not pass. Where nothing fits, what the
+    budget allows goes before the time that is left, and that before quality.
+    """
+
+    chooses: ClassVar[bool] = True
+
+    ways: Models = Field(
+        (),
+        max_length=64,
+        description="models, presets and single ways of the profile that it may take; default: all",
+    )
+    quality: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="least quality, relative to the best way's, where the request names none: the"
+        " cheapest way that has it answers",
+    )
+    cautious: bool = Field(
+        True,
+        description="by the bounds of what was measured; false: by the means",
+    )
+    exact: bool = Field(
+        False, description="only ways whose answers are distributed as a model's own"
+    )
+    explore: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_EXPLORED,
+        description="share of the requests that any way that fits may answer, to learn of it",
+    )
+
+    _fitted: _Fitted | None = PrivateAttr(default=None)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Of all its ways; each answer has that of the one that was taken."""
+        exact = all(course.way.fidelity == "exact" for course in self._courses)
+        return "exact" if exact else "approximate"
+
+    def fit(self, catalog: Catalog, model: str | None) -> Self:
+        """With a model named, by the ways in which that one may answer."""
+        copy = self.model_copy()
+        copy._fitted = _remembered(catalog, self.ways, self.exact, model)
+        return copy
+
+    def narrowed(self, may: Callable[[Way], bool]) -> Self | None:
+        allowed = frozenset(course.way.name for course in self._courses if may(course.way))
+        if len(allowed) == len(self._courses):
+            return self
+        copy = self.model_copy()
+        copy._fitted = self._known.only(allowed) if allowed else None
+        return copy if allowed else None
+
+    def best_first(self, model: str) -> Sequence[str]:
+        named = (course.policy.best_first(course.model) for course in self._courses)
+        return tuple(dict.fromkeys(model for models in named for model in models))
+
+    def worst_case(self, model: str, prompt: int, completion: int) -> Mapping[str, Usage]:
+        """That of any of its ways."""
+        worst: dict[str, Usage] = {}
+        for course in self._courses:
+            for name, used in course.policy.worst_case(course.model, prompt, completion).items():
+                worst[name] = _most(used, worst.get(name, used))
+        return worst
+
+    def most_calls(self, call: Call) -> int | None:
+        most = [course.policy.most_calls(call.to(course.model)) for course in self._courses]
+        known = [calls for calls in most if calls is not None]
+        return max(known) if len(known) == len(most) else None
+
+    async def planned(
+        self,
+        call: Call,
+        engine: MeteredEngine,
+        prices: Mapping[str, Tariff],
+        strict: bool = False,
+        usd: int | None = None,
+    ) -> Planned:
+        options = await self._options(call, engine, prices, strict)
+        wish = self._wish(call, strict, usd)
+        choices = choose(options, wish, self.explore)
+        taken = _drawn(choices, call.id)
+        if strict and taken.missed not in (None, "usd"):  # of money the gateway knows better
+            header = telling.HEADERS[taken.missed]
+            raise BudgetExceeded(
+                f"{header}: {telling.why(taken, choices[0], wish)} ({taken.option.name}), and"
+                " X-Budget-Fallback is `strict`",
+                param=header,
+            )
+        course = next(c for c in self._courses if c.way.name == taken.option.name)
+        asked = call.to(course.model)
+        return Planned(
+            policy=course.policy.serving(asked, engine, prices),
+            model=course.model,
+            promise=_promise(course, taken, choices[0]),
+            decision=Decision(
+                kind="plan",
+                model=course.first,
+                token=0,
+                detail=telling.line(taken, choices[0], wish),
+                steered=taken.missed == "usd",
+            ),
+            considered=partial(telling.alternatives, options, choices, taken, wish),
+        )
+
+    async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
+        plan = await self.planned(call, engine, self._known.prices)
+        yield Chunk(decision=plan.decision, considered=tuple(plan.considered()))
+        async with aclosing(plan.policy.run(call.to(plan.model), engine)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @property
+    def _known(self) -> _Fitted:
+        if self._fitted is None:
+            raise RuntimeError("a planner must be fitted to a fleet first")
+        return self._fitted
+
+    @property
+    def _courses(self) -> Sequence[Course]:
+        return self._known.courses
+
+    def _wish(self, call: Call, strict: bool, usd: int | None) -> Wish:
+        goals, now = call.goals, time.monotonic()
+        return Wish(
+            usd=None if usd is None else usd / PICO,
+            latency=None if goals.deadline is None else goals.deadline - now,
+            first_token=None if goals.first_token is None else goals.first_token - now,
+            quality=self.quality if goals.quality is None else goals.quality,
+            exact=self.exact,
+            cautious=self.cautious,
+            strict=strict,
+        )
+
+    async def _options(
+        self, call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff], strict: bool
+    ) -> list[Option]:
+        """What is expected of each way, now."""
+        known = self._known
+        state = State.of(known.models, known.embedded, engine, prices)
+        ways = [course.way for course in known.courses]
+        ill = [state.ill(way) for way in ways]
+        if special(call):
+            ill = [
+                said or unable(course, call, engine, prices)
+                for said, course in zip(ill, known.courses, strict=True)
+            ]
+        prompt = await self._counted(call, ill, engine)
+        rooms = [state.room(way, prompt) for way in ways]
+        if min(rooms) < 1:
+            ill = [
+                said or ("" if room > 0 else "the prompt is longer than its context")
+                for said, room in zip(ill, rooms, strict=True)
+            ]
+        worst: Sequence[float | None] = [None] * len(ways)
+        if strict:
+            worst = [worst_usd(course, call, prompt, engine, prices) for course in known.courses]
+        most = sys.maxsize if call.max_tokens is None else call.max_tokens
+        return known.forecast.options(
+            Situation(
+                kinds=known.kinds.probabilities(features_of(call)),
+                prompt=prompt,
+                choices=call.choices,
+                rooms=[max(min(room, most), 0) for room in rooms],
+                calls=[state.calls(way) for way in ways],
+                usd=[state.left(way) for way in ways],
+                worst=worst,
+                unable=ill,
+            )
+        )
+
+    async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
+        """Tokens of a prompt, of several in the mean, as a model reads them that may be asked."""
+        named = zip(map(bool, ill), self._courses, strict=True)
+        able = sorted(named, key=lambda one: one[0])
+        *models, last = dict.fromkeys(course.first for _, course in able)
+        calls = call.apart()
+        for model in models:
+            with suppress(EngineError):  # another may tell
+                return -(-sum([await engine.count(each.to(model)) for each in calls]) // len(calls))
+        return -(-sum([await engine.count(each.to(last)) for each in calls]) // len(calls))
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fleet's profile is to a planner."""
+
+    courses: Sequence[Course]  # the best one first, over all kinds of prompts
+    forecast: Forecast  # of these
+    kinds: Classifier
+    models: Sequence[str]  # that any of them asks
+    embedded: frozenset[str]  # of the fleet: they share this machine
+    prices: Mapping[str, Tariff]
+    profile: Profile
+    _parts: dict[frozenset[str], _Fitted] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> _Fitted:
+        cards = catalog.models.values()
+        return cls(
+            courses=tuple(found),
+            forecast=Forecast([course.way for course in found], profile),
+            kinds=profile.kinds,
+            models=_asked(found),
+            embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
+            prices=catalog.prices(),
+            profile=profile,
+        )
+
+    def only(self, names: frozenset[str]) -> _Fitted:
+        """With the ways of these names."""
+        if names not in self._parts:
+            found = [course for course in self.courses if course.way.name in names]
+            forecast = Forecast([course.way for course in found], self.profile)
+            part = replace(self, courses=found, forecast=forecast, models=_asked(found), _parts={})
+            _make_room(self._parts)
+            self._parts[names] = part
+        return self._parts[names]
+
+
+def _asked(courses: Sequence[Course]) -> Sequence[str]:
+    return tuple(dict.fromkeys(model for course in courses for model in course.way.models))
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    while len(kept) >= _KEPT:
+        del kept[next(iter(kept))]
+
+
+_kept: dict[tuple[object, ...], tuple[Catalog, _Fitted]] = {}  # the catalog: its id is in the key
+
+
+def _remembered(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> _Fitted:
+    """What is read of a profile once, not for each request. Raises BadRequest."""
+    key = (id(catalog), ways, exact, model)
+    if key not in _kept:
+        made = _fit(catalog, ways, exact, model)
+        _make_room(_kept)
+        _kept[key] = catalog, made
+    return _kept[key][1]
+
+
+def _fit(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> _Fitted:
+    profile = catalog.profile
+    if profile is None:
+        _refuse(
+            "there is no profile of this fleet: run `farthing calibrate`, and name the file that it"
+            " writes in farthing.toml: [planner] profile"
+        )
+    found, _ = courses(profile, catalog)
+    if not found:
+        _refuse("no way of the profile is as it was measured: run `farthing calibrate` again")
+    unknown = set(ways) - {name for c in found for name in (c.way.name, c.way.preset)}
+    if unknown:
+        known = ", ".join(dict.fromkeys(course.way.preset for course in found))
+        _refuse(f"ways: the profile has no {min(unknown)!r}; it has: {known}")
+    if ways:
+        found = [c for c in found if c.way.name in ways or c.way.preset in ways]
+    if exact:
+        found = [course for course in found if course.way.fidelity == "exact"]
+    if model is not None:
+        found = [course for course in found if model in course.way.models]
+    if not found:
+        what = "is exact" if exact else "is left"
+        _refuse(f"of the measured ways none {what}" + (f" with {model}" if model else ""))
+    found.sort(key=lambda course: (course.way.name != profile.best, -_mean(course.way)))
+    return _Fitted.of(found, profile, catalog)
+
+
+def _refuse(why: str) -> NoReturn:
+    raise BadRequest(f"policy planner: {why}", param="policy")
+
+
+def _mean(way: Way) -> float:
+    """Its quality over all kinds of prompts."""
+    return sum(one.mean for one in way.quality.values()) / max(len(way.quality), 1)
+
+
+def _drawn(choices: Sequence[Choice], id: str) -> Choice:
+    """One of them, each as likely as it says; the same for the same request."""
+    if len(choices) == 1:
+        return choices[0]
+    point = zlib.crc32(id.encode()) / 2**32
+    for choice in choices:
+        point -= choice.propensity
+        if point < 0:
+            return choice
+    return choices[0]
+
+
+def _promise(course: Course, taken: Choice, first: Choice) -> Promise:
+    option = taken.option
+    short = taken.missed is not None or bool(option.unable)
+    return Promise(
+        way=option.name,
+        preset=course.way.preset,
+        cost=option.cost,
+        first_token=option.first_token,
+        latency=option.latency,
+        kind="short" if short else "best" if taken is first else "explored",
+    )
+
+
+def _most(one: Usage, other: Usage) -> Usage:
+    return Usage(*map(max, astuple(one), astuple(other)))

@@ -1,0 +1,140 @@
+"""What is expected of each way to answer one request, by what was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import mul
+from typing import NamedTuple
+
+from app.profile import Law, Profile, Way
+from policies.plans.choosing import Option
+
+_LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
+_LEAST = 0.05  # quality: where the best way has less, a difference is not told in shares of it
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a request asks, and what it finds. Lists have an entry for each way."""
+
+    kinds: Mapping[str, float]  # how likely its prompt is of each kind
+    prompt: float  # tokens of one prompt
+    choices: int  # answers that are to be written
+    rooms: Sequence[float]  # tokens that one of them may have
+    calls: Sequence[float]  # that run or wait already on what the way runs on
+    usd: Sequence[float | None]  # what may be spent
+    worst: Sequence[float | None]  # USD that all answers may cost
+    unable: Sequence[str]  # why it cannot be taken; empty: it can
+
+
+class _Row(NamedTuple):
+    """What is read of a way for each request."""
+
+    name: str
+    exact: bool
+    cost: Law
+    first_token: Law
+    latency: Law
+
+
+class _Columns(NamedTuple):
+    """Of one kind of prompts, an entry for each way."""
+
+    quality: Sequence[float]
+    low: Sequence[float]
+    length: Sequence[float]
+    longest: Sequence[float]
+
+
+class Forecast:
+    """Of these ways, in their order."""
+
+    def __init__(self, ways: Sequence[Way], profile: Profile) -> None:
+        self._rows = tuple(
+            _Row(way.name, way.fidelity == "exact", way.cost, way.first_token, way.latency)
+            for way in ways
+        )
+        best = next((way for way in profile.ways if way.name == profile.best), profile.ways[0])
+        # The best one is among the columns even where it may not be taken: all others' qualities
+        # are relative to its.
+        self._kinds = {kind: _columns((*ways, best), kind) for kind in best.quality}
+
+    def options(self, found: Situation) -> list[Option]:
+        """What is expected of each."""
+        quality, low, length, longest = self._mixed(found.kinds)
+        best, known = quality[-1], low[-1]
+        scale = max(best, _LEAST)
+        prompt, choices, beside = found.prompt, found.choices, found.choices - 1
+        made = []
+        for row, mean, least, some, many, room, calls, usd, worst, unable in zip(
+            *(self._rows, quality, low, length, longest, found.rooms, found.calls),
+            *(found.usd, found.worst, found.unable),
+            strict=False,
+        ):
+            name, exact, costs, begins, takes = row
+            some, many = min(some, room), min(many, room)
+            calls += beside
+            relative = max(1 + (mean - best) / scale, 0.0)
+            made.append(
+                Option(
+                    name,
+                    relative,
+                    costs.at(prompt, some) * choices,
+                    begins.at(prompt, some, calls),
+                    takes.at(prompt, some, calls),
+                    # Questions are the same for all ways, so bounds are compared with bounds.
+                    max(min(relative, 1 + (least - known) / scale), 0.0),
+                    costs.at(prompt, many) * costs.high * choices,
+                    begins.at(prompt, many, calls) * begins.high,
+                    takes.at(prompt, many, calls) * takes.high,
+                    usd,
+                    worst,
+                    exact,
+                    unable,
+                )
+            )
+        return made
+
+    def _mixed(self, kinds: Mapping[str, float]) -> _Columns:
+        """The columns of all kinds, each as far as the prompt is likely to be of it."""
+        shares = {kind: kinds.get(kind, 0.0) for kind in self._kinds}
+        shares = {kind: share for kind, share in shares.items() if share >= _LIKELY}
+        if not shares:  # nothing was measured of what it is: it may be any
+            shares = dict.fromkeys(self._kinds, 1.0)
+        total = sum(shares.values())
+        weights = [share / total for share in shares.values()]
+        columns = [self._kinds[kind] for kind in shares]
+        if len(columns) == 1:
+            return columns[0]
+        return _Columns(*(_weighed(weights, [kind[i] for kind in columns]) for i in range(4)))
+
+
+def _weighed(weights: Sequence[float], columns: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(map(mul, weights, values)) for values in zip(*columns, strict=True)]
+
+
+def _columns(ways: Sequence[Way], kind: str) -> _Columns:
+    """Of a way that was not asked this kind, the worst that is known of it, and no lower bound."""
+    measured = [way.quality.get(kind) for way in ways]
+    lengths = [way.length.get(kind) for way in ways]
+    return _Columns(
+        [_worst(way) if one is None else one.mean for way, one in zip(ways, measured, strict=True)],
+        [0.0 if one is None else one.low for one in measured],
+        [
+            _longest(way, high=False) if one is None else one.mean
+            for way, one in zip(ways, lengths, strict=True)
+        ],
+        [
+            _longest(way, high=True) if one is None else one.high
+            for way, one in zip(ways, lengths, strict=True)
+        ],
+    )
+
+
+def _worst(way: Way) -> float:
+    return min((one.mean for one in way.quality.values()), default=0.0)
+
+
+def _longest(way: Way, high: bool) -> float:
+    return max((one.high if high else one.mean for one in way.length.values()), default=0.0)

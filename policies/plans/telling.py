@@ -1,0 +1,89 @@
+"""How a choice of the planner's is told: in a line, and way by way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from app.catalog import PICO
+from app.types import Alternative
+from policies.plans.choosing import Bound, Choice, Option, Wish, missed
+
+_NOTHING: Mapping[Bound, str] = {
+    "usd": "no way is sure to cost less than the budget; this is the cheapest",
+    "latency": "no way is sure to be whole by the deadline; this is the quickest",
+    "first_token": "no way is sure to begin in time; this one begins first",
+    "quality": "no way that fits is known to be that good; this is the best",
+}
+HEADERS: Mapping[Bound, str] = {
+    "usd": "X-Budget-Usd",
+    "latency": "X-Budget-Latency-Ms",
+    "first_token": "X-Budget-Ttft-Ms",
+    "quality": "X-Budget-Quality",
+}
+"""By which each bound is set."""
+
+
+def why(choice: Choice, first: Choice, wish: Wish) -> str:
+    """Why this one is taken; `first`: the one that should be."""
+    if choice.missed is not None:
+        return _NOTHING[choice.missed]
+    if choice is not first:
+        return f"drawn, to learn of it; else {first.option.name} answers"
+    if choice.option.unable:
+        return f"no way can serve it as it is; {choice.option.unable}"
+    if wish.quality is not None:
+        return f"the cheapest that is known to have {wish.quality:g} of the best quality"
+    return "the best that fits"
+
+
+def line(choice: Choice, first: Choice, wish: Wish) -> str:
+    """Of a Decision: which way, why, and what is expected of it."""
+    option = choice.option
+    expected = f"quality {option.quality:.3g}, {option.cost:.3g} USD, {option.latency:.3g} s"
+    return f"{option.name}: {why(choice, first, wish)}; expected: {expected}"[:200]
+
+
+def alternatives(
+    options: Sequence[Option], choices: Sequence[Choice], taken: Choice, wish: Wish
+) -> list[Alternative]:
+    """Every way that was weighed, with what is expected of it and how likely it was to be taken."""
+    likely = {choice.option.name: choice.propensity for choice in choices}
+    first, found = choices[0], list[Alternative]()
+    for option in options:
+        chosen = option is taken.option
+        bound = missed(option, wish)
+        reason = why(taken, first, wish) if chosen else _why_not(option, bound, first.option, wish)
+        found.append(
+            Alternative(
+                kind="preset",
+                name=option.name,
+                chosen=chosen,
+                reason=reason,
+                cost=round(option.cost * PICO),
+                fits=bound is None,
+                first_token=option.first_token,
+                latency=option.latency,
+                quality=option.quality,
+                propensity=likely.get(option.name, 0.0),
+            )
+        )
+    return found
+
+
+def _why_not(option: Option, bound: str | None, best: Option, wish: Wish) -> str:
+    if bound == "exact":
+        return "it is approximate"
+    if bound == "able":
+        return option.unable
+    if bound == "usd":
+        return f"it may cost {wish.cost_of(option):.3g} USD of {wish.usd_of(option):.3g}"
+    if bound == "latency":
+        return f"it may take {wish.latency_of(option):.3g} s of {wish.latency:.3g}"
+    if bound == "first_token":
+        return f"it may begin after {wish.first_token_of(option):.3g} s, not {wish.first_token:.3g}"
+    if bound == "quality":
+        return f"it is only known to have {wish.quality_of(option):.3g} of the best quality"
+    if option is best:
+        return "it would be taken, but for what is learned of others"
+    better = best.name if wish.quality is None else f"{best.name}, which costs less,"
+    return f"{better} is expected to do no worse" if wish.quality is None else f"{better} is enough"
