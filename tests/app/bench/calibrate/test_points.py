@@ -35,6 +35,12 @@ def test_a_model_that_only_embeds_is_none() -> None:
     assert [point.name for point in points(Catalog(models, {}))] == ["small", "large"]
 
 
+def test_what_chooses_among_ways_is_none() -> None:
+    """It needs the profile that is being made."""
+    routed = with_presets(routed={"policy": "route", "large": "large", "share": 0.3})
+    assert [point.name for point in points(routed)] == ["small", "large"]
+
+
 def test_dials_are_turned_but_not_to_where_they_are() -> None:
     names = [point.name for point in points(DEFAULT)]
     assert "careful;threshold=0.6" in names and "careful;threshold=0.4" not in names
