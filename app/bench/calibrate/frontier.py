@@ -208,14 +208,14 @@ def show(rows: Sequence[Standing]) -> None:
     """A table of all ways, best first, and which of them others beat."""
     console = Console()
     table = Table(title="farthing calibrate: quality over all kinds of prompts, best first")
-    table.add_column("way", no_wrap=True)
-    for head in ("quality", "USD of 1,000", "s", "first s", "failed"):
+    table.add_column("way", overflow="fold")  # the numbers beside it must not be cut
+    for head in ("quality", "USD/1,000", "s", "first s", "failed"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         cost = row.price("cost")
         table.add_row(
             row.way,
-            f"{row.value:.3f} ({row.quality[ALL].low:.3f}-{row.quality[ALL].high:.3f})",
+            f"{row.value:.2f} ({row.quality[ALL].low:.2f}-{row.quality[ALL].high:.2f})",
             "" if cost is None else f"{1000 * cost:.4g}",
             _short(row.seconds),
             _short(row.first_s),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from app.bench.processes import CLI, serving
 
@@ -31,5 +34,31 @@ def gateway(config: Path, log: Path) -> Iterator[str]:
     Raises ConfigError where it does not start, with what it said.
     """
     settings = {**_ALONE, "config": str(config.resolve())}
-    with serving([*CLI, "serve"], settings, log=log) as served:
+    with _ends_as_by_ctrl_c(), serving([*CLI, "serve"], settings, log=log) as served:
         yield f"http://{served.host}:{served.port}"
+
+
+@contextmanager
+def _ends_as_by_ctrl_c() -> Iterator[None]:
+    """By SIGTERM, or when the terminal goes, this process would end at once, and leave the gateway
+    behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    ends = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in ends:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signal.SIGINT)  # asyncio's own, while it runs
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)

@@ -17,10 +17,12 @@ from app.bench.calibrate.observed import Point
 from app.bench.calibrate.points import chosen, points, probes
 from app.bench.calibrate.spending import Spending
 from app.bench.grading import TASKS, Question, Task
-from app.bench.ways import tag
+from app.bench.ways import Sampled, ask, parse, tag
 from app.engines.fake import Fake, Script
 from app.factory import create_app
+from app.reasons import Decision
 from app.settings import Settings
+from routers.costs import switch
 from tests.policies.scripts import fleet, price
 from tests.running import running
 
@@ -230,6 +232,20 @@ async def test_what_the_budget_cut_short_is_no_answer_of_a_way(
     assert 0 < kept.spent <= 200_000_000
     found = await go(http, plan, usd=10**10, before=[kept])
     assert [each.answer.texts for each in found.found] == [["I think: #### 4 "]]
+
+
+async def test_what_was_decided_for_want_of_money_is_told() -> None:
+    poor = Decision("keep", "small", 2, steered=True)
+    assert switch(poor)["steered"] is True and "steered" not in switch(replace(poor, steered=False))
+    events = [
+        {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}]},
+        {"farthing": {"policy": "careful", "switches": [switch(poor)]}},
+    ]
+    said = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=said))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        answer = await ask(http, asked(1)[0], parse("a=small"), 0, Sampled())
+    assert (answer.scarce, answer.failed, answer.texts) == (True, "", ["4"])
 
 
 class TestStopping:

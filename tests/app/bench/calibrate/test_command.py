@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def test_a_gateway_of_its_own(config: Path, tmp_path: Path) -> None:
         models = httpx.get(f"{url}/v1/models").json()["data"]
         assert {entry["id"] for entry in models} == {"small", "large", "economy"}
         assert "127.0.0.1" in url and url[-5:] != ":8080"
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
