@@ -193,17 +193,23 @@ class Calibration(BaseModel):
 
     def probability(self, of: Signals, at: int | None = None) -> float:
         """The chance in 0..1 that the answer is right; `at`: its signals are those of so many of
-        its tokens only, one of the checkpoints; None: of the whole.
+        its tokens only, one of the checkpoints; None: of the whole. With caution, as it is asked
+        several times which answers to keep.
 
         Raises ValueError where there is no such checkpoint, or a feature is missing.
         """
+        chance = self.plainly(of, at)
+        return chance if at is None else _lowered(chance, self.caution)
+
+    def plainly(self, of: Signals, at: int | None = None) -> float:
+        """The same without caution: of all answers like it, whichever are kept. Raises as it."""
         if at is not None:
             if at not in self.at:
                 known = ", ".join(map(str, self.checkpoints)) or "none"
                 raise ValueError(
                     f"{at} tokens are no checkpoint of {self.model}; there are: {known}"
                 )
-            return _lowered(self.at[at].probability(of), self.caution)
+            return self.at[at].probability(of)
         if of.self_check is not None and self.checked is not None:
             return self.checked.probability(of)
         return self.whole.probability(of)

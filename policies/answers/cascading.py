@@ -147,7 +147,7 @@ class Answer:
         """Whether reading on is not worth it, and the next model may be asked at once."""
         here, there = trial.stage.price.output, after.price.output
         least = self.rule.threshold * (here / there if there else 1.0)
-        if trial.confidence is None or trial.confidence > least:
+        if trial.hope is None or trial.hope > least:
             return False
         return not await self._too_dear(after, _LIKELY)
 

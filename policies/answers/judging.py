@@ -56,6 +56,15 @@ class Stage:
             return None
         return of.raw if of.self_check is None else (of.raw + of.self_check) / 2, False
 
+    def hope(self, of: Signals, at: int) -> float | None:
+        """The chance that an answer with such first tokens is right; None: nobody can say."""
+        if self.calibration is None:
+            return None
+        try:
+            return self.calibration.plainly(of, at)
+        except ValueError:
+            return None
+
 
 @dataclass(slots=True)
 class Trial:
@@ -67,6 +76,7 @@ class Trial:
     used: int = 0  # tokens that its call has read and written
     seen: int = 0  # the last checkpoint at which it was judged
     confidence: float | None = None  # as it was judged last; None: it was not, or cannot be
+    hope: float | None = None  # the same without caution, of an unfinished answer
     how: str = ""  # it was judged
 
     @property
@@ -94,6 +104,7 @@ class Trial:
         found = signals(self.reply.tokens[:at], self_check)
         told = None if found is None else self.stage.confidence(found, at)
         self.confidence = None if told is None else told[0]
+        self.hope = None if found is None or at is None else self.stage.hope(found, at)
         how = "by its whole answer" if at is None else f"after {at} tokens"
         checked = "" if self_check is None else ", self-checked"
         calibrated = ", uncalibrated" if told is not None and not told[1] else ""

@@ -102,6 +102,15 @@ async def test_between_the_two_it_is_read_on():
     assert answer.decisions[0].confidence == pytest.approx(1 - (4 + 0.04) / 8 / 2)
 
 
+async def test_caution_keeps_less_and_leaves_no_more():
+    """After four tokens the chance is 0.5: enough, but for caution; and too much to be left."""
+    for caution, token in ((0.0, 4), (1.0, LENGTH)):
+        known = calibration(4, caution=caution)
+        answer = asked(engine(small=FAIR), known, options={"threshold": 0.45})
+        assert said(await read(answer)) == {"s"}
+        assert decided(answer) == [("keep", "small", token)]
+
+
 @pytest.mark.parametrize(("output", "left"), [(21, LENGTH), (19, 4)])
 async def test_what_is_poor_enough_follows_from_what_tokens_cost(output, left):
     """Of answers as sure as this a fifth are kept at their end at most: reading on is worth it
