@@ -89,4 +89,6 @@ def _ended(house: House, prometheus: Prometheus) -> dict[str, str]:
     wait_for(lambda: "FarthingWorkersMissing" in prometheus.alerts(), what="a worker is missed")
     house.gateway.stop()
     wait_for(lambda: "FarthingDown" in prometheus.alerts(), what="the gateway is missed")
+    missed = f"{UP} == bool 0"
+    wait_for(lambda: any(s.tells for s in prometheus.over_time(missed)), what="a graph shows it")
     return before | {"FarthingDown": prometheus.alerts()["FarthingDown"]}

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import httpx
 
+from app import catalog
 from app.settings import DEFAULT_CONFIG
 from tests import servers
 from tests.chaos.gateways import Gateway, Ledger
+from tests.policies.measured import measured
 from tests.upstreams.server import Upstream, wait_for
 
 WORKERS = 2
@@ -135,6 +137,7 @@ def standing(folder: Path, database: servers.Postgres) -> Iterator[House]:
     fleet = folder / "fleet.toml"
     theirs = FLEET.format(**{name: upstream.url for name, upstream in upstreams.items()})
     fleet.write_text(DEFAULT_CONFIG.read_text("utf-8") + theirs)
+    _survey(fleet, folder / "profile.json")
     more = {"FARTHING_CONFIG": str(fleet), "FARTHING_THREADS": "1", "OMP_NUM_THREADS": "1"}
     ledger = Ledger(database.new_database(), folder, more)
     with ExitStack() as stack:
@@ -147,6 +150,15 @@ def standing(folder: Path, database: servers.Postgres) -> Iterator[House]:
         stack.callback(gateway.stop)
         wait_for(house.whole, 300, gateway.said())
         yield house
+
+
+def _survey(fleet: Path, profile: Path) -> None:
+    """What was measured of two of its models, one of them in this process."""
+    found = measured(catalog.read(fleet), large=1.0, **{"smollm2-tiny": 0.5}).profile
+    assert found is not None
+    profile.write_text(found.model_dump_json())
+    with fleet.open("a") as file:
+        file.write(f'\n[planner]\nprofile = "{profile}"\n')
 
 
 def _command(pid: str) -> str:

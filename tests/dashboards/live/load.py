@@ -130,6 +130,12 @@ async def choosing(load: Load, n: int) -> None:
     await load.stream(LARGE, f"{notes}\n\nWhat is kept?", max_tokens=4, headers=short)
 
 
+async def planning(load: Load, n: int) -> None:
+    """The best way that there is, and what a little money buys."""
+    await load.stream("auto", OWN[n], max_tokens=8)
+    await load.ask("auto", OWN[n + 1], max_tokens=8, headers=usd("0.000002"))
+
+
 async def refusals(load: Load, n: int) -> None:
     strict = usd("0.00001", **{"X-Budget-Fallback": "strict"})
     big = {"logit_bias": {"9999": 1}}  # the server says so, not we
@@ -174,6 +180,7 @@ ACTS: tuple[Act, ...] = (
     guessing,
     predicting,
     choosing,
+    planning,
     refusals,
     limits,
     others,

@@ -78,7 +78,7 @@ def test_variables_offer_what_there_is(seen: Seen, uid: str) -> None:
     default = {"smollm2-135m", "smollm2-135m-int8", "smollm2-tiny"}
     assert offered == {
         "model": default | seen.house.upstreams.keys() - {"twin"},
-        "preset": {"none", "economy", "swift", "relay", "ahead"},
+        "preset": {"none", "economy", "swift", "relay", "ahead", "auto"},
         "instance": {seen.house.address},
     }
 
