@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from pydantic import Field, PrivateAttr
 
@@ -24,6 +24,7 @@ from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
 from policies.plans.courses import Course, State, courses, special, unable, worst_usd
 from policies.plans.predicting import Forecast, Situation
 
+T = TypeVar("T")
 _KEPT = 16  # planners, as they were fitted to a fleet
 
 
@@ -174,32 +175,37 @@ class Planner(Policy):
         """What is expected of each way, now."""
         known = self._known
         state = State.of(known.models, known.embedded, engine, prices)
-        ways = [course.way for course in known.courses]
-        ill = [state.ill(way) for way in ways]
+        every = known.every  # most ways differ in a dial alone, and ask the same models
+        ill = _each(every, state.ill)
         if special(call):
             ill = [
                 said or unable(course, call, engine, prices)
                 for said, course in zip(ill, known.courses, strict=True)
             ]
         prompt = await self._counted(call, ill, engine)
-        rooms = [state.room(way, prompt) for way in ways]
-        if min(rooms) < 1:
+        holds = _each(every, state.context)
+        if min(holds) <= prompt:
             ill = [
-                said or ("" if room > 0 else "the prompt is longer than its context")
-                for said, room in zip(ill, rooms, strict=True)
+                said or ("" if tokens > prompt else "the prompt is longer than its context")
+                for said, tokens in zip(ill, holds, strict=True)
             ]
-        worst: Sequence[float | None] = [None] * len(ways)
-        if strict:
-            worst = [worst_usd(course, call, prompt, engine, prices) for course in known.courses]
         most = sys.maxsize if call.max_tokens is None else call.max_tokens
+        rooms = _each(every, lambda models: max(min(state.context(models) - prompt, most), 0))
+        worst: Sequence[float | None] = [None] * len(ill)
+        usd = _each(every, state.left)
+        if strict and usd != worst:
+            each = zip(known.courses, rooms, strict=True)
+            worst = [
+                worst_usd(course, call, (prompt, room), engine, prices) for course, room in each
+            ]
         return known.forecast.options(
             Situation(
                 kinds=known.kinds.probabilities(features_of(call)),
                 prompt=prompt,
                 choices=call.choices,
-                rooms=[max(min(room, most), 0) for room in rooms],
-                calls=[state.calls(way) for way in ways],
-                usd=[state.left(way) for way in ways],
+                rooms=rooms,
+                calls=_each(every, state.calls),
+                usd=usd,
                 worst=worst,
                 unable=ill,
             )
@@ -207,9 +213,11 @@ class Planner(Policy):
 
     async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
         """Tokens of a prompt, of several in the mean, as a model reads them that may be asked."""
-        named = zip(map(bool, ill), self._courses, strict=True)
-        able = sorted(named, key=lambda one: one[0])
-        *models, last = dict.fromkeys(course.first for _, course in able)
+        able = self._courses
+        if any(ill):
+            named = sorted(zip(map(bool, ill), self._courses, strict=True), key=lambda one: one[0])
+            able = [course for _, course in named]
+        *models, last = dict.fromkeys([course.first for course in able])
         calls = call.apart()
         for model in models:
             with suppress(EngineError):  # another may tell
@@ -224,7 +232,8 @@ class _Fitted:
     courses: Sequence[Course]  # the best one first, over all kinds of prompts
     forecast: Forecast  # of these
     kinds: Classifier
-    models: Sequence[str]  # that any of them asks
+    every: Sequence[tuple[str, ...]]  # what each of them asks
+    models: Sequence[str]  # all of these
     embedded: frozenset[str]  # of the fleet: they share this machine
     prices: Mapping[str, Tariff]
     profile: Profile
@@ -237,6 +246,7 @@ class _Fitted:
             courses=tuple(found),
             forecast=Forecast([course.way for course in found], profile),
             kinds=profile.kinds,
+            every=tuple(course.way.models for course in found),
             models=_asked(found),
             embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
             prices=catalog.prices(),
@@ -247,8 +257,14 @@ class _Fitted:
         """With the ways of these names."""
         if names not in self._parts:
             found = [course for course in self.courses if course.way.name in names]
-            forecast = Forecast([course.way for course in found], self.profile)
-            part = replace(self, courses=found, forecast=forecast, models=_asked(found), _parts={})
+            part = replace(
+                self,
+                courses=found,
+                forecast=Forecast([course.way for course in found], self.profile),
+                every=tuple(course.way.models for course in found),
+                models=_asked(found),
+                _parts={},
+            )
             _make_room(self._parts)
             self._parts[names] = part
         return self._parts[names]
@@ -256,6 +272,12 @@ class _Fitted:
 
 def _asked(courses: Sequence[Course]) -> Sequence[str]:
     return tuple(dict.fromkeys(model for course in courses for model in course.way.models))
+
+
+def _each(every: Sequence[tuple[str, ...]], told: Callable[[Sequence[str]], T]) -> list[T]:
+    """What is told of each of these sets of models, asked once of equal ones."""
+    known = {models: told(models) for models in set(every)}
+    return [known[models] for models in every]
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

@@ -60,8 +60,9 @@ class Wish:
 
     def usd_of(self, option: Option) -> float | None:
         """What may be spent in this way."""
-        limits = [usd for usd in (self.usd, option.usd) if usd is not None]
-        return min(limits, default=None)
+        if self.usd is None or option.usd is None:
+            return option.usd if self.usd is None else self.usd
+        return min(self.usd, option.usd)
 
     def _high(self, expected: float, high: float | None) -> float:
         return expected if high is None or not self.cautious else high
@@ -87,13 +88,16 @@ def choose(options: Sequence[Option], wish: Wish, explore: float = 0.0) -> list[
     pool = [option for option in options if option.exact or not wish.exact]
     if not pool:
         raise ValueError("there is no way to choose from")
+    free = wish.usd is None and not any(option.usd is not None for option in pool)
     for bound, keeps, away in _bounds(wish):
+        if bound == "usd" and free:
+            continue
         kept = [option for option in pool if keeps(option)]
         if kept:
             pool = kept
         elif bound != "able":  # whoever is asked says why not
             return [Choice(min(pool, key=away), 1.0, bound)]
-    best = min(pool, key=_rank(wish))
+    best = _best(pool, wish)
     share = min(explore, MOST_EXPLORED) / len(pool)
     if not share:
         return [Choice(best, 1.0)]
@@ -155,13 +159,12 @@ def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
     return found
 
 
-def _rank(wish: Wish) -> _Key:
-    """Least first. Equal qualities may differ in how they were summed up."""
-    if wish.quality is not None:
-        return lambda option: (option.cost, option.latency, -wish.quality_of(option))
-    return lambda option: (
-        -round(wish.quality_of(option) / _SAME),
-        -round(option.quality / _SAME),
-        option.cost,
-        option.latency,
-    )
+def _best(pool: Sequence[Option], wish: Wish) -> Option:
+    """Of those that keep to everything. Equal qualities may differ in how they were summed up."""
+    if wish.quality is None:
+        qualities = [wish.quality_of(option) for option in pool]
+        least = max(qualities) - _SAME
+        pool = [option for option, one in zip(pool, qualities, strict=True) if one >= least]
+        least = max(option.quality for option in pool) - _SAME
+        pool = [option for option in pool if option.quality >= least]
+    return min(pool, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))

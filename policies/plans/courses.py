@@ -23,11 +23,7 @@ class Course:
     way: Way
     policy: Policy  # fitted to the fleet
     model: str  # that it is asked with; empty where a preset stands for it
-
-    @property
-    def first(self) -> str:
-        """The model that is asked first."""
-        return next(iter(self.policy.worst_case(self.model, 0, 0)))
+    first: str  # the model that is asked first
 
 
 def courses(profile: Profile, catalog: Catalog) -> tuple[list[Course], dict[str, str]]:
@@ -56,7 +52,7 @@ def _course(way: Way, catalog: Catalog) -> Course:
     policy = policies.load(way.policy, options).fit(catalog, model or None)
     if policy.chooses:
         raise BadRequest("it chooses among ways itself")
-    return Course(way, policy, model)
+    return Course(way, policy, model, next(iter(policy.worst_case(model, 0, 0))))
 
 
 @dataclass(frozen=True)
@@ -84,26 +80,25 @@ class State:
             usd={model: _left(model, engine, prices) for model in models},
         )
 
-    def calls(self, way: Way) -> float:
-        """That run or wait where this way's models run."""
-        busy = set(way.models)
+    def calls(self, models: Sequence[str]) -> float:
+        """That run or wait where these models run."""
+        busy = set(models)
         if busy & self.embedded:
             busy |= self.embedded
         return sum(self.loads[model].running + self.loads[model].waiting for model in busy)
 
-    def room(self, way: Way, prompt: int) -> int:
-        """Tokens that its answers may have, by its models' contexts; below 1: the prompt is too
-        long."""
-        return min(self.able[model].context for model in way.models) - prompt
+    def context(self, models: Sequence[str]) -> int:
+        """Tokens of prompt and answer that all of them hold."""
+        return min(self.able[model].context for model in models)
 
-    def left(self, way: Way) -> float | None:
-        """USD that may be spent in this way; None: nothing limits it."""
-        limits = (self.usd[model] for model in way.models)
+    def left(self, models: Sequence[str]) -> float | None:
+        """USD that may be spent on them; None: nothing limits it."""
+        limits = (self.usd[model] for model in models)
         return min((usd for usd in limits if usd is not None), default=None)
 
-    def ill(self, way: Way) -> str:
-        """Why not all of its models answer; empty: they do."""
-        ill = next((model for model in way.models if not self.loads[model].healthy), "")
+    def ill(self, models: Sequence[str]) -> str:
+        """Why not all of them answer; empty: they do."""
+        ill = next((model for model in models if not self.loads[model].healthy), "")
         return f"{ill} does not answer" if ill else ""
 
 
@@ -141,10 +136,15 @@ def _shows(call: Call) -> bool:
 
 
 def worst_usd(
-    course: Course, call: Call, prompt: int, engine: MeteredEngine, prices: Mapping[str, Tariff]
+    course: Course,
+    call: Call,
+    tokens: tuple[int, int],
+    engine: MeteredEngine,
+    prices: Mapping[str, Tariff],
 ) -> float:
-    """USD that its answers may cost at worst, with so many tokens in each prompt."""
-    room = max(min(engine.capabilities(model).context for model in course.way.models) - prompt, 1)
+    """USD that its answers may cost at worst; `tokens`: of each prompt, and what the context then
+    has room for."""
+    prompt, room = tokens[0], max(tokens[1], 1)
     most = room if call.max_tokens is None else min(room, call.max_tokens)
     runs, each = call.choices, 1
     if runs > 1 and course.policy.relays(call.to(course.model), engine):

@@ -28,16 +28,6 @@ class Situation:
     unable: Sequence[str]  # why it cannot be taken; empty: it can
 
 
-class _Row(NamedTuple):
-    """What is read of a way for each request."""
-
-    name: str
-    exact: bool
-    cost: Law
-    first_token: Law
-    latency: Law
-
-
 class _Columns(NamedTuple):
     """Of one kind of prompts, an entry for each way."""
 
@@ -51,8 +41,12 @@ class Forecast:
     """Of these ways, in their order."""
 
     def __init__(self, ways: Sequence[Way], profile: Profile) -> None:
+        # Plain numbers: to ask each Law of each way for each request would take as long again.
         self._rows = tuple(
-            _Row(way.name, way.fidelity == "exact", way.cost, way.first_token, way.latency)
+            (
+                *(way.name, way.fidelity == "exact"),
+                *(_of(way.cost), _of(way.first_token), _of(way.latency)),
+            )
             for way in ways
         )
         best = next((way for way in profile.ways if way.name == profile.best), profile.ways[0])
@@ -70,28 +64,38 @@ class Forecast:
         for row, mean, least, some, many, room, calls, usd, worst, unable in zip(
             *(self._rows, quality, low, length, longest, found.rooms, found.calls),
             *(found.usd, found.worst, found.unable),
-            strict=False,
+            strict=False,  # the columns have the best way at their end once more
         ):
             name, exact, costs, begins, takes = row
-            some, many = min(some, room), min(many, room)
+            some, many = some if some < room else room, many if many < room else room
             calls += beside
-            relative = max(1 + (mean - best) / scale, 0.0)
+            relative = 1 + (mean - best) / scale
+            bound = 1 + (least - known) / scale
+            bound = bound if bound < relative else relative
+            base, each, token, _, high = costs
+            cost = base + each * prompt
+            base, each, word, load, late = begins
+            first, slower = base + each * prompt, 1 + load * calls
+            base, each, step, load, later = takes
+            whole, longer = base + each * prompt, 1 + load * calls
             made.append(
-                Option(
-                    name,
-                    relative,
-                    costs.at(prompt, some) * choices,
-                    begins.at(prompt, some, calls),
-                    takes.at(prompt, some, calls),
-                    # Questions are the same for all ways, so bounds are compared with bounds.
-                    max(min(relative, 1 + (least - known) / scale), 0.0),
-                    costs.at(prompt, many) * costs.high * choices,
-                    begins.at(prompt, many, calls) * begins.high,
-                    takes.at(prompt, many, calls) * takes.high,
-                    usd,
-                    worst,
-                    exact,
-                    unable,
+                Option._make(
+                    (
+                        name,
+                        relative if relative > 0 else 0.0,
+                        (cost + token * some) * choices,
+                        (first + word * some) * slower,
+                        (whole + step * some) * longer,
+                        # Questions are the same for all ways, so bounds are compared with bounds.
+                        bound if bound > 0 else 0.0,
+                        (cost + token * many) * high * choices,
+                        (first + word * many) * slower * late,
+                        (whole + step * many) * longer * later,
+                        usd,
+                        worst,
+                        exact,
+                        unable,
+                    )
                 )
             )
         return made
@@ -108,6 +112,10 @@ class Forecast:
         if len(columns) == 1:
             return columns[0]
         return _Columns(*(_weighed(weights, [kind[i] for kind in columns]) for i in range(4)))
+
+
+def _of(law: Law) -> tuple[float, ...]:
+    return law.base, law.prompt, law.completion, law.load, law.high
 
 
 def _weighed(weights: Sequence[float], columns: Sequence[Sequence[float]]) -> list[float]:
