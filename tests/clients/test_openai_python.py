@@ -186,12 +186,18 @@ def test_a_preset_is_a_model(sdk: OpenAI, model: str, policy: str, fidelity: str
     assert sum(answer.model_extra["farthing"]["models"].values()) == 8
 
 
-@pytest.mark.parametrize("model", ["auto", "nope", "nope/smollm2-135m", "entropy_switch/nope"])
+@pytest.mark.parametrize("model", ["nope", "nope/smollm2-135m", "entropy_switch/nope"])
 def test_a_model_that_there_is_not(sdk: OpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         ask(sdk, model=model)
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
     assert "economy" in raised.value.message or "smollm2-135m" in raised.value.message
+
+
+def test_auto_says_what_it_needs(sdk: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="run `farthing calibrate`") as raised:
+        ask(sdk, model="auto")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
 def test_headers_of_an_answer_and_of_a_stream(sdk: OpenAI) -> None:
