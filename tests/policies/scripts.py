@@ -32,6 +32,8 @@ def fleet(small: Price | None = None, large: Price | None = None) -> Catalog:
     options = {"small": "small", "large": "large", "raise_at": 2.0, "lower_at": 0.5}
     economy = Preset(name="economy", policy="entropy_switch", **options)
     made = Catalog(models, {"economy": economy}, profile=profile("small"))
+    if models["small"].price.output > models["large"].price.output:  # where economy does not fit
+        return measured(made, large=0.9, small=0.4)
     return measured(made, large=0.9, economy=0.7, small=0.4)
 
 

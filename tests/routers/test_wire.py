@@ -189,7 +189,7 @@ BAD_CHAT = [
     ({"budget": {"ttft_ms": -1}}, "budget.ttft_ms"),
     ({"budget": {"fallback": "none"}}, "budget.fallback"),
     ({"budget": {"gpu_seconds": -1}}, "budget.gpu_seconds"),
-    ({"budget": {"quality": 1}}, "budget.quality"),
+    ({"budget": {"quality": 2}}, "budget.quality"),
     ({"policy": 5}, "policy"),
 ]
 
