@@ -8,7 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from app.errors import EngineError, FarthingError, Overloaded, Unaffordable
+from app.errors import (
+    BadRequest,
+    EngineError,
+    FarthingError,
+    Overloaded,
+    Unaffordable,
+    UnknownModel,
+)
 from app.types import (
     Alternative,
     Call,
@@ -20,6 +27,8 @@ from app.types import (
     Token,
 )
 
+PASSED_ON = (EngineError, Overloaded, Unaffordable, UnknownModel, BadRequest)
+"""What one model raises and another one may not."""
 _FRAME = 64  # tokens that a chat template may add of itself, a default system prompt included
 _MARGIN_S = 0.05  # before the deadline, to show what there is
 

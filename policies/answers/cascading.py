@@ -10,22 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.errors import (
-    BadRequest,
-    EngineError,
     FarthingError,
-    Overloaded,
     Unaffordable,
-    UnknownModel,
 )
 from app.types import Alternative, Call, Chunk, Decision, Decoding, MeteredEngine
-from policies.answers.asking import Reply, time_left
+from policies.answers.asking import PASSED_ON, Reply, time_left
 from policies.answers.judging import Stage, Trial, self_check
 from policies.base import spoken
 
 _LIKELY = 256  # tokens of an answer of whose length nothing is known
 _LEAST = 16  # of one that is worth beginning
-_PASSED_ON = (EngineError, Overloaded, Unaffordable, UnknownModel, BadRequest)
-"""What one model raises and another one may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +82,7 @@ class Answer:
                         return
         except TimeoutError:
             self.late = True
-        except _PASSED_ON as error:
+        except PASSED_ON as error:
             self._failed(stage, error)
             why = f"{stage.model} failed ({type(error).__name__})"
             self.untold.append(Decision("escalate", after.model, trial.tokens, detail=why))
@@ -110,7 +104,7 @@ class Answer:
                             yield each
         except TimeoutError:
             self.late = True
-        except _PASSED_ON as error:
+        except PASSED_ON as error:
             self._failed(stage, error)
 
     async def _next(self, stream: AsyncGenerator[Chunk]) -> Chunk | None:
@@ -163,7 +157,7 @@ class Answer:
         checked: float | None = None
         if at is None and self.rule.self_check and trial.tokens:
             # It is one signal of several: where it cannot be had the others must do.
-            with suppress(*_PASSED_ON, TimeoutError):
+            with suppress(*PASSED_ON, TimeoutError):
                 async with asyncio.timeout(time_left(self.call)):
                     checked = await self_check(trial.reply, self.engine)
         trial.judge(at, checked)
@@ -180,7 +174,7 @@ class Answer:
         amount = (tokens + 1) * price.output - 1 + read * price.input
         try:
             prompt = await self.engine.count(self.call.to(stage.model))
-        except _PASSED_ON:
+        except PASSED_ON:
             return False  # it will say so itself when it is asked
         wanted = max(wanted, _LEAST)
         limit = self.call.max_tokens

@@ -10,19 +10,12 @@ from dataclasses import dataclass, replace
 
 from app.catalog import Tariff
 from app.errors import (
-    BadRequest,
-    EngineError,
     FarthingError,
-    Overloaded,
     Unaffordable,
-    UnknownModel,
 )
 from app.types import Alternative, Call, Chunk, Decision, Decoding, MeteredEngine
-from policies.answers.asking import Reply, time_left
+from policies.answers.asking import PASSED_ON, Reply, time_left
 from policies.base import most_likely, spoken
-
-_PASSED_ON = (EngineError, Overloaded, Unaffordable, UnknownModel, BadRequest)
-"""What one model raises and another one may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,7 @@ class Routed:
                     yield chunk
         except TimeoutError:
             self._late = True
-        except _PASSED_ON as error:
+        except PASSED_ON as error:
             self._note(self._pair.small, error)
 
     async def _large(self) -> AsyncGenerator[Chunk]:
@@ -102,7 +95,7 @@ class Routed:
                     yield chunk if self._writer else self._said(chunk, model)
         except TimeoutError:
             self._late = True
-        except _PASSED_ON as error:
+        except PASSED_ON as error:
             self._note(model, error)
 
     async def _resumed(self) -> AsyncGenerator[Chunk]:
@@ -168,7 +161,7 @@ class Routed:
         amount = (tokens + 1) * price.output - 1 + read * price.input
         try:
             prompt = await self._engine.count(self._call.to(self._pair.large))
-        except _PASSED_ON:
+        except PASSED_ON:
             return False  # it will say so itself when it is asked
         return tokens < 1 or price.buys(amount, prompt) < most_likely(self._call)
 

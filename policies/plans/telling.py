@@ -85,5 +85,6 @@ def _why_not(option: Option, bound: str | None, best: Option, wish: Wish) -> str
         return f"it is only known to have {wish.quality_of(option):.3g} of the best quality"
     if option is best:
         return "it would be taken, but for what is learned of others"
-    better = best.name if wish.quality is None else f"{best.name}, which costs less,"
-    return f"{better} is expected to do no worse" if wish.quality is None else f"{better} is enough"
+    if wish.quality is None:
+        return f"{best.name} is expected to do no worse"
+    return f"{best.name}, which costs less, is enough"
