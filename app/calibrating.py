@@ -22,13 +22,23 @@ def calibrate(
     preset: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Measure this preset or model; repeatable. Default: all."
+            metavar="NAME[;OPTION=VALUE]",
+            help="Measure this preset, model or setting; repeatable. Default: all.",
+        ),
+    ] = None,
+    dials: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Settings of each dial beside the preset's own, at most. [all, quick: 0]"
         ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Prompts of each kind, at most. [all, quick: 1]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Times that each prompt is asked.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="At which all is asked; 0: greedily.")
+    ] = 0.0,
     levels: Annotated[
         str | None, typer.Option(help="Requests at once. [1,4,8, quick: 1,4]")
     ] = None,
@@ -68,8 +78,10 @@ def calibrate(
             out=out,
             tasks=files(task or ()),
             presets=tuple(preset or ()),
+            dials=dials,
             limit=limit or (1 if quick else None),
             seeds=seeds,
+            temperature=temperature,
             levels=counts("--levels", levels or ("1,4" if quick else "1,4,8")),
             seed=seed,
             usd=None if usd is None else pico_usd(usd, "--usd"),

@@ -44,7 +44,7 @@ def parse(text: str) -> Way:
         raise ConfigError(f"--way: must look like NAME=MODEL;POLICY;option=value, not {text!r}")
     n, policy = 1, dict[str, Any]()
     if parts and parts[0].startswith("n="):
-        n = _value(parts.pop(0)[2:])
+        n = value_of(parts.pop(0)[2:])
         if not isinstance(n, int) or n < 1:
             raise ConfigError(f"--way {name}: n: must be a whole number from 1")
     if parts:
@@ -53,11 +53,12 @@ def parse(text: str) -> Way:
             option, equals, value = part.partition("=")
             if not (option and equals):
                 raise ConfigError(f"--way {name}: {part!r} must look like option=value")
-            policy[option] = _value(value)
+            policy[option] = value_of(value)
     return Way(name, model, policy, n)
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """An option's value: JSON, or else text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -173,6 +173,13 @@ async def gather(
     return asking.told
 
 
+def known(plan: Plan, before: Sequence[Kept]) -> int:
+    """How many of its answers are there already."""
+    good = _good(before)
+    jobs = (job for group in groups(plan) for job in group.jobs)
+    return sum(job.key(plan.sampled) in good for job in jobs)
+
+
 def _good(before: Sequence[Kept]) -> Mapping[Key, Kept]:
     return {kept.key: kept for kept in before if not kept.answer.failed}
 

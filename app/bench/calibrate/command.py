@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,9 +58,11 @@ def _command(wishes: Wishes) -> str:
     to others."""
     told = ["farthing calibrate", *(["--quick"] if wishes.quick else [])]
     told += [f"--task {kind}={path.name}" for kind, path in wishes.tasks.items()]
-    told += [f"--preset {name}" for name in wishes.presets]
+    told += [f"--preset {shlex.quote(name)}" for name in wishes.presets]
+    told += [] if wishes.dials is None else [f"--dials {wishes.dials}"]
     told += [] if wishes.limit is None else [f"--limit {wishes.limit}"]
     told += [f"--seeds {wishes.seeds}", f"--levels {','.join(map(str, wishes.levels))}"]
+    told += [f"--temperature {wishes.temperature:g}"] if wishes.temperature else []
     told += [f"--seed {wishes.seed}"] if wishes.seed else []
     told += [f"--judge {wishes.judge}"] if wishes.judge else []
     return " ".join(told)

@@ -19,11 +19,11 @@ from app.bench.calibrate import asking, graded, runtimes
 from app.bench.calibrate.asking import Kept, Told
 from app.bench.calibrate.graded import Graded, Judge
 from app.bench.calibrate.observed import Observed, Point
-from app.bench.calibrate.points import best, chosen, points, probes
+from app.bench.calibrate.points import best, chosen, probes
 from app.bench.calibrate.serving import gateway
 from app.bench.calibrate.spending import Spending
 from app.bench.grading import Question
-from app.bench.ways import FIRST_TOKENS
+from app.bench.ways import FIRST_TOKENS, Sampled
 from app.catalog import Catalog, read
 from app.errors import ConfigError
 from app.profile import Runtime
@@ -43,16 +43,24 @@ class Wishes:
     ours: bool  # whether that is the file which comes with Farthing
     out: Path  # a folder
     tasks: Mapping[str, Path] = field(default_factory=dict)  # by kind; none: those that we ship
-    presets: tuple[str, ...] = ()  # and models; none: all
+    presets: tuple[str, ...] = ()  # and models, and settings; none: all
+    dials: int | None = None  # settings of each dial beside the preset's own, at most; None: all,
+    # quickly 0
     limit: int | None = None  # questions of each kind
     seeds: int = 1
     levels: tuple[int, ...] = (1, 4, 8)
     seed: int = 0
+    temperature: float = 0.0
     usd: int | None = None  # 1e-12, of all runs into this folder together
     judge: str | None = None
     quick: bool = False
     url: str | None = None  # None: a gateway of its own
     key: str | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Settings of each dial."""
+        return 0 if self.quick and self.dials is None else self.dials
 
     @property
     def answers(self) -> Path:
@@ -103,6 +111,16 @@ class _Work:
         asked = sum(len(group.jobs) for plan in plans for group in asking.groups(plan))
         return asked + len(self.alone) * self.grid.rounds * len(self.grid.lengths)
 
+    def __str__(self) -> str:
+        """What there is to do, to people."""
+        plan = self.plan
+        known = sum(asking.known(one, asking.read(one.answers)) for one in (plan, self.probing))
+        before = f", {known:,} of them answered before" if known else ""
+        return (
+            f"{len(plan.points)} ways to answer, {len(plan.questions)} questions, seeds:"
+            f" {plan.seeds}: {self.total:,} requests with those of each model alone{before}"
+        )
+
 
 def measure(wishes: Wishes, console: Console) -> Measured:
     """Ask, and grade. What earlier runs into the same folder have asked is not asked again.
@@ -111,7 +129,7 @@ def measure(wishes: Wishes, console: Console) -> Measured:
     for files that cannot be read or written.
     """
     catalog = read(wishes.config)
-    found = chosen(points(catalog, wishes.quick), wishes.presets)
+    found = chosen(catalog, wishes.presets, wishes.most)
     by, names = best(catalog, found), {point.preset for point in found}
     try:
         every = _questions(wishes)
@@ -120,6 +138,7 @@ def measure(wishes: Wishes, console: Console) -> Measured:
             console.print(f"code is not asked for, as it cannot be graded here: {why}")
         wishes.out.mkdir(parents=True, exist_ok=True)
         work, spending = _work(wishes, catalog, found, by, asked), _spending(wishes)
+        console.print(str(work), highlight=False, soft_wrap=True)
         with _serving(wishes, console) as url:
             done = _asked(url, wishes, work, spending, names, console)
             told, model_times, marks = asyncio.run(done)
@@ -185,6 +204,7 @@ def _work(
         seeds=wishes.seeds,
         levels=wishes.levels,
         seed=wishes.seed,
+        sampled=Sampled(wishes.temperature),
     )
     heads = [replace(one, task=replace(one.task, max_tokens=FIRST_TOKENS)) for one in asked]
     probing = replace(

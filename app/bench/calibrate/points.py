@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import policies
 from app.bench.calibrate.observed import Point
-from app.bench.ways import Way
+from app.bench.ways import Way, value_of
 from app.catalog import Catalog, Preset
 from app.errors import BadRequest, ConfigError
 from policies.base import Policy
@@ -61,9 +61,9 @@ _DIALS: Mapping[str, Sequence[_Dial]] = {
 between equals."""
 
 
-def points(catalog: Catalog, quick: bool = False) -> list[Point]:
-    """Every model that writes and every preset that does not choose among others; unless `quick`,
-    the presets at other settings of their dials too. Raises BadRequest and UnknownModel for a
+def points(catalog: Catalog, most: int | None = None) -> list[Point]:
+    """Every model that writes and every preset that does not choose among others, the presets also
+    at other settings of their dials: `most` of each dial. Raises BadRequest and UnknownModel for a
     preset that the fleet cannot serve.
     """
     found = [
@@ -76,20 +76,44 @@ def points(catalog: Catalog, quick: bool = False) -> list[Point]:
             continue
         found.append(_point(catalog, preset, {}))
         own = policies.load(preset.policy, preset.options).fit(catalog, None)
-        for dial in () if quick else _DIALS.get(preset.policy, ()):
-            for options in dial(own):
+        for dial in _DIALS.get(preset.policy, ()):
+            for options in _spread([*dial(own)], most):
                 found.append(_point(catalog, preset, options))
     return found
 
 
-def chosen(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
-    """Those of the models and presets of these names; of all, where none is named. Raises
-    ConfigError for a name that there is not."""
+def chosen(catalog: Catalog, names: Sequence[str], most: int | None = None) -> list[Point]:
+    """Those of the models and presets of these names, and single settings such as
+    `careful;threshold=0.5`; all, where none is named. Raises ConfigError for a name that there is
+    not, and as `points`."""
+    found = points(catalog, most)
     known = dict.fromkeys(point.preset for point in found)
+    single = list[Point]()
     for name in names:
-        if name not in known:
+        preset, *options = name.split(";")
+        if preset not in known or (options and preset not in catalog.presets):
             raise ConfigError(f"--preset: there is no {name!r} to measure: {', '.join(known)}")
-    return [point for point in found if not names or point.preset in names]
+        if options:
+            told = dict(_option(name, text) for text in options)
+            single.append(_point(catalog, catalog.presets[preset], told))
+    kept = [point for point in found if not names or point.preset in names]
+    return list({point.name: point for point in (*kept, *single)}.values())
+
+
+def _option(name: str, text: str) -> tuple[str, Any]:
+    option, equals, value = text.partition("=")
+    if not (option and equals):
+        raise ConfigError(f"--preset {name}: {text!r} must look like option=value")
+    return option, value_of(value)
+
+
+def _spread(settings: list[_Options], most: int | None) -> list[_Options]:
+    """So many of them, evenly spread."""
+    if most is None or most >= len(settings):
+        return settings
+    ends = len(settings) - 1
+    at = [ends // 2] if most == 1 else [round(n * ends / (most - 1)) for n in range(most)]
+    return [settings[one] for one in at]
 
 
 def best(catalog: Catalog, found: Sequence[Point]) -> Point:

@@ -14,7 +14,7 @@ import pytest
 
 from app.bench.calibrate.asking import Kept, Plan, Told, gather, groups, read
 from app.bench.calibrate.observed import Point
-from app.bench.calibrate.points import chosen, points, probes
+from app.bench.calibrate.points import points, probes
 from app.bench.calibrate.spending import Spending
 from app.bench.grading import TASKS, Question, Task
 from app.bench.ways import Sampled, ask, parse, tag
@@ -45,7 +45,7 @@ def asked(many: int, task: Task = SUMS) -> tuple[Question, ...]:
 
 
 def three() -> tuple[Point, ...]:
-    found = [p for p in points(fleet(), quick=True) if p.preset in WAYS]
+    found = [p for p in points(fleet(), 0) if p.preset in WAYS]
     assert [point.name for point in found] == list(WAYS)
     return tuple(found)
 
@@ -156,12 +156,12 @@ async def test_what_was_answered_is_not_asked_again(
 async def test_what_has_changed_is_asked_anew(
     http: httpx.AsyncClient, plan: Plan, fake: Fake, changed: str
 ) -> None:
-    plan = replace(plan, points=tuple(chosen(three(), ["small"])), levels=(1,))
+    plan = replace(plan, points=tuple(p for p in three() if p.name == "small"), levels=(1,))
     await go(http, plan)
     before, made = read(plan.answers), len(fake.calls)
     if changed == "price":
-        dearer = points(fleet(small=price(1, 3, 0.1)), quick=True)
-        plan = replace(plan, points=tuple(chosen(dearer, ["small"])))
+        dearer = points(fleet(small=price(1, 3, 0.1)), 0)
+        plan = replace(plan, points=tuple(p for p in dearer if p.name == "small"))
     elif changed == "level":
         plan = replace(plan, levels=(2,))
     else:

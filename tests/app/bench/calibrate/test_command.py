@@ -79,6 +79,8 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     more = ("--url", url, "--task", f"gsm8k={sums}", "--quick", "--limit", "4")
     done = calibrate(config, out, *more)
     assert done.exit_code == 0, done.output
+    work = "3 ways to answer, 4 questions, seeds: 1: 22 requests with those of each model alone"
+    assert work in done.output and f"{work}," not in done.output
     assert 'profile = "' + str(out.resolve() / "profile.json") in done.output
     (worth,) = [line for line in done.output.splitlines() if line.startswith("Worth having")]
     assert "small" in worth and "large" not in worth  # which is no better, and dearer
@@ -96,8 +98,25 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     told = "farthing calibrate --quick --task gsm8k=gsm8k.jsonl --limit 4 --seeds 1 --levels 1,4"
     assert profile.measured.endswith(f"Z, {told}") and told in (out / "report.html").read_text()
     made = len(fake.calls)
-    assert calibrate(config, out, *more).exit_code == 0
+    done = calibrate(config, out, *more)
+    assert done.exit_code == 0 and f"{work}, 16 of them answered before" in done.output
     assert len(fake.calls) == made  # nothing is asked twice
+
+
+def test_some_settings_at_a_temperature(
+    config: Path, sums: Path, url: str, tmp_path: Path, fake: Fake
+) -> None:
+    out = tmp_path / "calibration"
+    more = ("--url", url, "--task", f"gsm8k={sums}", "--limit", "1", "--levels", "2")
+    setting = "economy;raise_at=2.5"
+    more = (*more, "--preset", "economy", "--preset", setting, "--dials", "1")
+    done = calibrate(config, out, *more, "--temperature", "0.7")
+    assert done.exit_code == 0, done.output
+    assert {call.sampling.temperature for call in fake.calls} == {0.7}
+    profile = json.loads((out / "profile.json").read_text())
+    assert len(profile["ways"]) == 3 and setting in [way["name"] for way in profile["ways"]]
+    told = f"--preset economy --preset '{setting}' --dials 1 --limit 1 --seeds 1 --levels 2"
+    assert profile["measured"].endswith(f"{told} --temperature 0.7")
 
 
 def test_a_budget_that_does_not_last(config: Path, sums: Path, url: str, tmp_path: Path) -> None:

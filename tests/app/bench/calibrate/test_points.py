@@ -6,7 +6,7 @@ import pytest
 
 from app.bench.calibrate.points import best, chosen, points, probes, way_of
 from app.catalog import Catalog, ModelCard, Preset, read
-from app.errors import ConfigError
+from app.errors import BadRequest, ConfigError
 from app.settings import DEFAULT_CONFIG
 from tests.policies.scripts import card, fleet, price
 
@@ -19,7 +19,7 @@ def with_presets(**presets: dict[str, object]) -> Catalog:
 
 
 def test_every_model_that_writes_and_every_preset() -> None:
-    found = points(DEFAULT, quick=True)
+    found = points(DEFAULT, 0)
     assert [point.name for point in found] == [*DEFAULT.models, *DEFAULT.presets]
     tiny, careful = found[2], next(point for point in found if point.name == "careful")
     assert (tiny.policy, tiny.models, tiny.fidelity) == ("direct", ("smollm2-tiny",), "exact")
@@ -86,17 +86,47 @@ def test_digests_are_those_by_which_a_profile_is_read() -> None:
 
 def test_some_of_them() -> None:
     found = points(fleet())
-    assert [p.name for p in chosen(found, ["small"])] == ["small"]
-    assert {p.preset for p in chosen(found, ["small", "economy"])} == {"small", "economy"}
-    assert chosen(found, []) == found
+    assert [p.name for p in chosen(fleet(), ["small"])] == ["small"]
+    assert {p.preset for p in chosen(fleet(), ["small", "economy"])} == {"small", "economy"}
+    assert chosen(fleet(), []) == found
     with pytest.raises(ConfigError, match="no 'auto' to measure: small, large, economy"):
-        chosen(found, ["auto"])
+        chosen(fleet(), ["auto"])
+
+
+def test_single_settings_of_a_preset() -> None:
+    """Whether its dial stops there or not; a setting that is measured anyway is the same point."""
+    swept = next(p for p in points(fleet()) if p.options.get("raise_at") == 3.0)
+    (found,) = chosen(fleet(), [swept.name])
+    assert found == swept
+    assert chosen(fleet(), []).count(swept) == chosen(fleet(), ["economy", swept.name]).count(swept)
+    (other,) = chosen(fleet(), ["economy;raise_at=2.5;start=large"])
+    assert other.options == {"raise_at": 2.5, "start": "large"} and other.preset == "economy"
+    for name, why in [
+        ("small;n=2", "there is no 'small;n=2' to measure"),
+        ("economy;raise_at", "'raise_at' must look like option=value"),
+    ]:
+        with pytest.raises(ConfigError, match=why):
+            chosen(fleet(), [name])
+    with pytest.raises(BadRequest, match="raise"):
+        chosen(fleet(), ["economy;raise=1"])
+
+
+def test_fewer_settings_of_a_dial_are_spread_over_it() -> None:
+    def levels(most: int | None) -> list[object]:
+        found = chosen(fleet(), ["economy"], most)
+        return [p.options["raise_at"] for p in found if p.options]
+
+    whole = levels(None)
+    assert len(whole) == 3 and levels(9) == whole  # of four the preset is at one
+    assert levels(0) == []
+    assert levels(1) == [whole[1]]
+    assert levels(2) == [whole[0], whole[2]]
 
 
 def test_the_best_is_the_dearest_model() -> None:
     found = points(fleet())
     assert best(fleet(), found).name == "large"
-    assert best(fleet(), chosen(found, ["economy"])).preset == "economy"
+    assert best(fleet(), chosen(fleet(), ["economy"])).preset == "economy"
     with pytest.raises(ConfigError, match="nothing to measure"):
         best(fleet(), [])
 

@@ -20,7 +20,7 @@ from app.settings import Settings
 from tests.policies.scripts import fleet
 
 GRID = Grid(lengths=(16, 64), rounds=2, tokens=4)
-ALONE = [point for point in points(fleet(), quick=True) if point.policy == "direct"]
+ALONE = [point for point in points(fleet(), 0) if point.policy == "direct"]
 
 
 def scripted(context: int = 4096) -> Fake:
