@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,6 +29,11 @@ Grader = Literal[
 ]
 _LETTERS = string.ascii_uppercase
 _LISTED = re.compile(r"^\W*[A-Z][.):] .*$", re.MULTILINE)  # a choice, as it was listed
+_WORDS = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen"
+    "|sixteen|seventeen|eighteen|nineteen|twenty"
+)
+_SPELT = re.compile(rf"\b({_WORDS})\b")
 _MOST_TRIED = 64  # braces at which an object may begin
 
 
@@ -130,13 +136,22 @@ def _best_of(score: Callable[[str, str], float]) -> Callable[[str, Line], Awaita
 
 def _same_number(text: str, reference: str) -> float:
     found = number_of(text)
+    if found is None and (words := _SPELT.findall(text.lower())):
+        found = Decimal(_WORDS.split("|").index(words[-1]))
     return float(found is not None and found == number_of(reference))
 
 
 async def _choice(text: str, line: Line) -> float:
+    """By its letter, or where it says none by the only choice that stands in it."""
     if len(_LISTED.findall(text)) > 1:
         text = _LISTED.sub("", text)  # it says the choices again: none of them is its answer
-    return float(letter_of(text, _LETTERS[: len(line["choices"])]) == line["reference"])
+    offered = _LETTERS[: len(line["choices"])]
+    found = letter_of(text, offered)
+    if found is None:
+        pairs = zip(offered, line["choices"], strict=True)
+        named = [letter for letter, choice in pairs if contains(text, choice)]
+        found = named[0] if len(named) == 1 else None
+    return float(found == line["reference"])
 
 
 async def _json(text: str, line: Line) -> float:

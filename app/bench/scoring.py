@@ -11,8 +11,10 @@ from decimal import Decimal, InvalidOperation
 from app.bench.tasks import exact_match, f1
 
 _NUMBER = r"-?(?:\$\s?)?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+"
+_TERM = rf"[($€ ]{{0,3}}(?:{_NUMBER})[) ]{{0,3}}"
+_SUM = rf"(?:(?:{_TERM}[-+*/x×÷])+{_TERM}=[*$€ ]{{0,4}})?"  # `16 + 12 = `, ahead of what it makes
 _SAID = re.compile(  # where an answer says that this is its result, rather than a step
-    rf"(?:####\W*?|\\boxed\{{\W*?|answer(?: is|:)\W*?)({_NUMBER})", re.IGNORECASE
+    rf"(?:####\W*?|\\boxed\{{\W*?|answer(?: is|:)\W*?){_SUM}({_NUMBER})", re.IGNORECASE
 )
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n?```|\Z)", re.DOTALL)
 _DEFINES = re.compile(r"^(?:async )?(?:def|class)\s+(\w+)", re.MULTILINE)
