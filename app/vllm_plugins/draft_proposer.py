@@ -25,7 +25,7 @@ from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
 from app.nets.acceptance_head import AcceptanceHead
-from app.vllm_plugins import asks, sampling_fault
+from app.vllm_plugins import asks, sampling_fault, seed_fault
 from app.vllm_plugins.drafts import Ask, Drafting, favour, softened
 from app.vllm_plugins.state_file import tell
 
@@ -46,6 +46,7 @@ class SpeculatingWorker(_Worker):
 
     def init_device(self) -> None:
         super().init_device()
+        seed_fault.mend(self.device)
         why_not = _why_not(self.vllm_config, self.model_runner)
         if why_not is not None:
             logger.warning("farthing: drafts are vLLM's own, of one length for all: %s", why_not)

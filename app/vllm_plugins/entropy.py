@@ -20,7 +20,7 @@ from vllm import SamplingParams
 from vllm import __version__ as vllm_version
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
-from app.vllm_plugins import asks
+from app.vllm_plugins import asks, seed_fault
 from app.vllm_plugins.channel import Sender
 from app.vllm_plugins.rows import Ask, EntropyRows
 
@@ -61,6 +61,8 @@ class EntropyProcessor(LogitsProcessor, _V2Processor):
         self._rows = EntropyRows()
         self._failed = False
         self._live = _is_supported() and isinstance(device, torch.device | str)
+        if self._live:
+            seed_fault.mend(device)
         if self._live and _is_double(self, vllm_config):
             self._live = False
         path = os.environ.get(asks.SOCKET_VARIABLE)

@@ -10,6 +10,7 @@ from typing import Any
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.platforms import current_platform
 
+from app.vllm_plugins import seed_fault
 from app.vllm_plugins.kv_connector import KVPredictorConnector
 
 if current_platform.is_cpu():
@@ -20,6 +21,10 @@ else:
 
 class PredictingWorker(_Worker):
     """vLLM's worker, save that the connector that it makes is handed its model."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        seed_fault.mend(self.device)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)

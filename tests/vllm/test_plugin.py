@@ -286,6 +286,29 @@ def test_a_prompt_that_is_read_in_pieces(client: Client, reference: PreTrainedMo
     assert (len(stopped.tokens), stopped.tokens[-1]) == (2, STOP_ID)
 
 
+@pytest.mark.smoke
+def test_seeded_prompts_that_are_read_in_pieces(client: Client) -> None:
+    """vLLM's own runner ends the server there; ours draws as if each had been read at once."""
+    prompts = [client.prompt(f"{n}. " + "\n".join(OWN[n:])) for n in range(3)]
+    assert min(map(len, prompts)) > 256
+
+    def ask(seed: int) -> tuple[list[int], int]:
+        body = client.body(prompts[seed], {}, temperature=1.0, seed=seed, stream=False)
+        answer = client.http.post("/v1/completions", json=body | {"max_tokens": 16})
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        cached = told["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return told["choices"][0]["token_ids"], cached
+
+    with ThreadPoolExecutor(3) as pool:
+        pieces = [*pool.map(ask, range(3))]
+    for seed, (tokens, cached) in enumerate(pieces):
+        again, found = ask(seed)  # most is in the cache by now: the rest is one piece
+        assert len(prompts[seed]) - found <= 256 < len(prompts[seed]) - cached
+        assert again == tokens
+    assert client.ask(prompts[0], max_tokens=2).stopped == ("length", None)  # it lives
+
+
 def test_the_stop_token_is_never_written_otherwise(client: Client) -> None:
     prompt = client.prompt(OWN[1])
     never = EntropyStop(level=99.0, rising=True)

@@ -15,7 +15,11 @@ import torch
 import app.vllm_plugins  # noqa: F401  so that it is there to be cleared
 
 VOCABULARY = 8
-OURS = ("app.vllm_plugins.sampling_fault", "app.vllm_plugins.draft_proposer")
+OURS = (
+    "app.vllm_plugins.sampling_fault",
+    "app.vllm_plugins.seed_fault",
+    "app.vllm_plugins.draft_proposer",
+)
 
 
 class Worker:
@@ -26,6 +30,7 @@ class Worker:
         self._runner = runner
 
     def init_device(self) -> None:
+        self.device = torch.device("cpu")
         self.model_runner = self._runner
 
     def take_draft_token_ids(self) -> Any:
@@ -35,6 +40,13 @@ class Worker:
         guesses = runner._draft_token_ids
         guesses = guesses.tolist() if torch.is_tensor(guesses) else guesses
         return DraftTokenIds(runner._draft_token_req_ids, guesses)
+
+
+class ModelRunner:
+    """As much of it as is replaced where requests have seeds."""
+
+    def sample_tokens(self, grammar: Any) -> Any:
+        """Draws nothing."""
 
 
 @dataclass
@@ -164,6 +176,7 @@ def load(
         },
         "vllm.v1.spec_decode.draft_model": {"DraftModelProposer": Proposer},
         "vllm.v1.worker.cpu_worker": {"CPUWorker": Worker},
+        "vllm.v1.worker.cpu_model_runner": {"CPUModelRunner": type("R", (ModelRunner,), {})},
     }
     for name, content in contents.items():
         parts = name.split(".")

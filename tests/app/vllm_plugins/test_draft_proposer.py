@@ -125,6 +125,9 @@ def test_where_it_cannot_be_vllm_s_own_drafting_stays(
     (record,) = caplog.records
     assert why in record.getMessage()
     assert not (tmp_path / "state").exists()
+    kind = sys.modules["vllm.v1.worker.cpu_model_runner"].__dict__["CPUModelRunner"]
+    mended = kind.sample_tokens is not straw_vllm.ModelRunner.sample_tokens  # whoever drafts
+    assert mended == ("version" not in changes)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from app import vllm_plugins as plugins
 from app.vllm_plugins import asks
 from app.vllm_plugins.channel import Receiver
 from tests.app.vllm_plugins.test_rows import STOP, VOCABULARY, Change, sure
@@ -22,6 +23,13 @@ Load = Callable[..., Any]
 STOPPING = {
     asks.CALL: "c", asks.LEVEL: 4.0, asks.RISING: 1, asks.WINDOW: 1, asks.STOP_ID: STOP,
 }  # fmt: skip
+
+
+class Runner:
+    """As much of vLLM's model runner as is replaced where requests have seeds."""
+
+    def sample_tokens(self, grammar: Any) -> Any:
+        """Draws nothing."""
 
 
 @pytest.fixture
@@ -37,11 +45,16 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
             modules[name].__dict__.update(LogitsProcessor=type("LogitsProcessor", (), {}))
         modules["vllm.v1.sample.logits_processor"].__dict__["BatchUpdate"] = Change
         modules["vllm"].__dict__.update(__version__=version, SamplingParams=SimpleNamespace)
+        runner = ModuleType("vllm.v1.worker.cpu_model_runner")
+        runner.__dict__["CPUModelRunner"] = type("Runner", (Runner,), {})
+        modules[runner.__name__] = runner
         if not v2:
             modules[f"{packages[-1]}.logits_processor"].__dict__.clear()
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.delitem(sys.modules, "app.vllm_plugins.entropy", raising=False)
+        for name in ("app.vllm_plugins.seed_fault", "app.vllm_plugins.entropy"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            monkeypatch.delattr(plugins, name.rpartition(".")[2], raising=False)
         return import_module("app.vllm_plugins.entropy")
 
     return load
@@ -51,7 +64,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 def _unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(asks.SOCKET_VARIABLE, raising=False)
     yield
-    sys.modules.pop("app.vllm_plugins.entropy", None)
+    for name in ("app.vllm_plugins.seed_fault", "app.vllm_plugins.entropy"):
+        sys.modules.pop(name, None)
 
 
 def params(extra: Any = None, **keys: Any) -> SimpleNamespace:
@@ -235,3 +249,20 @@ def test_it_reports_to_nobody_where_there_is_no_socket(load: Load) -> None:
     add(made, {asks.CALL: "c"})
     assert made.apply(sure(2)) is not None
     assert [seen.call for seen in made._rows.apply(sure(2))] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "mended"),
+    [
+        ("0.32.0", torch.device("cpu"), True),
+        ("0.32.0", torch.device("cuda"), False),
+        ("0.33.0", torch.device("cpu"), False),
+        ("0.32.0", SimpleNamespace(), False),  # runner V2
+    ],
+)
+def test_the_runner_beside_it_is_mended(
+    load: Load, version: str, device: Any, mended: bool
+) -> None:
+    processor(load(version), device=device)
+    kind = sys.modules["vllm.v1.worker.cpu_model_runner"].__dict__["CPUModelRunner"]
+    assert (kind.sample_tokens is not Runner.sample_tokens) == mended
