@@ -24,6 +24,11 @@ def since(moment: float | None, start: float) -> float | None:
     return None if moment is None else round(moment - start, 6)
 
 
+def foretold_usd(usd: float | None) -> float | None:
+    """Of an amount that was never paid, as many digits as money has."""
+    return None if usd is None else round(usd, 12)
+
+
 def seconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 

@@ -1,4 +1,4 @@
-"""The command line's part about strategies: farthing bench policies and compression."""
+"""The command line's part about strategies: farthing bench policies, compression, goodput."""
 
 from __future__ import annotations
 
@@ -71,6 +71,99 @@ def policies(
     )
     key = Settings().api_key
     run(url, plan, key=key.get_secret_value() if key else None, json_file=json_file)
+
+
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.csv",
+        help="When requests came: its column TIMESTAMP."
+        " Default: FARTHING_DATA's azure_trace_conv.csv.",
+    ),
+]
+Rivals = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=MODEL;POLICY;OPTION=VALUE]",
+        help="What auto is compared with: a model, a preset, or a policy with options;"
+        " repeatable. Default: every model and preset of the fleet.",
+    ),
+]
+Graded = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=FILE.jsonl",
+        help="Questions of one kind; repeatable. Default: those that come with Farthing.",
+    ),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME;first_token=S;latency=S;usd=USD;weight=N",
+        help="A class of requests; repeatable. Default: three, for the default fleet.",
+    ),
+]
+
+
+def goodput(
+    trace: Trace = None,
+    way: Rivals = None,
+    auto: Annotated[
+        str, typer.Option(metavar="NAME[=MODEL;...]", help="What is compared, with options.")
+    ] = "auto",
+    task: Graded = None,
+    slo: Classes = None,
+    requests: Annotated[int, typer.Option(min=2, help="Of each window of the trace.")] = 100,
+    rate: Annotated[float, typer.Option(min=1e-6, help="Arrivals/s, on average.")] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Windows.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the first one, and all that is drawn.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    right: Annotated[
+        float, typer.Option(min=0, max=1, help="Least worth of an answer that counts as right.")
+    ] = 0.5,
+    url: Annotated[
+        str | None, typer.Option(help="A gateway that runs. Default: one of its own.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="The fleet's file. Default: ./farthing.toml, else our own."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="What was found; a later run goes on from it.")
+    ] = Path("goodput"),
+) -> None:
+    """Replay a trace: how many requests auto answers in time, within budget and right, beside
+    every fixed model and preset."""
+    from app.bench.goodput.command import Wishes, run
+    from app.bench.goodput.demands import DEFAULT, parse
+    from app.bench.ways import named
+    from app.settings import Settings
+
+    settings = Settings() if config is None else Settings(config=config)
+    if trace is None:
+        if settings.data is None:
+            raise ConfigError("--trace: name a file of arrivals, a CSV with a column TIMESTAMP")
+        trace = settings.data / "azure_trace_conv.csv"
+
+    run(
+        Wishes(
+            trace=trace,
+            config=settings.config_file(),
+            out=out,
+            ways=tuple(map(named, way or ())),
+            auto=named(auto),
+            tasks=files(task or ()),
+            slos=tuple(map(parse, slo)) if slo else DEFAULT,
+            requests=requests,
+            rate=rate,
+            seeds=seeds,
+            seed=seed,
+            max_tokens=max_tokens,
+            right=right,
+            url=url,
+            key=settings.api_key.get_secret_value() if settings.api_key else None,
+        )
+    )
 
 
 def files(task: Sequence[str]) -> dict[str, Path]:

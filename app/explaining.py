@@ -179,9 +179,12 @@ def _promised(planned: Planned) -> dict[str, Any]:
         "why": promise.kind,
         "models": list(planned.policy.best_first(planned.model)),
         "options": _options(planned.policy),
-        "expected_usd": round(promise.cost, 12),
+        "expected_usd": amounts.foretold_usd(promise.cost),
         "expected_first_token_s": amounts.seconds(promise.first_token),
         "expected_latency_s": amounts.seconds(promise.latency),
+        "high_usd": amounts.foretold_usd(promise.cost_high),
+        "high_first_token_s": amounts.seconds(promise.first_token_high),
+        "high_latency_s": amounts.seconds(promise.latency_high),
     }
     return {"way": way}
 

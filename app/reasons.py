@@ -100,3 +100,6 @@ class Promise:
     kind: PlanKind = "best"
     """Why it was taken: it should be; it was drawn to learn of it; nothing keeps to what is asked.
     """
+    cost_high: float | None = None  # what nine of ten answers do not pass
+    first_token_high: float | None = None
+    latency_high: float | None = None

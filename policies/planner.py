@@ -356,6 +356,9 @@ def _promise(course: Course, taken: Choice, first: Choice) -> Promise:
         first_token=option.first_token,
         latency=option.latency,
         kind="short" if short else "best" if taken is first else "explored",
+        cost_high=option.cost_high,
+        first_token_high=option.first_token_high,
+        latency_high=option.latency_high,
     )
 
 

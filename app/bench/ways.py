@@ -57,6 +57,12 @@ def parse(text: str) -> Way:
     return Way(name, model, policy, n)
 
 
+def named(text: str) -> Way:
+    """The same, or the name of a model or preset alone. Raises ConfigError."""
+    name = text.partition(";")[0]
+    return parse(text if "=" in name else f"{name}={text}")
+
+
 def value_of(text: str) -> Any:
     """An option's value: JSON, or else text."""
     try:
@@ -93,6 +99,7 @@ class Answered:
     entropies: list[float] = field(default_factory=list)  # bits of its first tokens, where told;
     # of bounds the lower ones
     scarce: bool = False  # it is what it is for want of money
+    cut: str = ""  # why it is not whole: budget, deadline
     first_s: float | None = None  # to the first text
     seconds: float | None = None  # to the end
     farthing: dict[str, Any] = field(default_factory=dict)
@@ -219,8 +226,8 @@ def _take(
             found.first_s = time.perf_counter() - began
         texts[at] += text
         ends[at] = choice.get("finish_reason") or ends[at]
-        reason = (choice.get("finish_details") or {}).get("reason")
-        found.scarce = found.scarce or reason == "budget"
+        found.cut = (choice.get("finish_details") or {}).get("reason") or found.cut
+        found.scarce = found.scarce or found.cut == "budget"
     ours = event.get("farthing") or {}
     if "policy" in ours:  # the summary, with the finish
         found.farthing = ours

@@ -106,30 +106,57 @@ def agreement(pairs: Sequence[Pair], what: Price) -> str | None:
     seen = [pair for pair in pairs if pair.expected > 0 and pair.actual > 0]
     if not seen:
         return None
-    name, unit = _PRICES[what]
-    colours = _by_policy([pair.policy for pair in seen])
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes((5.2, 4.4), _INK)
-        for policy, colour in colours.items():
-            mine = [pair for pair in seen if pair.policy == policy]
-            axes.scatter(
-                [unit * pair.expected for pair in mine],
-                [unit * pair.actual for pair in mine],
-                s=10,
-                color=colour,
-                alpha=0.45,
-                linewidths=0,
-                rasterized=len(seen) > _POINTS,
-            )
-        both = [unit * v for pair in seen for v in (pair.expected, pair.actual)]
-        ends = [min(both) * 0.9, max(both) * 1.1]
-        axes.plot(ends, ends, color=_INK, alpha=0.5, linewidth=1)
-        _scaled(axes, "x", both)
-        _scaled(axes, "y", both)
-        axes.set_xlabel(f"expected: {name}")
-        axes.set_ylabel("actual")
+        colours = _by_policy([pair.policy for pair in seen])
+        _beside(axes, seen, what, colours, _INK)
         _legend(figure, axes, colours, _INK)
     return _svg(figure, f"agreement-{what}")
+
+
+def foretold(pairs: Mapping[Price, Sequence[Pair]], path: Path) -> bool:
+    """The same of several amounts, side by side, as PNG. False: there is nothing to show."""
+    told = {
+        what: seen
+        for what, of in pairs.items()
+        if (seen := [pair for pair in of if pair.expected > 0 and pair.actual > 0])
+    }
+    if not told:
+        return False
+    colours = _by_policy([pair.policy for seen in told.values() for pair in seen])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0 * len(told), 4.4), layout="constrained")
+        every = figure.subplots(1, len(told), squeeze=False)[0]
+        for axes, (what, seen) in zip(every, told.items(), strict=True):
+            _beside(axes, seen, what, colours, "#222222")
+        _legend(figure, every[0], colours, "#222222")
+        FigureCanvasAgg(figure)
+        figure.savefig(path, dpi=150, format="png", facecolor="white")
+    return True
+
+
+def _beside(
+    axes: Axes, seen: Sequence[Pair], what: Price, colours: Mapping[str, str], ink: str
+) -> None:
+    name, unit = _PRICES[what]
+    for policy, colour in colours.items():
+        mine = [pair for pair in seen if pair.policy == policy]
+        axes.scatter(
+            [unit * pair.expected for pair in mine],
+            [unit * pair.actual for pair in mine],
+            s=10,
+            color=colour,
+            alpha=0.45,
+            linewidths=0,
+            rasterized=len(seen) > _POINTS,
+        )
+    both = [unit * v for pair in seen for v in (pair.expected, pair.actual)]
+    ends = [min(both) * 0.9, max(both) * 1.1]
+    axes.plot(ends, ends, color=ink, alpha=0.5, linewidth=1)
+    _scaled(axes, "x", both)
+    _scaled(axes, "y", both)
+    axes.set_xlabel(f"expected: {name}")
+    axes.set_ylabel("actual")
 
 
 def first_tokens(runtimes: Mapping[str, Runtime]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,12 +28,13 @@ _ALONE = {
 
 
 @contextmanager
-def gateway(config: Path, log: Path) -> Iterator[str]:
-    """The URL of a gateway with the fleet of this file. `log`: where what it says goes.
+def gateway(config: Path, log: Path, more: Mapping[str, str] = _ALONE) -> Iterator[str]:
+    """The URL of a gateway with the fleet of this file, and these settings. `log`: where what it
+    says goes.
 
     Raises ConfigError where it does not start, with what it said.
     """
-    settings = {**_ALONE, "config": str(config.resolve())}
+    settings = {**_ALONE, **more, "config": str(config.resolve())}
     with _ends_as_by_ctrl_c(), serving([*CLI, "serve"], settings, log=log) as served:
         yield f"http://{served.host}:{served.port}"
 
