@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from app.budget import Meter
 from app.errors import EngineError, Unaffordable
 from app.types import Call, Chunk, Decoding, Token, Usage
-from policies.base import Policy, most_cost
+from policies.base import Planned, Policy, most_cost
 
 _SEEDS = 2**64
 
@@ -37,13 +37,12 @@ class Part:
 
 
 async def parts(
-    call: Call, policy: Policy, model: str, meter: Meter, drawn: int, echo: bool = False
+    call: Call, planned: Planned, meter: Meter, drawn: int, echo: bool = False
 ) -> list[Part]:
-    """What is to be run for this call; `drawn`: choices that are made of each prompt; `echo`:
-    whether the prompts are shown too.
-
-    `model` is what the policy's worst case is asked with. Raises as the engine's `count`.
+    """What is to be run for this call, as it was planned; `drawn`: choices that are made of each
+    prompt; `echo`: whether the prompts are shown too. Raises as the engine's `count`.
     """
+    policy, model = planned.policy, planned.model
     calls = call.to(model).apart()
     asked = calls[0].choices
     counts = await _counted(calls, policy, model, meter)
@@ -67,6 +66,40 @@ async def parts(
         for each, prompt, completion in zip(calls, counts, most, strict=True)
         for number in range(drawn)
     ]
+
+
+def least(found: Sequence[Part], models: Iterable[str], meter: Meter) -> int:
+    """Prompt and a token of each choice of all parts, by the cheapest of these models: 1e-12
+    units."""
+    return sum(
+        min(
+            meter.prices[model].of(
+                Usage(part.prompt, completion=min(part.call.choices, part.completion))
+            )
+            for model in models
+        )
+        for part in found
+    )
+
+
+def written(
+    call: Call, planned: Planned, found: Sequence[Part], meter: Meter, drawn: int, echo: bool
+) -> AsyncGenerator[Chunk]:
+    """The chunks of this call's answers, as it was planned. `drawn`, `echo`: as `parts` has them.
+
+    Raises as the policy.
+    """
+    policy, prompts = planned.policy, 1 + len(call.beside)
+    echo = echo and not found[0].native
+    if echo and call.max_tokens == 0:
+        return echoed(call, planned.first, meter, None)
+    if len(found) == 1:
+        stream = policy.run(found[0].call, meter)
+    else:
+        stream = run(policy, found, meter)
+        if len(found) != call.choices:
+            stream = best(stream, prompts, drawn, call.choices // prompts)
+    return echoed(call, planned.first, meter, stream) if echo else stream
 
 
 async def run(policy: Policy, found: Sequence[Part], meter: Meter) -> AsyncGenerator[Chunk]:

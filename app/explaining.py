@@ -11,18 +11,17 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from app import amounts
 from app.bill import Bill, Line
-from app.budget import Meter
-from app.choices import Part
 from app.errors import BudgetExceeded, FarthingError, Overloaded
-from app.orders import Order, Plan
+from app.notes import Notes
+from app.orders import Order
 from app.trail import Attempt, CallRecord
-from app.types import Alternative, Call, Capabilities, Chunk, Decision, Fidelity, Shortened, Usage
+from app.types import Alternative, Call, Capabilities, Decision, Fidelity, Usage
 from policies.base import Planned, Policy, Whole
 
 T = TypeVar("T")
@@ -33,48 +32,6 @@ _WORDS = 200  # characters of an error
 _HIDDEN = "..."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # in ASCII throughout
-
-
-@dataclass
-class Notes:
-    """What is noted of an answer only to explain it."""
-
-    plan: Plan
-    meter: Meter
-    planned: Planned  # what answers it: the plan's policy, or what that says
-    drawn: int  # choices that are made of each prompt
-    found: Sequence[Part] = ()  # once its prompts are counted
-    considered: dict[int, tuple[Alternative, ...]] = field(default_factory=dict)  # by choice
-    shortened: dict[int, Shortened] = field(default_factory=dict)  # by choice; never written down
-    decided: list[float] = field(default_factory=list)  # time.monotonic() of each decision
-    further: int = 0  # calls beyond those that are kept
-    error: Exception | None = None  # what ended it
-
-    @property
-    def serving(self) -> Policy:
-        """The policy that answers."""
-        return self.planned.policy
-
-    @property
-    def worst(self) -> int:
-        """The most that the plan may cost, whatever the budget; 1e-12 USD."""
-        return sum(part.most for part in self.found)
-
-    @property
-    def worst_gpu(self) -> int | None:
-        """The most that it may take, 1e-12 accelerator-seconds, where that is bounded too."""
-        below = [part.beneath.most for part in self.found if part.beneath is not None]
-        return sum(below) if below else None
-
-    @property
-    def limit_gpu(self) -> int | None:
-        return None if self.meter.beneath is None else self.meter.beneath.limit
-
-    def note(self, chunk: Chunk) -> None:
-        """What the policy says of its ways."""
-        self.considered.setdefault(chunk.index, chunk.considered)
-        if chunk.shortened is not None:
-            self.shortened.setdefault(chunk.index, chunk.shortened)
 
 
 class Answered(Protocol):
@@ -177,6 +134,7 @@ def _promised(planned: Planned) -> dict[str, Any]:
         "name": promise.way,
         "preset": promise.preset,
         "why": promise.kind,
+        "after": list(promise.after),
         "models": list(planned.policy.best_first(planned.model)),
         "options": _options(planned.policy),
         "expected_usd": amounts.foretold_usd(promise.cost),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -12,16 +11,19 @@ from functools import cached_property, partial
 from typing import Literal, Protocol
 
 from app import choices, orders
-from app.bill import Bill, Line, Receipt, version
+from app.bill import Bill, Receipt, version
 from app.budget import Account, Meter, Rate, Reservation, Wanted, check
 from app.catalog import PICO, Catalog, GpuSeconds, Price
 from app.choices import Part
-from app.errors import DeadlineExceeded
-from app.explaining import Notes, explained
+from app.errors import DeadlineExceeded, FarthingError
+from app.explaining import explained
+from app.notes import Notes
 from app.orders import GPU_BUDGET, Order, Plan
 from app.outcomes import Ending, Outcome, outcome_of
+from app.shown import Shown
 from app.trail import CallRecord
 from app.types import Chunk, Decision, Engine, Fidelity, Promise
+from policies.answers.asking import PASSED_ON
 from policies.base import Planned
 
 __all__ = ["Answer", "Gateway", "Observer", "Order", "Outcome", "Plan"]
@@ -115,7 +117,6 @@ class Answer:
         self.estimate = 0  # worst case, 1e-12 USD
         self.decisions: list[Decision] = []
         self.calls: list[CallRecord] = []  # that have ended, but for those beyond MOST_CALLS
-        self.entropy: Literal["exact", "bounds"] | None = None  # what the policy went by, if any
         self._drawn = order.best_of or order.call.choices // (1 + len(order.call.beside))
         self._plan = plan
         self._untold: Decision | None = None  # what was planned, until the first chunk
@@ -126,17 +127,16 @@ class Answer:
         self._reservation: Reservation | None = None
         self._observer = observer
         self._prompt = 0
-        self._cached = 0
-        self._calls = Counter[int]()  # of each choice, that have said what they read
+        self._early: list[Chunk] = []  # before there is something to show
+        self.shown = Shown(order.call.choices // (1 + len(order.call.beside)))
+        self.visible = self.shown.visible  # tokens of the answer, by the model that wrote them
         self._ending = Ending(set(range(order.call.choices)))
-        self._visible: dict[str, int] = {}
         self._prices = prices
         self._busy = 0.0
         self._deadline = order.call.goals.deadline
         self._cut: Literal["deadline", "cancelled"] = "deadline"  # why, if it comes to that
         self._step: asyncio.Timeout | None = None
         self.outcome: Outcome | Literal[""] = ""  # how it ended, once it has
-        self.first: float | None = None  # when there was something to show; time.monotonic()
         self.ended = False  # settled, or soon to be: there is nothing left to stop
         self._stream = self._answer()
 
@@ -183,11 +183,12 @@ class Answer:
     @property
     def bill(self) -> Bill:
         """So far; final after the last chunk."""
-        lines = [self._line(line) for line in self._meter.lines()]
+        seen = self.visible
+        lines = [replace(line, visible=seen.get(line.model, 0)) for line in self._meter.lines()]
         return Bill(
             prompt=self._prompt,
-            cached=self._cached,
-            completion=sum(self._visible.values()),
+            cached=self.shown.cached,
+            completion=sum(self.visible.values()),
             lines=tuple(lines),
             cost=sum(line.cost for line in lines),
             prices=self._prices,
@@ -197,18 +198,13 @@ class Answer:
     @property
     def took(self) -> tuple[float | None, float]:
         """Seconds since the request came, until the first of a stream and until now."""
-        arrived, first = self.order.arrived, self.first if self.order.stream else None
+        arrived, first = self.order.arrived, self.shown.first if self.order.stream else None
         return None if first is None else first - arrived, time.monotonic() - arrived
-
-    @property
-    def visible(self) -> Mapping[str, int]:
-        """Tokens of the answer, by the model that wrote them."""
-        return self._visible
 
     @property
     def tokens(self) -> tuple[int, int, int]:
         """Of the prompt, of these cached, of the answer: as its client is told."""
-        return self._prompt, self._cached, sum(self._visible.values())
+        return self._prompt, self.shown.cached, sum(self.visible.values())
 
     def calling(self, record: CallRecord) -> None:
         record.headers = self.order.trace
@@ -222,9 +218,6 @@ class Answer:
             self.notes.further += 1
         if self._observer is not None:
             self._observer.called(self, record)
-
-    def _line(self, line: Line) -> Line:
-        return replace(line, visible=self._visible.get(line.model, 0))
 
     async def _answer(self) -> AsyncGenerator[Chunk]:
         outcome: Outcome = "closed"
@@ -256,11 +249,9 @@ class Answer:
 
     async def _chunks(self) -> AsyncGenerator[Chunk]:
         """The policy's chunks, cut at the deadline."""
-        early = list[Chunk]()
         try:
             async with asyncio.timeout(self._left()):
                 found = await self._admit()
-            self._untold = self.notes.planned.decision
             async with aclosing(self._run(found)) as stream:
                 while True:
                     # Around each step only: a timeout must not span a yield.
@@ -268,39 +259,50 @@ class Answer:
                         chunk = await anext(stream, None)
                     if chunk is None:
                         return
-                    self._note(chunk)
-                    shows = bool(chunk.tokens or chunk.text or chunk.raw or chunk.finish)
-                    if shows and self.first is None:
-                        self.first = time.monotonic()
-                    if shows or chunk.decision:
-                        early += self._with_plan(chunk)
+                    if chunk.considered:
+                        self.notes.note(chunk)
+                    if self.shown.take(chunk) or chunk.decision:
+                        self._early += self._with_plan(chunk)
                     # The status goes out with the first chunk: not before there is something.
-                    while self.first is not None and early:
-                        yield early.pop(0)
+                    while self.shown.first is not None and self._early:
+                        yield self._early.pop(0)
         except TimeoutError as error:
-            if self.first is None and self._cut == "deadline":
+            if self.shown.first is None and self._cut == "deadline":
                 raise DeadlineExceeded(
                     "The deadline passed before the first token", param="X-Budget-Latency-Ms"
                 ) from error
             for index in sorted(self._ending.writing):
                 yield Chunk(index=index, finish="length", reason=self._cut)
 
-    def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
-        call, meter = self.order.call, self._meter
-        if not self.order.echo or found[0].native:
-            return self._written(found)
-        answers = None if call.max_tokens == 0 else self._written(found)
-        return choices.echoed(call, self.notes.planned.first, meter, answers)
+    async def _run(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
+        """What is planned writes; where it fails before its first word, what is planned instead."""
+        order, meter = self.order, self._meter
+        while True:
+            before, planned = len(self.calls), self.notes.planned
+            stream = choices.written(order.call, planned, found, meter, self._drawn, order.echo)
+            try:
+                async with aclosing(stream) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except PASSED_ON as error:
+                if self.shown.first is not None:
+                    raise
+                found = await self._instead(error, before)
 
-    def _written(self, found: Sequence[Part]) -> AsyncGenerator[Chunk]:
-        policy, asked = self.notes.serving, self.order.call.choices
-        if len(found) == 1:
-            return policy.run(found[0].call, self._meter)
-        prompts = 1 + len(self.order.call.beside)
-        stream = choices.run(policy, found, self._meter)
-        if len(found) == asked:
-            return stream
-        return choices.best(stream, prompts, self._drawn, asked // prompts)
+    async def _instead(self, error: FarthingError, before: int) -> list[Part]:
+        """What is run instead, on what is left of the money that is held. Raises the error where
+        there is nothing. `before`: calls that had ended when what failed began."""
+        failed = {call.model for call in self.calls[before:] if call.outcome == "failed"}
+        planned = await self.notes.planned.instead(error, failed, self._meter.rest)
+        self._early.clear()
+        self.shown.begin_again()
+        found, rest = await self._prepared(planned), self._meter.rest
+        if rest is not None and sum(part.most for part in found) > rest:
+            if self.order.strict:
+                raise error
+            self._meter.scarce, self.budget = True, self._meter.limit
+        return found
 
     async def _admit(self) -> list[Part]:
         """Count and reserve; where the account has less, plan with that."""
@@ -308,23 +310,18 @@ class Answer:
         found = await self._counted()
         if await self._reserve(found) and self._plan.policy.chooses:
             found = await self._counted()
-        # Where only the worst case bounds it, there is nothing for a policy to save.
-        self._meter.scarce = self.budget is not None
+        self._meter.scarce = self.budget is not None  # else there is nothing for a policy to save
         return found
 
     async def _counted(self) -> list[Part]:
         """Plan, count the prompts, estimate the worst case, and refuse what `strict` refuses."""
-        call, meter, strict = self.order.call, self._meter, self.order.strict
-        asked = call.to(self._plan.model)
+        meter, strict, policy = self._meter, self.order.strict, self._plan.policy
+        asked = self.order.call.to(self._plan.model)
         if self.order.best_of is not None:
-            asked = replace(asked, choices=self._drawn * (1 + len(call.beside)))
-        plan = await self._plan.policy.planned(asked, meter, meter.prices, strict, self.budget)
-        policy, self.notes.planned = plan.policy, plan
-        self.fidelity, self.promise = policy.fidelity, plan.promise
-        found = await choices.parts(call, policy, plan.model, meter, self._drawn, self.order.echo)
-        self.notes.found = found
+            asked = replace(asked, choices=self._drawn * (1 + len(asked.beside)))
+        planned = await policy.planned(asked, meter, meter.prices, strict, self.budget)
+        found = await self._prepared(planned)
         cost = sum(part.most for part in found)
-        self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
         self.estimate = cost if self.budget is None else min(cost, self.budget)
         if strict:
             check(cost, self.budget, "cost {:.9f} USD", meter.param)
@@ -333,9 +330,27 @@ class Answer:
             check(most, meter.beneath.limit, "take {:.9f} accelerator-seconds", GPU_BUDGET)
         return found
 
+    async def _prepared(self, planned: Planned) -> list[Part]:
+        """What is to be run as it was planned; where its prompt cannot be counted, instead."""
+        order, meter = self.order, self._meter
+        while True:
+            try:
+                found = await choices.parts(order.call, planned, meter, self._drawn, order.echo)
+                break
+            except PASSED_ON as error:
+                planned = await planned.instead(error, set(), meter.rest)
+        self.notes.replan(planned, found)
+        self._untold, self.promise = planned.decision, planned.promise
+        self.fidelity = planned.policy.fidelity
+        self._prompt = sum(part.prompt for part in found[:: self._drawn])  # each prompt once
+        return found
+
     async def _reserve(self, found: Sequence[Part]) -> bool:
         """Hold the estimate; less, where there is no more, is the budget then, and it says so."""
         least = sum(part.least + part.scoring for part in found)
+        if self._plan.policy.chooses:  # with less there may be a way that needs less
+            models = self._plan.policy.worst_case(self._plan.model, 0, 0)
+            least = min(least, choices.least(found, models, self._meter))
         written = sum(part.completion for part in found)
         wanted = Wanted(
             id=self.order.call.id,
@@ -354,20 +369,6 @@ class Answer:
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-
-    def _note(self, chunk: Chunk) -> None:
-        if chunk.considered:
-            self.notes.note(chunk)
-        # Of an engine's own bytes we know how many tokens they are, not which.
-        shown = len(chunk.tokens) if chunk.raw is None else chunk.usage.completion
-        if shown and not chunk.echo:
-            self._visible[chunk.model] = self._visible.get(chunk.model, 0) + shown
-        for low, high in (token.entropy for token in chunk.tokens if token.entropy is not None):
-            self.entropy = "bounds" if low != high else self.entropy or "exact"
-        self._calls[chunk.index] += bool(chunk.usage.prompt)
-        first = chunk.index % (self.order.call.choices // (1 + len(self.order.call.beside))) == 0
-        if first and self._calls[chunk.index] == 1:
-            self._cached += chunk.usage.cached
 
     def _with_plan(self, chunk: Chunk) -> list[Chunk]:
         """This chunk, told with the first one what was planned."""

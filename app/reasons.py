@@ -85,7 +85,7 @@ class Alternative:
     propensity: float | None = None  # how likely it was to be chosen, before it was
 
 
-PlanKind: TypeAlias = Literal["best", "explored", "short"]
+PlanKind: TypeAlias = Literal["best", "explored", "short", "failover"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,9 @@ class Promise:
     first_token: float  # seconds until the answer begins
     latency: float  # seconds until it is whole
     kind: PlanKind = "best"
-    """Why it was taken: it should be; it was drawn to learn of it; nothing keeps to what is asked.
-    """
+    """Why it was taken: it should be; it was drawn to learn of it; nothing keeps to what is asked;
+    the way that was taken first failed before its first word."""
+    after: tuple[str, ...] = ()  # ways that failed, the one that was taken first ahead
     cost_high: float | None = None  # what nine of ten answers do not pass
     first_token_high: float | None = None
     latency_high: float | None = None

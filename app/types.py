@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from app.reasons import Alternative as Alternative
 from app.reasons import Decision as Decision
+from app.reasons import PlanKind as PlanKind
 from app.reasons import Promise as Promise
 from app.reasons import Shortened as Shortened
 

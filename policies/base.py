@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from app.catalog import Catalog, Tariff
-from app.errors import EngineError, Overloaded, Unaffordable
+from app.errors import EngineError, FarthingError, Overloaded, Unaffordable
 from app.profile import Way
 from app.types import (
     Alternative,
@@ -37,6 +37,10 @@ Models: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Names of models, as an option; a header says several in one text."""
 
 
+Other: TypeAlias = "Callable[[FarthingError, Set[str], int | None], Awaitable[Planned]]"
+"""Of a plan, as its `instead`."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """Which policy answers a call, and what is told of that."""
@@ -46,6 +50,17 @@ class Planned:
     promise: Promise | None = None
     decision: Decision | None = None
     considered: Callable[[], Sequence[Alternative]] = tuple  # asked once there is time
+    other: Other | None = None  # what to ask for another way; None: there is none
+
+    async def instead(self, error: FarthingError, failed: Set[str], usd: int | None) -> Planned:
+        """What answers now that this has failed with that error before its first word. `failed`:
+        models that did, `usd`: what may be spent, 1e-12 USD; None: anything.
+
+        Raises the error where nothing does.
+        """
+        if self.other is None:
+            raise error
+        return await self.other(error, failed, usd)
 
     @property
     def first(self) -> str:

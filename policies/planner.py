@@ -5,27 +5,38 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
 from contextlib import aclosing, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import Field, PrivateAttr
 
 from app.catalog import PICO, Catalog, Tariff
-from app.errors import BadRequest, BudgetExceeded, EngineError
-from app.profile import Profile, Way
-from app.prompt_features import Classifier, features_of
-from app.types import Call, Chunk, Decision, Fidelity, MeteredEngine, Promise, Usage
+from app.errors import BudgetExceeded, EngineError, FarthingError
+from app.profile import Way
+from app.prompt_features import features_of
+from app.types import (
+    Alternative,
+    Call,
+    Chunk,
+    Decision,
+    Fidelity,
+    MeteredEngine,
+    PlanKind,
+    Promise,
+    Usage,
+)
 from policies.base import Models, Planned, Policy
 from policies.plans import telling
 from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
-from policies.plans.courses import Course, State, courses, special, unable, worst_usd
-from policies.plans.predicting import Forecast, Situation
+from policies.plans.courses import Course, State, special, unable, worst_usd
+from policies.plans.fitted import Fitted, fitted
+from policies.plans.predicting import Situation
 
 T = TypeVar("T")
-_KEPT = 16  # planners, as they were fitted to a fleet
+_MOST_TRIED = 3  # other ways, where the one that was taken fails before its first word
 
 
 class Planner(Policy):
@@ -66,7 +77,7 @@ class Planner(Policy):
         description="share of the requests that any way that fits may answer, to learn of it",
     )
 
-    _fitted: _Fitted | None = PrivateAttr(default=None)
+    _fitted: Fitted | None = PrivateAttr(default=None)
 
     @property
     def fidelity(self) -> Fidelity:
@@ -77,7 +88,7 @@ class Planner(Policy):
     def fit(self, catalog: Catalog, model: str | None) -> Self:
         """With a model named, by the ways in which that one may answer."""
         copy = self.model_copy()
-        copy._fitted = _remembered(catalog, self.ways, self.exact, model)
+        copy._fitted = fitted(catalog, self.ways, self.exact, model)
         return copy
 
     def narrowed(self, may: Callable[[Way], bool]) -> Self | None:
@@ -113,31 +124,36 @@ class Planner(Policy):
         strict: bool = False,
         usd: int | None = None,
     ) -> Planned:
-        options = await self._options(call, engine, prices, strict)
+        return await self._planned(_Tries(call, engine, prices, strict), usd)
+
+    async def _planned(self, tries: _Tries, usd: int | None) -> Planned:
+        call, engine, prices, strict = tries.call, tries.engine, tries.prices, tries.strict
+        options = tries.left(await self._options(call, engine, prices, strict), self._courses)
         wish = self._wish(call, strict, usd)
-        choices = choose(options, wish, self.explore)
+        choices = choose(options, wish, 0.0 if tries.failed else self.explore)
         taken = _drawn(choices, call.id)
-        if strict and taken.missed not in (None, "usd"):  # of money the gateway knows better
-            header = telling.HEADERS[taken.missed]
-            raise BudgetExceeded(
-                f"{header}: {telling.why(taken, choices[0], wish)} ({taken.option.name}), and"
-                " X-Budget-Fallback is `strict`",
-                param=header,
-            )
+        tries.check(taken, choices[0], wish)
         course = next(c for c in self._courses if c.way.name == taken.option.name)
-        asked = call.to(course.model)
+        told = partial(telling.alternatives, options, choices, taken, wish)
+        if tries.told is not None:
+            told = partial(telling.instead, tries.told, taken, tries.failed)
+
+        async def other(error: FarthingError, models: Set[str], usd: int | None) -> Planned:
+            return await self._planned(tries.after(course, error, models, told), usd)
+
         return Planned(
-            policy=course.policy.serving(asked, engine, prices),
+            policy=course.policy.serving(call.to(course.model), engine, prices),
             model=course.model,
-            promise=_promise(course, taken, choices[0]),
+            promise=_promise(course, taken, choices[0], tuple(tries.failed)),
             decision=Decision(
                 kind="plan",
                 model=course.first,
                 token=0,
-                detail=telling.line(taken, choices[0], wish),
+                detail=telling.line(taken, choices[0], wish, tries.failed),
                 steered=taken.missed == "usd",
             ),
-            considered=partial(telling.alternatives, options, choices, taken, wish),
+            considered=told,
+            other=other,
         )
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
@@ -148,7 +164,7 @@ class Planner(Policy):
                 yield chunk
 
     @property
-    def _known(self) -> _Fitted:
+    def _known(self) -> Fitted:
         if self._fitted is None:
             raise RuntimeError("a planner must be fitted to a fleet first")
         return self._fitted
@@ -225,113 +241,65 @@ class Planner(Policy):
         return -(-sum([await engine.count(each.to(last)) for each in calls]) // len(calls))
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """What a fleet's profile is to a planner."""
-
-    courses: Sequence[Course]  # the best one first, over all kinds of prompts
-    forecast: Forecast  # of these
-    kinds: Classifier
-    every: Sequence[tuple[str, ...]]  # what each of them asks
-    models: Sequence[str]  # all of these
-    embedded: frozenset[str]  # of the fleet: they share this machine
-    prices: Mapping[str, Tariff]
-    profile: Profile
-    _parts: dict[frozenset[str], _Fitted] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> _Fitted:
-        cards = catalog.models.values()
-        return cls(
-            courses=tuple(found),
-            forecast=Forecast([course.way for course in found], profile),
-            kinds=profile.kinds,
-            every=tuple(course.way.models for course in found),
-            models=_asked(found),
-            embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
-            prices=catalog.prices(),
-            profile=profile,
-        )
-
-    def only(self, names: frozenset[str]) -> _Fitted:
-        """With the ways of these names."""
-        if names not in self._parts:
-            found = [course for course in self.courses if course.way.name in names]
-            part = replace(
-                self,
-                courses=found,
-                forecast=Forecast([course.way for course in found], self.profile),
-                every=tuple(course.way.models for course in found),
-                models=_asked(found),
-                _parts={},
-            )
-            _make_room(self._parts)
-            self._parts[names] = part
-        return self._parts[names]
-
-
-def _asked(courses: Sequence[Course]) -> Sequence[str]:
-    return tuple(dict.fromkeys(model for course in courses for model in course.way.models))
-
-
 def _each(every: Sequence[tuple[str, ...]], told: Callable[[Sequence[str]], T]) -> list[T]:
     """What is told of each of these sets of models, asked once of equal ones."""
     known = {models: told(models) for models in set(every)}
     return [known[models] for models in every]
 
 
-def _make_room(kept: dict[Any, Any]) -> None:
-    while len(kept) >= _KEPT:
-        del kept[next(iter(kept))]
+@dataclass(frozen=True)
+class _Tries:
+    """What is asked, and the ways to answer it that have failed before their first words."""
 
+    call: Call
+    engine: MeteredEngine
+    prices: Mapping[str, Tariff]
+    strict: bool
+    failed: Mapping[str, FarthingError] = field(default_factory=dict)  # by way, in their order
+    models: frozenset[str] = frozenset()  # that failed in them
+    told: Callable[[], Sequence[Alternative]] | None = None  # of all ways, as they were weighed
 
-_kept: dict[tuple[object, ...], tuple[Catalog, _Fitted]] = {}  # the catalog: its id is in the key
+    def after(
+        self,
+        course: Course,
+        error: FarthingError,
+        models: Set[str],
+        told: Callable[[], Sequence[Alternative]],
+    ) -> _Tries:
+        """Once this way has failed too, with that error and as these models did."""
+        failed = {**self.failed, course.way.name: error}
+        return replace(self, failed=failed, models=self.models | models, told=self.told or told)
 
+    def left(self, options: Sequence[Option], courses: Sequence[Course]) -> Sequence[Option]:
+        """Ways that failed cannot be taken, nor can others that would ask what failed in them."""
+        if not self.failed:
+            return options
+        found = []
+        for option, course in zip(options, courses, strict=True):
+            broken = next((model for model in course.way.models if model in self.models), "")
+            why = f"{broken} failed before its first word" if broken else ""
+            why = why or ("it failed before its first word" if option.name in self.failed else "")
+            found.append(option._replace(unable=option.unable or why))
+        return found
 
-def _remembered(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> _Fitted:
-    """What is read of a profile once, not for each request. Raises BadRequest."""
-    key = (id(catalog), ways, exact, model)
-    if key not in _kept:
-        made = _fit(catalog, ways, exact, model)
-        _make_room(_kept)
-        _kept[key] = catalog, made
-    return _kept[key][1]
-
-
-def _fit(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> _Fitted:
-    profile = catalog.profile
-    if profile is None:
-        _refuse(
-            "there is no profile of this fleet: run `farthing calibrate`, and name the file that it"
-            " writes in farthing.toml: [planner] profile"
-        )
-    found, _ = courses(profile, catalog)
-    if not found:
-        _refuse("no way of the profile is as it was measured: run `farthing calibrate` again")
-    unknown = set(ways) - {name for c in found for name in (c.way.name, c.way.preset)}
-    if unknown:
-        known = ", ".join(dict.fromkeys(course.way.preset for course in found))
-        _refuse(f"ways: the profile has no {min(unknown)!r}; it has: {known}")
-    if ways:
-        found = [c for c in found if c.way.name in ways or c.way.preset in ways]
-    if exact:
-        found = [course for course in found if course.way.fidelity == "exact"]
-    if model is not None:
-        found = [course for course in found if model in course.way.models]
-    if not found:
-        what = "is exact" if exact else "is left"
-        _refuse(f"of the measured ways none {what}" + (f" with {model}" if model else ""))
-    found.sort(key=lambda course: (course.way.name != profile.best, -_mean(course.way)))
-    return _Fitted.of(found, profile, catalog)
-
-
-def _refuse(why: str) -> NoReturn:
-    raise BadRequest(f"policy planner: {why}", param="policy")
-
-
-def _mean(way: Way) -> float:
-    """Its quality over all kinds of prompts."""
-    return sum(one.mean for one in way.quality.values()) / max(len(way.quality), 1)
+    def check(self, taken: Choice, best: Choice, wish: Wish) -> None:
+        """Raises what the way raised that was taken first, where there is no other to be taken; and
+        BudgetExceeded where `strict` cannot be kept to."""
+        first = next(iter(self.failed.values()), None)
+        if first is None:
+            if self.strict and taken.missed not in (None, "usd"):  # of money the gateway knows more
+                header = telling.HEADERS[taken.missed]
+                raise BudgetExceeded(
+                    f"{header}: {telling.why(taken, best, wish)} ({taken.option.name}), and"
+                    " X-Budget-Fallback is `strict`",
+                    param=header,
+                )
+        elif (
+            taken.option.unable
+            or len(self.failed) > _MOST_TRIED
+            or (self.strict and taken.missed is not None)
+        ):
+            raise first
 
 
 def _drawn(choices: Sequence[Choice], id: str) -> Choice:
@@ -346,16 +314,18 @@ def _drawn(choices: Sequence[Choice], id: str) -> Choice:
     return choices[0]
 
 
-def _promise(course: Course, taken: Choice, first: Choice) -> Promise:
+def _promise(course: Course, taken: Choice, first: Choice, after: tuple[str, ...]) -> Promise:
     option = taken.option
     short = taken.missed is not None or bool(option.unable)
+    kind: PlanKind = "short" if short else "best" if taken is first else "explored"
     return Promise(
         way=option.name,
         preset=course.way.preset,
         cost=option.cost,
         first_token=option.first_token,
         latency=option.latency,
-        kind="short" if short else "best" if taken is first else "explored",
+        kind="failover" if after else kind,
+        after=after,
         cost_high=option.cost_high,
         first_token_high=option.first_token_high,
         latency_high=option.latency_high,

@@ -74,8 +74,8 @@ def summary(answer: Answer, debug: bool) -> dict[str, Any]:
         "fidelity": answer.fidelity,
         "models": {line.model: line.visible for line in answer.bill.lines},
     }
-    if answer.entropy is not None:
-        told["entropy"] = answer.entropy
+    if answer.shown.entropy is not None:
+        told["entropy"] = answer.shown.entropy
     failed = next((d for d in answer.decisions if d.kind == "failover"), None)
     if failed is not None:
         told["failover"] = {"token": failed.token, "model": failed.model}

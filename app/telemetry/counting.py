@@ -255,7 +255,8 @@ class Telemetry:
             saved.observe(decision.saves)
 
     def _planned(self, answer: Answered, promise: Promise, whole: bool) -> None:
-        """What became of what the planner expected; of an answer that is not whole, nothing."""
+        """What became of what the planner expected: of a whole answer, by the first way that was
+        tried."""
         way = self.names.way(promise.preset)
         self._count["farthing_plans_total"](way, promise.kind).inc()
         first, last = answer.took
@@ -265,7 +266,7 @@ class Telemetry:
             "latency": (last, promise.latency),
         }
         for kind, (actual, expected) in took.items():
-            if whole and actual is not None and expected > 0:
+            if whole and not promise.after and actual is not None and expected > 0:
                 self._spread["farthing_plan_drift_ratio"](way, kind).observe(actual / expected)
 
     def _budgeted(self, how: tuple[str, str], admitted: int, spent: int) -> None:

@@ -205,13 +205,14 @@ _POLICIES = {
 _PLANS = {
     "farthing_plans_total": _counter(
         "Answers that the planner gave, by the way that it chose: `best`, it should be taken;"
-        " `explored`, to learn of it; `short`, nothing keeps to what is asked",
+        " `explored`, to learn of it; `short`, nothing keeps to what is asked; `failover`, another"
+        " one failed before its first word",
         "way",
         "kind",
     ),
     "farthing_plan_drift_ratio": _histogram(
         "What whole answers took of what the planner expected: `cost`, `latency`, and where they"
-        " are streamed `first_token`",
+        " are streamed `first_token`; no failovers",
         "way",
         "kind",
         buckets=_TIMES,

@@ -52,7 +52,10 @@ def _course(way: Way, catalog: Catalog) -> Course:
     policy = policies.load(way.policy, options).fit(catalog, model or None)
     if policy.chooses:
         raise BadRequest("it chooses among ways itself")
-    return Course(way, policy, model, next(iter(policy.worst_case(model, 0, 0))))
+    asked = tuple(policy.worst_case(model, 0, 0))
+    if set(asked) != set(way.models):
+        raise BadRequest(f"it asks {', '.join(asked)} now, and asked {', '.join(way.models)}")
+    return Course(way, policy, model, asked[0])
 
 
 @dataclass(frozen=True)

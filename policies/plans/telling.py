@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from app.catalog import PICO
+from app.errors import FarthingError
 from app.types import Alternative
 from policies.plans.choosing import Bound, Choice, Option, Wish, missed
 
@@ -36,11 +38,27 @@ def why(choice: Choice, first: Choice, wish: Wish) -> str:
     return "the best that fits"
 
 
-def line(choice: Choice, first: Choice, wish: Wish) -> str:
-    """Of a Decision: which way, why, and what is expected of it."""
+def line(choice: Choice, first: Choice, wish: Wish, failed: Mapping[str, FarthingError]) -> str:
+    """Of a Decision: which way, why, and what is expected of it. `failed`: other ways before."""
     option = choice.option
     expected = f"quality {option.quality:.3g}, {option.cost:.3g} USD, {option.latency:.3g} s"
-    return f"{option.name}: {why(choice, first, wish)}; expected: {expected}"[:200]
+    before = "".join(f"{name} failed ({type(e).__name__}); " for name, e in failed.items())
+    return f"{option.name}: {before}{why(choice, first, wish)}; expected: {expected}"[:200]
+
+
+def instead(
+    told: Callable[[], Sequence[Alternative]], choice: Choice, failed: Mapping[str, FarthingError]
+) -> list[Alternative]:
+    """All ways as they were weighed at first, with which failed then, and which answers."""
+    found = []
+    for way in told():
+        chosen, reason = way.name == choice.option.name, way.reason
+        if chosen:
+            reason = "the best of those that had not failed"
+        elif way.name in failed:
+            reason = f"it failed before its first word ({type(failed[way.name]).__name__})"
+        found.append(replace(way, chosen=chosen, reason=reason))
+    return found
 
 
 def alternatives(

@@ -322,7 +322,7 @@ class Bounding(Fake):
 async def test_an_answer_says_whether_its_entropies_were_exact(kind, model, small, known):
     answer = ask(gateway(kind(engine(small=small).scripts)), Order(call(model)))
     await read(answer)
-    assert answer.entropy == known
+    assert answer.shown.entropy == known
 
 
 async def test_an_answer_is_asked_for_in_its_accounts_name():

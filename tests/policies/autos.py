@@ -28,7 +28,7 @@ class Loaded(Fake):
 
 def engine(loads: dict[str, Load] | None = None, **scripts: Any) -> Loaded:
     made = {}
-    for name in ("small", "large", "server"):
+    for name in dict.fromkeys(("small", "large", "server", *scripts)):
         words = [f"{name[0]}{i}" for i in range(40)]
         made[name] = Script(words, **scripts.get(name, {}))
     return Loaded(made, loads=loads or {})

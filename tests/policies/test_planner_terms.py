@@ -12,7 +12,7 @@ import pytest
 import policies
 from app.budget import Purse
 from app.catalog import GpuSeconds, Preset
-from app.errors import BadRequest, Forbidden, UnknownModel
+from app.errors import BadRequest, Forbidden, KeySpent, UnknownModel
 from app.explaining import explained
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Goals
@@ -32,6 +32,8 @@ class Poor(Purse):
         return not self.names or name in self.names
 
     async def reserve(self, wanted: Any) -> Any:
+        if self.left is not None and self.left < wanted.least:
+            raise KeySpent("it leaves less")
         held = await super().reserve(wanted)
         held.amount = min(held.amount, held.amount if self.left is None else self.left)
         return held
@@ -42,6 +44,16 @@ async def test_where_the_account_has_less_another_way_is_planned() -> None:
     await read(answer)
     assert way_of(answer) == "server" and answer.outcome == "kept"
     assert answer.spent <= answer.estimate <= usd(700) and answer.budget == usd(700)
+
+
+async def test_an_account_that_pays_for_a_token_of_the_cheapest_way_is_answered() -> None:
+    # Of the best one not even the prompt: 5 tokens for 10 each.
+    answer = auto(account=Poor(usd(40)))
+    await read(answer)
+    assert way_of(answer) == "small" and answer.outcome == "cut"
+    assert 0 < answer.spent <= usd(40)
+    with pytest.raises(KeySpent):
+        await read(auto(account=Poor(usd(6))))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,21 @@ async def test_what_has_changed_since_it_was_measured_is_not_taken() -> None:
     others = {"large": card("large", price(10, 21))}
     with pytest.raises(BadRequest, match="run `farthing calibrate` again"):
         auto(replace(SURVEYED, models=others, presets={}))
+
+
+async def test_a_preset_that_asks_other_models_by_now_is_another_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # The small model of this preset is the cheapest of the family, whichever that is.
+    open_preset = Preset(name="economy", policy="entropy_switch", large="large")
+    before = measured(replace(fleet(), presets={"economy": open_preset}), economy=1.0, large=0.9)
+    assert await taken(before) == "economy"
+    tiny = {**before.models, "tiny": card("tiny", price(0.1, 0.2))}
+    after = replace(before, models=tiny)
+    assert await taken(after, engine(tiny={})) == "large"
+    assert "economy: it asks tiny, large now, and asked small, large" in caplog.text
+    with pytest.raises(BadRequest, match="economy is not as it was measured: it asks tiny"):
+        auto(after, options={"ways": "economy"})
 
 
 def test_without_a_profile_there_is_no_auto_and_it_says_how_to_get_one() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from app.engines.fake import Fake
+from app.engines.fake import Fake, Script
 from app.factory import create_app
 from app.settings import Settings
 from tests.policies.scripts import engine, fleet
@@ -65,6 +65,22 @@ async def test_so_does_a_stream(client: httpx.AsyncClient) -> None:
     drift = samples(shown, "farthing_plan_drift_ratio_count")
     assert {key.split('"')[1] for key in drift} == {"cost", "first_token", "latency"}
     assert 'preset="auto"' in shown and 'policy="planner"' in shown
+
+
+async def test_who_answers_is_told_where_the_first_one_failed(
+    client: httpx.AsyncClient, fake: Fake
+) -> None:
+    fake.scripts = {**fake.scripts, "large": Script(["l0"], fails_after=0)}
+    answer = await client.post(URL, json=asking(**AUTO, stream=True))
+    assert answer.status_code == 200 and answer.headers["X-Farthing-Preset"] == "small"
+    (told,) = [each["farthing"] for each in events(answer.text) if "farthing" in each]
+    assert told["decided"]["detail"].startswith("small: large failed (EngineError); ")
+    shown = (await client.get("/metrics")).text
+    assert samples(shown, "farthing_plans_total") == {
+        'farthing_plans_total{kind="failover",way="small"}': 1.0
+    }
+    # How long the first one took to fail says nothing of the other's profile.
+    assert not samples(shown, "farthing_plan_drift_ratio_count")
 
 
 async def test_every_shape_of_answer_may_be_planned(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,140 @@
+"""What a fleet's profile is to a planner: its ways, read once and not for each request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeAlias
+
+from app.catalog import Catalog, Tariff
+from app.errors import BadRequest
+from app.profile import Profile, Way
+from app.prompt_features import Classifier
+from policies.plans.courses import Course, courses
+from policies.plans.predicting import Forecast
+
+_KEPT = 16  # of each kind
+log = logging.getLogger(__name__)
+
+
+_Found: TypeAlias = tuple[list[Course], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fleet's profile is to a planner."""
+
+    courses: Sequence[Course]  # the best one first, over all kinds of prompts
+    forecast: Forecast  # of these
+    kinds: Classifier
+    every: Sequence[tuple[str, ...]]  # what each of them asks
+    models: Sequence[str]  # all of these
+    embedded: frozenset[str]  # of the fleet: they share this machine
+    prices: Mapping[str, Tariff]
+    profile: Profile
+    _parts: dict[frozenset[str], Fitted] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> Fitted:
+        cards = catalog.models.values()
+        return cls(
+            courses=tuple(found),
+            forecast=Forecast([course.way for course in found], profile),
+            kinds=profile.kinds,
+            every=tuple(course.way.models for course in found),
+            models=_asked(found),
+            embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
+            prices=catalog.prices(),
+            profile=profile,
+        )
+
+    def only(self, names: frozenset[str]) -> Fitted:
+        """With the ways of these names."""
+        if names not in self._parts:
+            found = [course for course in self.courses if course.way.name in names]
+            part = replace(
+                self,
+                courses=found,
+                forecast=Forecast([course.way for course in found], self.profile),
+                every=tuple(course.way.models for course in found),
+                models=_asked(found),
+                _parts={},
+            )
+            _make_room(self._parts)
+            self._parts[names] = part
+        return self._parts[names]
+
+
+def _asked(courses: Sequence[Course]) -> Sequence[str]:
+    return tuple(dict.fromkeys(model for course in courses for model in course.way.models))
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    while len(kept) >= _KEPT:
+        del kept[next(iter(kept))]
+
+
+# Of catalogs, by their ids and with them, so that these stay theirs.
+_read: dict[int, tuple[Catalog, _Found]] = {}
+_kept: dict[tuple[object, ...], tuple[Catalog, Fitted]] = {}
+
+
+def fitted(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> Fitted:
+    """What is read of a profile once, not for each request. Raises BadRequest."""
+    key = (id(catalog), ways, exact, model)
+    if key not in _kept:
+        made = _fit(catalog, ways, exact, model)
+        _make_room(_kept)
+        _kept[key] = catalog, made
+    return _kept[key][1]
+
+
+def _fit(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None) -> Fitted:
+    profile = catalog.profile
+    if profile is None:
+        _refuse(
+            "there is no profile of this fleet: run `farthing calibrate`, and name the file that it"
+            " writes in farthing.toml: [planner] profile"
+        )
+    every, stale = _found(catalog, profile)
+    if not every:
+        _refuse("no way of the profile is as it was measured: run `farthing calibrate` again")
+    known = {name for course in every for name in (course.way.name, course.way.preset)}
+    for name in sorted(set(ways) - known):
+        if name in stale:
+            _refuse(f"ways: {name} is not as it was measured: {stale[name]}")
+        presets = ", ".join(dict.fromkeys(course.way.preset for course in every))
+        _refuse(f"ways: the profile has no {name!r}; it has: {presets}")
+    found = [
+        course
+        for course in every
+        if (not ways or course.way.name in ways or course.way.preset in ways)
+        and (not exact or course.way.fidelity == "exact")
+        and (model is None or model in course.way.models)
+    ]
+    if not found:
+        what = "is exact" if exact else "is left"
+        _refuse(f"of the measured ways none {what}" + (f" with {model}" if model else ""))
+    found.sort(key=lambda course: (course.way.name != profile.best, -_mean(course.way)))
+    return Fitted.of(found, profile, catalog)
+
+
+def _found(catalog: Catalog, profile: Profile) -> _Found:
+    """The ways that this fleet still has; of the others, by name, why they are not taken."""
+    if id(catalog) not in _read:
+        found, stale = courses(profile, catalog)
+        for name, why in stale.items():
+            log.warning("the planner does not take %s: %s", name, why)
+        _make_room(_read)
+        _read[id(catalog)] = catalog, (found, stale)
+    return _read[id(catalog)][1]
+
+
+def _refuse(why: str) -> NoReturn:
+    raise BadRequest(f"policy planner: {why}", param="policy")
+
+
+def _mean(way: Way) -> float:
+    """Its quality over all kinds of prompts."""
+    return sum(one.mean for one in way.quality.values()) / max(len(way.quality), 1)
