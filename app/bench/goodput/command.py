@@ -71,6 +71,13 @@ def run(wishes: Wishes) -> None:
             plan, found = asyncio.run(_measured(url, wishes, trace, asked, console))
         rows = figures(found, plan.auto, wishes.seed)
         report.write(rows, found, plan.auto, _said(wishes, plan), wishes.out)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nstopped; whole replays are in {wishes.out}/, and the same command goes on from"
+            " there",
+            soft_wrap=True,
+        )
+        raise
     except httpx.HTTPError as error:
         raise ConfigError(f"the gateway: {error or type(error).__name__}") from error
     except (OSError, ValueError) as error:
@@ -137,6 +144,7 @@ async def _measured(
             seed=wishes.seed,
             answers=wishes.answers,
         )
+        console.print(_long(plan), soft_wrap=True)
         with Progress(*columns, console=console) as bar:
             total = len(plan.ways) * plan.seeds * plan.requests
             shown = bar.add_task("replaying", total=total)
@@ -147,6 +155,16 @@ async def _measured(
             found = await replays.gather(http, plan, advance)
             bar.update(shown, description="grading")
             return plan, await outcomes(found, dict(plan.windows()), right=wishes.right)
+
+
+def _long(plan: replays.Plan) -> str:
+    """How much there is to do, if nothing of it is done."""
+    replayed = len(plan.ways) * plan.seeds
+    minutes = replayed * (plan.requests - 1) / plan.rate / 60
+    return (
+        f"{replayed} replays of {plan.requests} requests: about {minutes:.0f} minutes, and what the"
+        " last answers of each take"
+    )
 
 
 async def _ways(http: httpx.AsyncClient, wishes: Wishes) -> tuple[Way, ...]:

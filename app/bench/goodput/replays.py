@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from app.prompt_files import read_objects
 
 _SAMPLED = Sampled()  # greedy
 _SEEDS_APART = 1_000_000  # of sampling, of two windows: more than either has requests
+_WARMING = 8  # tokens of an answer that does not count
 _READERS = 8  # of explanations, at once
 _TRIES = 4  # a refusal's explanation follows within a second
 _PAUSE_S = 0.5
@@ -140,7 +141,9 @@ async def gather(
 
 async def _warm_up(http: httpx.AsyncClient, way: Way, plan: Plan) -> None:
     """One request that does not count: what is loaded and compiled at the first one is there."""
-    answer = await ask(http, plan.questions[0], way, plan.seed - 1, _SAMPLED)
+    question = plan.questions[0]
+    short = replace(question, task=replace(question.task, max_tokens=_WARMING))
+    answer = await ask(http, short, way, plan.seed - 1, _SAMPLED)
     if answer.failed:
         raise ConfigError(f"{way.name} does not answer: {answer.failed}")
 

@@ -42,7 +42,9 @@ def test_what_is_no_class(text: str, why: str) -> None:
 
 
 def test_a_window_of_requests() -> None:
-    questions = [one for one in items.shipped() if one.task.name in ("math", "extraction")]
+    every = items.shipped()
+    questions = [one for one in every if one.task.name == "math"]
+    questions += [one for one in every if one.task.name == "extraction"][:2]
     slos = (Slo("often", weight=9), Slo("seldom"))
     found = wanted([0.5 * n for n in range(400)], questions, slos, 3)
     assert [(one.number, one.at) for one in found[:2]] == [(0, 0.0), (1, 0.5)]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from app.bench import items
 from app.bench.goodput.demands import Slo
+from app.bench.goodput.outcomes import outcomes
 from app.bench.goodput.replays import Plan, gather
 from app.bench.ways import Way
 from app.cli import cli
@@ -98,6 +99,25 @@ async def test_all_ways_are_asked_the_same_on_the_same_terms(
         assert 0 < way["expected_usd"] <= way["high_usd"] and way["high_latency_s"] > 0
 
 
+async def test_fixed_ways_are_kept_to_the_same_terms(
+    http: httpx.AsyncClient, plan: Plan, fake: Fake
+) -> None:
+    """The budget buys some twenty of forty words at 20 USD per million; and they come slowly."""
+    words = [f"w{n}" for n in range(40)]
+    few = Slo("few", usd=500_000_000)
+    plan = replace(plan, ways=WAYS[2:], questions=QUESTIONS[:1], seeds=1, slos=(few,))
+    fake.scripts = {"small": Script(words), "large": Script(words)}
+    found = await gather(http, plan, quiet)
+    cut = await outcomes(found, dict(plan.windows()), right=0.5)
+    assert {one.why for one in cut} == {"budget"}
+    assert all(one.used and 0.9 < one.used <= 1 for one in cut)
+    fake.scripts = {"large": Script(words, delay=0.1)}
+    plan = replace(plan, slos=(Slo("soon", latency=0.3),))
+    late = await outcomes(await gather(http, plan, quiet), dict(plan.windows()), right=0.5)
+    assert {one.why for one in late} == {"deadline"}
+    assert all(one.cost and not one.over for one in late)
+
+
 async def test_ways_take_their_turns_in_an_order_of_each_seed(plan: Plan) -> None:
     orders = [[way.name for way in plan.order(seed)] for seed in range(12)]
     assert len({tuple(order) for order in orders}) > 2
@@ -173,6 +193,7 @@ def test_the_command(trace: Path, url: str, tmp_path: Path, fake: Fake) -> None:
     )
     done = goodput(trace, url, out, *more)
     assert done.exit_code == 0, done.output
+    assert "4 replays of 6 requests: about 0 minutes" in done.output
     assert "No request cost more than its budget, of 24 whose cost is known." in done.output
     told = json.loads((out / "report.json").read_text())
     assert [row["way"] for row in told["figures"]][0] == "auto"
