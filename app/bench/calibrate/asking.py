@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +12,18 @@ from typing import Any, TypeAlias
 
 import httpx
 
+from app.bench.calibrate.keeping import append
 from app.bench.calibrate.observed import Point
 from app.bench.calibrate.points import way_of
 from app.bench.calibrate.spending import Spending, Spent
 from app.bench.grading import Question
 from app.bench.ways import Answered, Sampled, ask, checksum, described
+from app.errors import ConfigError
 from app.prompt_files import read_objects
 
 _TURNS = 6  # requests of each client before the level changes, at least
 _HOPELESS = 3  # failures of a way, without an answer, after which it is asked no more
+_BROKEN = 25  # failures in a row, of ways that have answered, after which nothing is asked any more
 
 Key: TypeAlias = tuple[str, int, int, str, int, str, int, str]
 
@@ -71,9 +73,10 @@ class Kept:
         of = self.answer
         return *of.key, self.level, self.digest, of.put, of.asked
 
-    def as_line(self) -> str:
+    @property
+    def line(self) -> dict[str, Any]:
         told = {"level": self.level, "digest": self.digest, "spent": self.spent}
-        return json.dumps({**told, **asdict(self.answer)}) + "\n"
+        return {**told, **asdict(self.answer)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ async def gather(
     """The answers to all of it: those that are kept from `before`, and those that are asked for
     now. `advance` is told how many more are there, and what is being done.
 
-    Raises httpx.ConnectError; OSError of the file of answers.
+    Raises httpx.ConnectError; OSError of the file of answers; ConfigError where requests fail all
+    of a sudden.
     """
     asking = _Asking(http, plan, spending, _good(before), advance)
     for group in groups(plan):
@@ -199,7 +203,10 @@ class _Asking:
         self._spending, self._advance = spending, advance
         self.told = Told()
         self._failures = Counter[str]()  # of ways that have not answered yet
-        self._answered: set[str] = set()
+        there = {(point.name, point.digest) for point in plan.points}
+        ways = ((kept.answer.way, kept.digest) for kept in before.values())
+        self._answered = {way for way, digest in ways if (way, digest) in there}
+        self._in_a_row = 0  # failures of ways that have answered
         self._under_way = 0
         self._over = False
 
@@ -258,7 +265,16 @@ class _Asking:
         refused = answer.failed[:1] == "4"  # before anything was made
         self._keep(job, answer, held, 0.0 if refused else answer.cost)
         self._advance(1, "")
-        if answer.failed and name not in self._answered:
+        if not answer.failed:
+            self._in_a_row = 0
+        elif name in self._answered:
+            self._in_a_row += 1
+            if self._in_a_row == _BROKEN:
+                raise ConfigError(
+                    f"{_BROKEN} requests in a row have failed, of ways that had answered, the last:"
+                    f" {name}: {answer.failed}; once that is mended the same command goes on"
+                )
+        else:
             self._failures[name] += 1
             if self._failures[name] == _HOPELESS:
                 self.told.hopeless[name] = answer.failed
@@ -271,9 +287,7 @@ class _Asking:
             answer.failed = answer.failed or "the budget of the calibration cut it short"
         spent = self._spending.settle(job.point.name, held, cost)
         kept = Kept(answer, job.level, job.point.digest, spent)
-        with self._plan.answers.open("ab", buffering=0) as file:
-            # In one write: a run that is killed leaves whole lines.
-            file.write(kept.as_line().encode())
+        append(self._plan.answers, kept.line)
         if not answer.scarce or self._spending.most is None:
             self.told.found.append(kept)
         if not answer.failed:

@@ -78,6 +78,9 @@ def _lacking(measured: Measured, wishes: Wishes) -> Iterator[str]:
             f"the budget of {usd(wishes.usd or 0)} USD did not pay for {told.left} requests more:"
             " the same command with a higher --usd goes on"
         )
+    models = [point.name for point in measured.points if point.policy == "direct"]
+    if models := [name for name in models if name not in measured.runtimes]:
+        yield f"not measured alone, so that F and g are not known: {', '.join(models)}"
     if measured.graded.ungraded:
         yield (
             f"{measured.graded.ungraded} answers are left out: there is no answer of"

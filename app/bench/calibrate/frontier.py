@@ -223,7 +223,9 @@ def show(rows: Sequence[Standing]) -> None:
         )
     console.print(table)
     for row in rows:
-        if other := row.useless:
+        if row.failed == row.asked:
+            console.print(f"{row.way}: gave no answer", highlight=False)
+        elif other := row.useless:
             console.print(
                 f"{row.way}: {other} is as good, and no dearer or slower", highlight=False
             )

@@ -14,12 +14,14 @@ import httpx
 
 from app.bench import opinions
 from app.bench.calibrate.asking import Kept
+from app.bench.calibrate.keeping import append
 from app.bench.calibrate.observed import Observed
 from app.bench.calibrate.spending import Spending, Spent
 from app.bench.grading import Messages, Question
 from app.prompt_files import read_objects
 
 _AT_ONCE = 4
+_TOO_MUCH = (400, 413)  # of what is judged, for the judge
 _JUDGE = "judge "  # a judge's requests, to Spending
 
 
@@ -48,7 +50,7 @@ class Judge:
             raise
         finally:
             spent = self.spending.settle(way, held, cost)
-            _append(self.file, {"spent": spent})
+            append(self.file, {"spent": spent})
         return verdict
 
     def known(self) -> dict[str, float]:
@@ -131,13 +133,12 @@ async def _judged(
         worth = await opinions.worth(question, text, judge=judge.model, ask=judge.ask)
     except Spent:
         return None
-    _append(judge.file, {"of": of, "worth": worth})
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in _TOO_MUCH:
+            raise
+        return None
+    append(judge.file, {"of": of, "worth": worth})
     return worth
-
-
-def _append(path: Path, line: Mapping[str, object]) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(line) + "\n").encode())
 
 
 def _observed(kept: Kept, worth: float) -> Observed:

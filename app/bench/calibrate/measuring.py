@@ -6,7 +6,7 @@ import asyncio
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from app.bench import items
 from app.bench.calibrate import asking, graded, runtimes
 from app.bench.calibrate.asking import Kept, Told
 from app.bench.calibrate.graded import Graded, Judge
+from app.bench.calibrate.keeping import mend
 from app.bench.calibrate.observed import Observed, Point
 from app.bench.calibrate.points import best, chosen, probes
 from app.bench.calibrate.serving import gateway
@@ -33,6 +34,7 @@ from app.prompt_files import read_objects
 _MOST_S = 1800  # between two bytes of an answer
 _QUICK_TOKENS = 64  # of an answer, at most
 PROBE_LEVEL = 4
+LOG = "gateway.log"
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,16 @@ def measure(wishes: Wishes, console: Console) -> Measured:
         if why:
             console.print(f"code is not asked for, as it cannot be graded here: {why}")
         wishes.out.mkdir(parents=True, exist_ok=True)
+        for path in (wishes.answers, wishes.first_tokens, wishes.opinions, wishes.runtimes):
+            mend(path)
         work, spending = _work(wishes, catalog, found, by, asked), _spending(wishes)
         console.print(str(work), highlight=False, soft_wrap=True)
         with _serving(wishes, console) as url:
             done = _asked(url, wishes, work, spending, names, console)
             told, model_times, marks = asyncio.run(done)
     except httpx.HTTPError as error:
-        raise ConfigError(f"the gateway: {error or type(error).__name__}") from error
+        where = "" if wishes.url else f"; what it said is in {wishes.out / LOG}"
+        raise ConfigError(f"the gateway: {error or type(error).__name__}{where}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     texts = {f"{one.task.name}/{one.number}": text_of(one.messages) for one in every}
@@ -155,7 +160,7 @@ def _serving(wishes: Wishes, console: Console) -> Iterator[str]:
     if wishes.url:
         yield wishes.url
         return
-    log = wishes.out / "gateway.log"
+    log = wishes.out / LOG
     with ExitStack() as stack:
         with console.status(f"starting a gateway, whose models take a while to load ({log})"):
             url = stack.enter_context(gateway(wishes.config, log))
@@ -222,7 +227,7 @@ def _work(
 
 def _spending(wishes: Wishes) -> Spending:
     """With what all runs into this folder have spent. Raises ValueError."""
-    spending = Spending(wishes.usd)
+    spending = Spending(wishes.usd, file=wishes.out / "held.json")
     for kept in (*asking.read(wishes.answers), *asking.read(wishes.first_tokens)):
         spending.spent += kept.spent
         spending.know(kept.answer.way, kept.spent)
@@ -248,7 +253,7 @@ async def _asked(
         base_url=url.removesuffix("/v1"), headers=headers, timeout=timeout, limits=limits
     ) as http:
         await _check(http, wishes, names)
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console) as bar, closing(spending):
             shown = bar.add_task("asking", total=work.total)
 
             def advance(more: int, level: str) -> None:

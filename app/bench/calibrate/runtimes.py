@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from app.bench.calibrate.keeping import append
 from app.bench.calibrate.observed import Point
 from app.bench.calibrate.spending import Spending, Spent
 from app.bench.grading import Line, Messages, Question, Task
@@ -94,7 +94,7 @@ async def measure(
                     if sample is None:
                         refused.add((point.preset, length))
                     else:
-                        _keep(file, sample)
+                        append(file, asdict(sample))
                 found += [] if sample is None else [sample]
                 advance(1)
     return fitted(found)
@@ -141,7 +141,10 @@ async def _ask(
     answer = await ask(http, question, way, number, Sampled(), spending.headers(held))
     refused = answer.failed[:1] == "4"
     spent = spending.settle(point.preset, held, 0.0 if refused else answer.cost)
-    if answer.scarce and spending.most is not None:
+    scarce = answer.scarce and spending.most is not None
+    if scarce or answer.failed or answer.first_s is None:
+        spending.lose(spent)
+    if scarce:
         raise Spent
     if answer.failed or answer.first_s is None or answer.seconds is None:
         return None
@@ -156,8 +159,3 @@ def _said(line: Line) -> Messages:
 
 async def _ungraded(text: str, line: Line) -> float:
     return 0.0
-
-
-def _keep(path: Path, sample: Sample) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(asdict(sample)) + "\n").encode())

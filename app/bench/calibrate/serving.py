@@ -26,6 +26,13 @@ _ALONE = {
 }
 """Settings: nobody else uses it, nothing is kept, all else is as `farthing serve` would have it."""
 
+_SERVE = f"""
+import ctypes, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, {signal.SIGKILL:d})  # PR_SET_PDEATHSIG: should its parent be killed
+{CLI[1]}
+"""
+
 
 @contextmanager
 def gateway(config: Path, log: Path, more: Mapping[str, str] = _ALONE) -> Iterator[str]:
@@ -35,7 +42,7 @@ def gateway(config: Path, log: Path, more: Mapping[str, str] = _ALONE) -> Iterat
     Raises ConfigError where it does not start, with what it said.
     """
     settings = {**_ALONE, **more, "config": str(config.resolve())}
-    with _ends_as_by_ctrl_c(), serving([*CLI, "serve"], settings, log=log) as served:
+    with _ends_as_by_ctrl_c(), serving(["-c", _SERVE, "serve"], settings, log=log) as served:
         yield f"http://{served.host}:{served.port}"
 
 

@@ -19,6 +19,7 @@ from app.bench.calibrate.spending import Spending
 from app.bench.grading import TASKS, Question, Task
 from app.bench.ways import Sampled, ask, parse, tag
 from app.engines.fake import Fake, Script
+from app.errors import ConfigError
 from app.factory import create_app
 from app.reasons import Decision
 from app.settings import Settings
@@ -196,6 +197,24 @@ class TestFailures:
         assert list(told.hopeless) == ["small"] and "engine_error" in told.hopeless["small"]
         assert sum(kept.answer.way == "small" for kept in told.found) == 3
         assert sum(kept.answer.way == "large" for kept in told.found) == 9
+
+
+async def test_where_all_fails_of_a_sudden_it_ends(
+    http: httpx.AsyncClient, plan: Plan, fake: Fake
+) -> None:
+    """Its profile would say that all ways are bad."""
+    plan = replace(plan, points=three()[:2], questions=asked(3), levels=(1,))
+    await go(http, plan)
+    before = read(plan.answers)
+    fake.scripts["small"] = replace(fake.scripts["small"], fails_after=0)
+    more = replace(plan, questions=asked(60))
+    found = (await go(http, more, before=before)).found  # the other one answers in between
+    assert Counter(kept.answer.way for kept in found if kept.answer.failed) == {"small": 57}
+    fake.scripts["large"] = replace(fake.scripts["large"], fails_after=0)
+    lines = len(read(plan.answers))
+    with pytest.raises(ConfigError, match=r"25 requests in a row .* (small|large): .*engine_error"):
+        await go(http, more, before=before)
+    assert len(read(plan.answers)) == lines + 25
 
 
 async def test_a_refusal_costs_nothing(http: httpx.AsyncClient, plan: Plan) -> None:

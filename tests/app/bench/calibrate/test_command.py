@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,19 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     assert len(fake.calls) == made  # nothing is asked twice
 
 
+def test_after_a_crash_it_goes_on(
+    config: Path, sums: Path, url: str, tmp_path: Path, fake: Fake
+) -> None:
+    out = tmp_path / "calibration"
+    more = ("--url", url, "--task", f"gsm8k={sums}", "--preset", "small", "--levels", "1")
+    assert calibrate(config, out, *more).exit_code == 0
+    made, answers = len(fake.calls), out / "answers.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-20])
+    done = calibrate(config, out, *more)
+    assert done.exit_code == 0, done.output
+    assert len(fake.calls) == made + 1
+
+
 def test_some_settings_at_a_temperature(
     config: Path, sums: Path, url: str, tmp_path: Path, fake: Fake
 ) -> None:
@@ -174,3 +189,20 @@ def test_a_gateway_of_its_own(config: Path, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is told of its parent's death there")
+def test_a_gateway_goes_with_a_calibration_that_is_killed(config: Path, tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from app.bench.calibrate.serving import gateway
+with gateway(Path({str(config)!r}), Path({str(tmp_path / "gateway.log")!r})) as url:
+    print(url, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL and run.stdout.startswith("http://127.0.0.1:")
+    with pytest.raises(httpx.HTTPError):
+        for _ in range(1000):
+            httpx.get(f"{run.stdout.strip()}/v1/models")

@@ -121,6 +121,11 @@ class TestJudge:
         found = await graded([said("small", "well", "essay")], judge)
         assert (found.ungraded, judge.spending.spent) == (1, 0)
 
+    @pytest.mark.parametrize("status", [400, 413])
+    async def test_what_is_too_long_for_it_is_left_out(self, judge: Judge) -> None:
+        found = await graded([said("small", "well", "essay"), said("small", "#### 4")], judge)
+        assert (found.ungraded, len(found.found), judge.spending.spent) == (1, 1, 0)
+
     @pytest.mark.parametrize("status", [404])
     async def test_one_that_is_not_there_ends_it(self, judge: Judge) -> None:
         with pytest.raises(httpx.HTTPStatusError, match="the judge large: 404"):

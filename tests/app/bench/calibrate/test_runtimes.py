@@ -29,14 +29,19 @@ def scripted(context: int = 4096) -> Fake:
 
 
 async def measured(
-    tmp_path: Path, fake: Fake, usd: int | None = None, alone: list[Point] = ALONE, **grid: Any
+    tmp_path: Path,
+    fake: Fake,
+    usd: int | Spending | None = None,
+    alone: list[Point] = ALONE,
+    **grid: Any,
 ) -> tuple[dict[str, Runtime], list[int]]:
     settings = Settings(state_dir=tmp_path, ledger="off", no_auth=True)
     app, told = create_app(settings, catalog=fleet(), engine=fake), list[int]()
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
-            file, spending = tmp_path / "runtimes.jsonl", Spending(usd)
+            file = tmp_path / "runtimes.jsonl"
+            spending = usd if isinstance(usd, Spending) else Spending(usd)
             grid_ = replace(GRID, **grid)
             found = await measure(http, alone, grid_, spending, file, told.append)
     return found, told
@@ -75,6 +80,17 @@ async def test_the_budget_ends_it(tmp_path: Path) -> None:
     await measured(tmp_path, fake, usd=300_000_000)
     assert 0 < sum(sample.spent for sample in read(tmp_path / "runtimes.jsonl")) <= 300_000_000
     assert 0 < len(fake.calls) < 8
+
+
+async def test_what_is_no_sample_is_paid_for_all_the_same(tmp_path: Path) -> None:
+    words = ["", *map(str, range(9))]
+    fake = Fake({"small": Script(words, fails_after=1), "large": Script(words)})
+    held = tmp_path / "held.json"
+    spending = Spending(10**9, file=held)
+    await measured(tmp_path, fake, usd=spending, alone=ALONE[:1], rounds=1)
+    spending.close()
+    assert not (tmp_path / "runtimes.jsonl").exists()
+    assert Spending(10**9, file=held).spent > 0
 
 
 def sample(length: int, first_s: float, seconds: float, number: int = 0) -> Sample:
