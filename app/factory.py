@@ -40,6 +40,7 @@ from routers import (
     messages,
     metrics,
     models,
+    page,
     responses,
     schema,
     shortcut,
@@ -88,6 +89,7 @@ def create_app(
     door = Door(accounts, settings.no_auth, public, settings.peers(), origins)
     telemetry = Telemetry(shared) if settings.metrics else Muted()
     front = Front(fleet, telemetry, bounds_of(settings), settings.keep_alive_s, door)
+    front.policies = policies.described
     wish = wished(settings)
     front.exports = Exports(wish, front.telemetry.names) if wish else None
     _know(front, fleet, settings)
@@ -112,6 +114,9 @@ def create_app(
     schema.install(app)
     for room in _ROOMS if settings.metrics else _ROOMS[:-1]:
         app.include_router(room.router)
+    if settings.page:
+        app.include_router(page.router)
+        page.install(app)
     return app
 
 
@@ -120,7 +125,7 @@ def most_series(app: FastAPI) -> int:
     front: Front = app.state.front
     framework = {getattr(route, "path", "") for route in app.routes}  # not of what it includes
     answering = _paths(_ANSWERING)
-    endpoints = framework | _paths(_ROOMS)
+    endpoints = framework | _paths((*_ROOMS, page))
     return series.most_series(front.telemetry.names, len(endpoints), len(answering))
 
 

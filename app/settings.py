@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     data: Path | None = Field(None, description="folder of further prompts, for tests and benches")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics: bool = Field(True, description="count, and show it at /metrics")
+    page: bool = Field(True, description="show the page at / that tells who wrote each token")
     log_format: Literal["text", "json"] = "text"
     access_log: bool = Field(False, description="a line for every request that has ended")
     trace_content: bool = Field(

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from app.errors import FarthingError
+from app.palette import WORDS, colour
 from app.types import HAND_OVERS
 
-_COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?")
 _HELP = """\
 /model NAME   ask this model or preset; alone: say which there are
@@ -79,7 +79,8 @@ class Chat:
     temperature: float = 0.2  # small models lose the thread at 1
     names: list[str] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    colours: dict[str, str] = field(default_factory=dict)  # by model, in the order they wrote
+    fleet: dict[str, int] = field(default_factory=dict)  # place of each model in it
+    colours: dict[str, str] = field(default_factory=dict)  # of the models that wrote
 
     def run(self) -> None:
         """Talk until the reader leaves. Raises ChatFailed when no gateway answers at the start."""
@@ -110,12 +111,17 @@ class Chat:
         if answer.is_error:
             raise ChatFailed(_refusal(answer))
         try:
-            self.names = [clean(entry["id"]) for entry in answer.json()["data"]]
+            listed = answer.json()["data"]
+            self.names = [clean(entry["id"]) for entry in listed]
+            models = [
+                one["id"] for one in listed if (one.get("farthing") or {}).get("kind") == "model"
+            ]
+            self.fleet = {name: place for place, name in enumerate(models)}
         except (ValueError, KeyError, TypeError) as error:
             raise ChatFailed(f"what answers at {self.http.base_url} is not a gateway") from error
         if self.model is None:
             self.model = "economy" if "economy" in self.names else self.names[0]
-        limit = "no budget" if self.budget is None else f"{_usd(self.budget)} an answer"
+        limit = self._limit()
         self._say(f"{self.model} at {self.http.base_url}, {limit}; /help says more", "dim")
 
     def _command(self, line: str) -> None:
@@ -125,12 +131,12 @@ class Chat:
             self._choose(value)
         elif name == "/budget":
             self.budget = None if value == "off" else amount(value)
-            self._say("no budget" if self.budget is None else f"{_usd(self.budget)} an answer")
+            self._say(self._limit())
         elif name == "/policy":
             if not (value.isascii() and value.isprintable()):
                 raise ChatFailed("a policy is written in plain ASCII")
             self.policy = None if value in ("", "off") else value
-            self._say(f"policy: {self.policy or 'the model’s own'}")
+            self._say(f"policy: {self.policy}" if self.policy else WORDS["own_policy"])
         elif name == "/clear":
             self.messages.clear()
             self._say("the conversation is forgotten")
@@ -146,9 +152,14 @@ class Chat:
         self.model = name or self.model
         self._say(f"asking {self.model}; there are: {', '.join(self.names)}")
 
+    def _limit(self) -> str:
+        if self.budget is None:
+            return WORDS["no_budget"]
+        return WORDS["an_answer"].format(usd=_usd(self.budget))
+
     def _legend(self) -> None:
-        for model, colour in self.colours.items():
-            self._say(f"written by {model}", colour)
+        for model, style in self.colours.items():
+            self._say(WORDS["written_by"].format(model=model), style)
 
     def _ask(self, line: str) -> None:
         answer, said = Answer(), {"role": "user", "content": line}
@@ -195,23 +206,28 @@ class Chat:
         for model, tokens in answer.models.items():
             count = "" if tokens is None else f" {tokens}"
             line.append(f"■ {clean(model)}{count}  ", style=self._colour(model))
-        line.append(f"{answer.switches} switch{'' if answer.switches == 1 else 'es'}", "dim")
+        handed = WORDS["switch" if answer.switches == 1 else "switches"]
+        line.append(handed.format(count=answer.switches), "dim")
         if answer.cost is not None:
-            line.append(f"  {_usd(answer.cost)}", "dim")
+            cost = _usd(answer.cost)
             if self.budget:
-                share = answer.cost / self.budget
-                line.append(f" of {_usd(self.budget)} ({share:.1%})", "dim")
+                share, budget = f"{answer.cost / self.budget:.1%}", _usd(self.budget)
+                cost = WORDS["of_budget"].format(cost=cost, budget=budget, share=share)
+            line.append(f"  {cost}", "dim")
         if answer.reason is not None:
-            line.append(f"  stopped by {clean(answer.reason)}", "bold")
+            stopped = WORDS["stopped_by"].format(reason=clean(answer.reason))
+            line.append(f"  {stopped}", "bold")
         elif answer.finish is None:
-            line.append("  broke off", "bold")
+            line.append(f"  {WORDS['broke_off']}", "bold")
         self.notes.print(line, soft_wrap=True)
 
     def _colour(self, model: str | None) -> str | None:
         if model is None:
             return None
-        colour = _COLOURS[len(self.colours) % len(_COLOURS)]
-        return self.colours.setdefault(model, colour)
+        if model not in self.colours:
+            self.fleet.setdefault(model, len(self.fleet))
+            self.colours[model] = colour(model, self.fleet).terminal
+        return self.colours[model]
 
     def _say(self, line: str, style: str | None = None) -> None:
         self.notes.out(clean(line), style=style, highlight=False)

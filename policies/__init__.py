@@ -22,6 +22,12 @@ def names() -> list[str]:
 
 
 @cache
+def described() -> Mapping[str, Mapping[str, Any]]:
+    """The options of every policy, as JSON Schema has it."""
+    return {name: _kind(name).model_json_schema() for name in names()}
+
+
+@cache
 def _kind(name: str) -> type[Policy]:
     module = import_module(f"policies.{name}")
     kind: type[Policy] = getattr(module, name.title().replace("_", ""))

@@ -102,6 +102,7 @@ class Front:
     running: Running = field(default_factory=Running)
     gateway: Gateway | None = None  # None until the engine has loaded
     servers: Callable[[], Sequence[Server]] = tuple
+    policies: Callable[[], Mapping[str, Mapping[str, Any]]] = dict  # their options, as JSON Schema
     created: int = field(default_factory=lambda: int(time.time()))
     exports: Exports | None = None  # to a collector, where one is configured
 

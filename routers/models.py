@@ -1,4 +1,4 @@
-"""GET /v1/models: the models and presets that a request may name."""
+"""GET /v1/models and /v1/policies: what a request may name, and the options of that."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ async def models(request: Request) -> Response:
     cards, presets = front.catalog.models.values(), front.catalog.offered.values()
     listed = [_model(front, card) for card in cards if _allowed(account, card)]
     listed += [_preset(front, preset) for preset in presets if account.allows(preset.name)]
+    return json_response({"object": "list", "data": listed})
+
+
+@router.get("/v1/policies", openapi_extra=gives("Policies"))
+async def policies(request: Request) -> Response:
+    """Every policy, with its options as JSON Schema: what `policy` and `X-Policy` may say."""
+    await account_of(request)
+    listed = [
+        {"id": name, "object": "policy", "options": options}
+        for name, options in front_of(request).policies().items()
+    ]
     return json_response({"object": "list", "data": listed})
 
 

@@ -191,6 +191,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
         ),
     ),
     "Models": listed("Model"),
+    "Policy": shape(id=TEXT, object=one_of("policy"), options=OBJECT),
+    "Policies": listed("Policy"),
     "Spending": shape(
         dict.fromkeys(("day", "model", "policy", "tenant", "key"), TEXT) | _TAKEN, **_COUNTS
     ),

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from app.palette import colour
 from app.terminal import Answer, Chat, ChatFailed, amount, clean, connect, events
 
 SMALL, LARGE = "tiny-int8", "tiny"
@@ -133,6 +134,23 @@ def test_each_model_writes_in_its_own_colour_and_the_legend_agrees() -> None:
     assert f"{cyan}■ tiny-int8 1" in notes
     assert f"{cyan}written by tiny-int8{off}" in notes
     assert f"{yellow}written by tiny{off}" in notes
+
+
+def test_a_model_s_colour_is_by_its_place_in_the_fleet_as_on_the_page() -> None:
+    listed = [{"id": name, "farthing": {"kind": "model"}} for name in (LARGE, "other", SMALL)]
+    gateway = Gateway(streamed(*ANSWER))
+
+    def told(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            preset = {"id": "economy", "farthing": {"kind": "preset"}}
+            return httpx.Response(200, json={"data": [*listed, preset]})
+        return gateway(request)
+
+    answer, _ = talk(told, "count", colours=True)
+    fleet = {LARGE: 0, "other": 1, SMALL: 2}
+    assert [colour(name, fleet).terminal for name in (LARGE, SMALL)] == ["cyan", "magenta"]
+    cyan, magenta = "\x1b[36m", "\x1b[35m"
+    assert f"{magenta}One" in answer and f"{cyan} two" in answer
 
 
 def test_in_a_pipe_there_are_no_colours() -> None:
