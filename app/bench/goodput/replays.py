@@ -27,7 +27,7 @@ _SAMPLED = Sampled()  # greedy
 _SEEDS_APART = 1_000_000  # of sampling, of two windows: more than either has requests
 _WARMING = 8  # tokens of an answer that does not count
 _READERS = 8  # of explanations, at once
-_TRIES = 4  # a refusal's explanation follows within a second
+_TRIES = 8
 _PAUSE_S = 0.5
 
 
@@ -182,24 +182,24 @@ async def _replay(
 
 
 async def _explained(http: httpx.AsyncClient, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
-    """What the gateway's log says of these requests; None: it does not keep it."""
-    places = asyncio.Semaphore(_READERS)
+    """What the gateway's log says of these requests; None: it does not keep it. Of what was refused
+    it says so a while later."""
+    places, told = asyncio.Semaphore(_READERS), dict[str, Mapping[str, Any]]()
 
-    async def one(id: str) -> Mapping[str, Any] | None:
+    async def one(id: str) -> int:
         async with places:
-            for at in range(_TRIES):
-                answer = await http.get(f"/v1/decisions/{id}")
-                if answer.status_code != httpx.codes.NOT_FOUND:
-                    break
-                await asyncio.sleep(_PAUSE_S if at < _TRIES - 1 else 0)
-        return _short(answer.json()) if answer.is_success else None
+            answer = await http.get(f"/v1/decisions/{id}")
+        if answer.is_success:
+            told[id] = _short(answer.json())
+        return answer.status_code
 
-    first = await one(ids[0])
-    if first is None:
-        first = await one(ids[-1])
-        if first is None:
-            return [None] * len(ids)
-    return list(await asyncio.gather(*map(one, ids)))
+    for turn in range(_TRIES):
+        if turn:
+            await asyncio.sleep(_PAUSE_S)
+        found = await asyncio.gather(*(one(id) for id in ids if id not in told))
+        if httpx.codes.NOT_FOUND not in found:
+            break
+    return [told.get(id) for id in ids]
 
 
 def _short(document: Mapping[str, Any]) -> Mapping[str, Any]:
