@@ -35,7 +35,8 @@ def chosen(
     budgets = np.geomspace(min(highs), max(highs), _BUDGETS)
     return [
         {
-            "usd": np.format_float_positional(usd, precision=2, fractional=False, trim="-"),
+            "usd": _plain(usd),
+            "thousand": _plain(1000 * usd),
             "ways": [
                 _choice(profile, kind, prompts[kind], usd * 1.001) if kind in prompts else ""
                 for kind in kinds
@@ -43,6 +44,10 @@ def chosen(
         }
         for usd in budgets
     ]
+
+
+def _plain(usd: float) -> str:
+    return np.format_float_positional(usd, precision=2, fractional=False, trim="-")
 
 
 def _high(way: Way, kind: str, prompt: float) -> float:

@@ -13,7 +13,7 @@ from rich.console import Console
 from app.bench.calibrate.fitting import fit
 from app.bench.calibrate.frontier import frontier, show
 from app.bench.calibrate.measuring import Measured, Wishes, measure
-from app.bench.calibrate.report import report
+from app.bench.calibrate.report import Unreferenced, report
 from app.profile import Profile
 from app.tariffs import usd
 
@@ -46,8 +46,16 @@ def _tell(measured: Measured, wishes: Wishes, console: Console) -> None:
         f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}, {_command(wishes)}",
     )
     _write(wishes.out / PROFILE, profile)
-    rows = report(measured.found, profile, wishes.out)
+    unreferenced = Unreferenced(
+        [kind for kind, needs in measured.needs.items() if needs == "best"],
+        measured.best,
+        [kind for kind, needs in measured.needs.items() if needs == "judge"],
+        wishes.judge or "",
+    )
+    rows = report(measured.found, profile, wishes.out, unreferenced)
     show(rows)
+    for line in unreferenced:
+        print(line)
     names = ", ".join(row.way for row in frontier(rows, "cost"))
     for line in _ending(wishes, names, measured.spent):
         print(line)
@@ -90,7 +98,7 @@ def _lacking(measured: Measured, wishes: Wishes) -> Iterator[str]:
 
 def _ending(wishes: Wishes, names: str, spent: int) -> Iterator[str]:
     """What to look at, and what to do."""
-    yield f"Worth having, by cost: {names}. All others are dearer than one that is as good."
+    yield f"Worth having, by cost: {names}. All others are dearer than one as good."
     if wishes.quick:
         yield (
             "This was a first look at few prompts: intervals are wide. Without --quick there are"

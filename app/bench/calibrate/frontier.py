@@ -18,7 +18,8 @@ from app.estimates import Estimate, mean
 from app.profile import Profile
 
 Price: TypeAlias = Literal["cost", "first_s", "seconds"]
-_FEW = 16  # questions that differ
+_FEW = 16  # questions; of a test, those that differ
+ALIKE = 0.05  # quality that nobody would miss
 PRICES: tuple[Price, ...] = ("cost", "seconds", "first_s")
 
 
@@ -37,9 +38,11 @@ class Standing:
     first_s: Estimate | None
     by_seed: Mapping[int, float]  # quality over the kinds
     within: float | None  # standard deviation of one question's worth over seeds; None: one seed
+    place: tuple[bool, int]  # of equals in all the first counts: a model, then by the profile
     better: dict[Price, str] = field(default_factory=dict)
     """By what it costs, another way that is as good or better at no more of it."""
     useless: str = ""  # another way that is as good or better and costs no more of anything
+    surely: bool = False  # that one is not worse by more than `ALIKE` for chance alone
 
     @property
     def value(self) -> float:
@@ -66,6 +69,12 @@ class Neighbours:
     p: float
     test: str
     times: float | None  # dear's price, of cheap's
+    adjusted: float  # p, as the pair was picked among several (Bonferroni)
+
+    @property
+    def alike(self) -> bool:
+        """Whether cheap is not worse by more than `ALIKE`, and that not for want of questions."""
+        return self.questions >= _FEW and self.difference.high <= ALIKE
 
 
 def standings(found: Sequence[Observed], profile: Profile, seed: int = 0) -> list[Standing]:
@@ -73,21 +82,26 @@ def standings(found: Sequence[Observed], profile: Profile, seed: int = 0) -> lis
     by_way = defaultdict[str, list[Observed]](list)
     for each in found:
         by_way[each.way].append(each)
-    policies = {way.name: way.policy for way in profile.ways}
-    rows = [_standing(way, policies.get(way, ""), of, seed) for way, of in by_way.items()]
-    rows.sort(key=lambda row: -row.value)
+    policies = {way.name: (way.policy, at) for at, way in enumerate(profile.ways)}
+    last = "", len(policies)
+    rows = [_standing(way, policies.get(way, last), of, seed) for way, of in by_way.items()]
+    rows.sort(key=lambda row: (-row.value, row.place))
+    by_name = {row.way: row for row in rows}
     for row in rows:
         _beaten(row, rows)
+        if row.useless:
+            test = compare(found, by_name[row.useless], row, "cost", seed)
+            row.surely = row.failed == row.asked or (test is not None and test.alike)
     return rows
 
 
-def _standing(way: str, policy: str, found: Sequence[Observed], seed: int) -> Standing:
+def _standing(way: str, policy: tuple[str, int], found: Sequence[Observed], seed: int) -> Standing:
     least = min(each.level for each in found)
     alone = [each for each in found if each.level == least]
     seeds = sorted({each.seed for each in found})
     return Standing(
         way,
-        policy,
+        policy[0],
         len(found),
         sum(bool(each.failed) for each in found),
         len({each.question for each in found}),
@@ -97,6 +111,7 @@ def _standing(way: str, policy: str, found: Sequence[Observed], seed: int) -> St
         amount(alone, "first_s", seed=seed),
         {one: qualities(e for e in found if e.seed == one)[ALL].mean for one in seeds},
         _within(found) if len(seeds) > 1 else None,
+        (policy[0] != "direct", policy[1]),
     )
 
 
@@ -124,15 +139,17 @@ def _beaten(row: Standing, rows: Sequence[Standing]) -> None:
 
 
 def dominates(other: Standing, row: Standing, prices: Sequence[Price]) -> bool:
-    """Whether it is as good or better, costs no more of these, and not the same of all. What one
-    of them does not tell is not compared; a way that only failed is beaten by any that costs."""
+    """Whether it is as good or better, costs no more of these, and comes first where all is the
+    same. What one of them does not tell is not compared; a way that only failed is beaten by any
+    that costs."""
     pairs = [(row.price(what), other.price(what)) for what in prices]
     if row.failed == row.asked:
         return True
     known = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
     if not known or other.value < row.value or any(theirs > mine for mine, theirs in known):
         return False
-    return other.value > row.value or any(theirs < mine for mine, theirs in known)
+    better = other.value > row.value or any(theirs < mine for mine, theirs in known)
+    return better or other.place < row.place
 
 
 def _named(others: Sequence[Standing], what: Price) -> str:
@@ -157,20 +174,26 @@ def frontier(rows: Sequence[Standing], what: Price) -> list[Standing]:
 
 
 def neighbours(
-    found: Sequence[Observed], line: Sequence[Standing], what: Price, seed: int = 0
+    found: Sequence[Observed], line: Sequence[Standing], what: Price, among: int, seed: int = 0
 ) -> list[Neighbours]:
-    """Whether each step along a frontier is surely one up. McNemar's exact test where answers are
-    right or wrong, else a paired bootstrap, of few questions the exact test of signs; p
-    is of one pair, not of all of them."""
+    """Whether each step along a frontier of so many ways is surely one up. McNemar's exact test
+    where answers are right or wrong, else a paired bootstrap, of few questions the exact test of
+    signs."""
     pairs = zip(line, line[1:], strict=False)
-    tests = (compare(found, cheap, dear, what, seed) for cheap, dear in pairs)
+    tests = (compare(found, cheap, dear, what, seed, among) for cheap, dear in pairs)
     return [test for test in tests if test is not None]
 
 
 def compare(
-    found: Sequence[Observed], cheap: Standing, dear: Standing, what: Price, seed: int = 0
+    found: Sequence[Observed],
+    cheap: Standing,
+    dear: Standing,
+    what: Price,
+    seed: int = 0,
+    among: int = 2,
 ) -> Neighbours | None:
-    """On the questions that both were asked; None: there are none."""
+    """On the questions that both were asked; None: there are none. `among`: ways, any of which
+    might have been the dear one, for being the best of them by these answers."""
     sides = [by_question((e for e in found if e.way == row.way), "worth") for row in (cheap, dear)]
     kinds = {
         kind: [(ours[q], theirs[q]) for q in sorted(ours.keys() & theirs.keys())]
@@ -191,7 +214,8 @@ def compare(
     p, test = _chance(gaps, binary, seed)
     low, high = cheap.price(what), dear.price(what)
     times = high / low if low and high is not None else None
-    return Neighbours(cheap.way, dear.way, many, mean(gaps, seed=seed), p, test, times)
+    adjusted = min(p * max(among - 1, 1), 1.0)
+    return Neighbours(cheap.way, dear.way, many, mean(gaps, seed=seed), p, test, times, adjusted)
 
 
 def _chance(gaps: Sequence[float], binary: bool, seed: int) -> tuple[float, str]:
@@ -227,10 +251,12 @@ def show(rows: Sequence[Standing]) -> None:
             console.print(f"{row.way}: gave no answer", highlight=False)
         elif other := row.useless:
             console.print(
-                f"{row.way}: {other} is as good, and no dearer or slower", highlight=False
+                f"{row.way}: {other} was as good, and no dearer or slower"
+                + ("" if row.surely else ", which is not sure"),
+                highlight=False,
             )
         elif other := row.better.get("cost", ""):
-            console.print(f"{row.way}: {other} is as good, and no dearer", highlight=False)
+            console.print(f"{row.way}: {other} was as good, and no dearer", highlight=False)
 
 
 def _short(found: Estimate | None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.bench.calibrate.frontier import Neighbours, Standing, compare, frontier
+from app.bench.calibrate.frontier import ALIKE, Neighbours, Standing, compare, frontier
 from app.bench.calibrate.observed import Observed
+from app.bench.calibrate.unseen import picked
 
 SURE = 0.05  # a p below it
 _MOST = 4  # names in a sentence
+_SEEN = 0.01  # of quality: less is not worth a sentence
 
 
 def sentences(found: Sequence[Observed], rows: Sequence[Standing], seed: int = 0) -> list[str]:
@@ -16,35 +18,46 @@ def sentences(found: Sequence[Observed], rows: Sequence[Standing], seed: int = 0
     line = frontier(rows, "cost")
     if not line:
         return _by_time(rows)
-    steps = sure_steps(found, line, seed)
+    steps = sure_steps(found, line, among(rows), seed)
     told = [_told(steps, sure=True)] if len(steps) > 1 else _unsure(line)
     best = line[-1]
     told += _enough(found, best, line[:-1], seed)
+    told += _lucky(found, rows, best)
     if len(line) > 1:
         told.append(_least(line[0], best))
-    if useless := [row.way for row in rows if row.useless]:
-        share = f"{len(useless)} of {len(rows)} ways are"
-        names = ", ".join(useless[:_MOST]) + ", …" * (len(useless) > _MOST)
-        told.append(f"{share} beaten in quality, cost and time at once: {names}.")
+    if useless := [row for row in rows if row.useless]:
+        share = f"{len(useless)} of {len(rows)} ways were"
+        names = ", ".join(row.way for row in useless[:_MOST]) + ", …" * (len(useless) > _MOST)
+        sure = sum(row.surely for row in useless)
+        told.append(
+            f"{share} beaten in quality, cost and time at once, {sure or 'none'} of them surely:"
+            f" {names}."
+        )
     if failed := sum(row.failed for row in rows):
         told.append(f"{failed} of {sum(row.asked for row in rows)} requests failed; see below.")
     return told
 
 
+def among(rows: Sequence[Standing]) -> int:
+    """Of how many ways a frontier was picked."""
+    return sum(row.failed < row.asked for row in rows)
+
+
 def sure_steps(
-    found: Sequence[Observed], line: Sequence[Standing], seed: int = 0
+    found: Sequence[Observed], line: Sequence[Standing], of: int, seed: int = 0
 ) -> list[Standing]:
-    """Along a frontier from its beginning, the ways that are surely better than the one before."""
+    """Along a frontier of so many ways from its beginning, those that are surely better than the
+    one before."""
     kept = [*line[:1]]
     for row in line[1:]:
-        test = compare(found, kept[-1], row, "cost", seed)
+        test = compare(found, kept[-1], row, "cost", seed, of)
         if _surely_better(test):
             kept.append(row)
     return kept
 
 
 def _surely_better(test: Neighbours | None) -> bool:
-    return test is not None and test.p < SURE and test.difference.mean > 0
+    return test is not None and test.adjusted < SURE and test.difference.mean > 0
 
 
 def _told(steps: Sequence[Standing], *, sure: bool) -> str:
@@ -75,16 +88,27 @@ def _unsure(line: Sequence[Standing]) -> list[str]:
 def _enough(
     found: Sequence[Observed], best: Standing, others: Sequence[Standing], seed: int
 ) -> list[str]:
-    """The cheapest way that is not surely worse than the best."""
+    """The cheapest way that is known to be as good as the best, or nearly so."""
     for row in others:
         test = compare(found, row, best, "cost", seed)
-        if test is not None and not _surely_better(test) and (price := best.price("cost")):
+        if test is not None and test.alike and (price := best.price("cost")):
             share = (row.price("cost") or 0.0) / price
             return [
-                f"{best.way} had the best answers ({_quality(best)}), but {row.way} is not surely"
-                f" worse ({_quality(row)}, p = {test.p:.2g}) and costs {share:.0%} of it."
+                f"{best.way} had the best answers ({_quality(best)}), but those of {row.way} are"
+                f" at most {ALIKE} worse ({_quality(row)}) and cost {share:.0%} of it."
             ]
-    return [f"{best.way} has the best answers: {_quality(best)}."]
+    return [f"{best.way} had the best answers: {_quality(best)}."]
+
+
+def _lucky(found: Sequence[Observed], rows: Sequence[Standing], best: Standing) -> list[str]:
+    """The best of many is partly the luckiest."""
+    unseen = picked(found, rows)
+    if unseen is None or unseen > best.value - _SEEN:
+        return []
+    return [
+        f"The best of {among(rows)} ways is partly the luckiest: picked by four fifths of the"
+        f" questions and asked the others, the best way has quality {unseen:.2f}."
+    ]
 
 
 def _least(cheapest: Standing, best: Standing) -> str:

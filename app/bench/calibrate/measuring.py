@@ -23,7 +23,7 @@ from app.bench.calibrate.observed import Observed, Point
 from app.bench.calibrate.points import best, chosen, probes
 from app.bench.calibrate.serving import gateway
 from app.bench.calibrate.spending import Spending
-from app.bench.grading import Question
+from app.bench.grading import Need, Question
 from app.bench.ways import FIRST_TOKENS, Sampled
 from app.catalog import Catalog, read
 from app.errors import ConfigError
@@ -92,6 +92,7 @@ class Measured:
     texts: Mapping[str, str]
     runtimes: Mapping[str, Runtime]
     spent: int  # 1e-12 USD
+    needs: Mapping[str, Need]  # by kind
 
     @property
     def found(self) -> list[Observed]:
@@ -152,7 +153,8 @@ def measure(wishes: Wishes, console: Console) -> Measured:
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     texts = {f"{one.task.name}/{one.number}": text_of(one.messages) for one in every}
-    return Measured(found, by.name, marks, told, texts, model_times, spending.spent)
+    needs = {one.task.name: one.task.needs for one in asked}
+    return Measured(found, by.name, marks, told, texts, model_times, spending.spent, needs)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,16 @@ from markupsafe import Markup
 
 from app.bench.calibrate import plots
 from app.bench.calibrate.auto import chosen
-from app.bench.calibrate.frontier import PRICES, Price, Standing, frontier, neighbours, standings
-from app.bench.calibrate.headline import SURE, sentences
+from app.bench.calibrate.frontier import (
+    ALIKE,
+    PRICES,
+    Price,
+    Standing,
+    frontier,
+    neighbours,
+    standings,
+)
+from app.bench.calibrate.headline import SURE, among, sentences
 from app.bench.calibrate.kinds import ALL
 from app.bench.calibrate.observed import Observed
 from app.bench.calibrate.predicted import Error, Foretold, foretold
@@ -30,11 +39,37 @@ _AMOUNTS: Mapping[Price, tuple[str, float, str]] = {
 }
 
 
-def report(found: Sequence[Observed], profile: Profile, folder: Path) -> list[Standing]:
+@dataclass(frozen=True)
+class Unreferenced:
+    """The kinds of questions that have no right answer, and what quality is there."""
+
+    agreed: Sequence[str] = ()  # kinds: being like the answers of the way `best`
+    best: str = ""
+    judged: Sequence[str] = ()  # kinds: what the model `judge` says
+    judge: str = ""
+
+    def __iter__(self) -> Iterator[str]:
+        """In sentences."""
+        if self.agreed:
+            yield (
+                f"{', '.join(self.agreed)}: graded by how much an answer is like that of"
+                f" {self.best} (its words in the same order), which is right by itself there: that"
+                " is agreement, not quality. A judge would say more (--judge MODEL)."
+            )
+        if self.judged:
+            yield f"{', '.join(self.judged)}: graded by {self.judge}, by how sure it is of a yes."
+
+
+def report(
+    found: Sequence[Observed],
+    profile: Profile,
+    folder: Path,
+    unreferenced: Unreferenced = Unreferenced(),
+) -> list[Standing]:
     """Write `report.html`, `frontier.png` and `ways.csv` into this folder, and tell how the ways
     stand, best first. Raises ConfigError where it cannot be written."""
     rows = standings(found, profile)
-    page = _page(found, profile, rows, folder / "profile.json")
+    page = _page(found, profile, rows, folder / "profile.json", [*unreferenced])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").write_text(page, encoding="utf-8")
@@ -46,7 +81,11 @@ def report(found: Sequence[Observed], profile: Profile, folder: Path) -> list[St
 
 
 def _page(
-    found: Sequence[Observed], profile: Profile, rows: Sequence[Standing], profile_path: Path
+    found: Sequence[Observed],
+    profile: Profile,
+    rows: Sequence[Standing],
+    profile_path: Path,
+    notes: Sequence[str],
 ) -> str:
     kinds = sorted({each.kind for each in found})
     questions = {(each.kind, each.question) for each in found}
@@ -81,6 +120,9 @@ def _page(
         useless=_useless(rows),
         budgets=chosen(found, profile, kinds),
         kinds=kinds,
+        notes=notes,
+        among=among(rows),
+        alike=ALIKE,
         asked=Counter(kind for kind, _ in questions),
         steps=_steps(found, rows),
         seeds=len({each.seed for each in found}),
@@ -164,6 +206,7 @@ def _useless(rows: Sequence[Standing]) -> list[dict[str, str]]:
                     "ours": f"{row.value:.3f}",
                     "theirs": f"{other.value:.3f}",
                     "why": why,
+                    "sure": row.surely,
                 }
             )
     return told
@@ -178,11 +221,12 @@ def _steps(found: Sequence[Observed], rows: Sequence[Standing]) -> list[dict[str
             "gain": f"{each.difference.mean:+.3f}",
             "range": _range(each.difference),
             "p": f"{each.p:.2g}",
-            "sure": "yes" if each.p < SURE else "no",
+            "adjusted": f"{each.adjusted:.2g}",
+            "sure": "yes" if each.adjusted < SURE else "no",
             "questions": str(each.questions),
             "test": each.test,
         }
-        for each in neighbours(found, frontier(rows, "cost"), "cost")
+        for each in neighbours(found, frontier(rows, "cost"), "cost", among(rows))
     ]
 
 
