@@ -186,7 +186,7 @@ def _short(value: float) -> str:
     return told.rstrip("0").rstrip(".") if "." in told else told
 
 
-def _useless(rows: Sequence[Standing]) -> list[dict[str, str]]:
+def _useless(rows: Sequence[Standing]) -> list[dict[str, Any]]:
     by_name = {row.way: row for row in rows}
     told = []
     for row in rows:
