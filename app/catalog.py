@@ -161,6 +161,17 @@ class ModelCard(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_the_one_that_was_calibrated(self) -> Self:
+        known, names = self.confidence, {self.name, self.served, *self.aliases}
+        if known is not None and known.model not in names:
+            raise ValueError(
+                f"confidence: it was fitted on {known.model!r}, and holds for no other model: fit"
+                f" it anew by `farthing train confidence {self.name}`; where {known.model!r} is"
+                " this model's former name, add it to the aliases"
+            )
+        return self
+
     @field_validator("usd_per_hour")
     @classmethod
     def _knows_its_seconds(cls, value: int | None, info: ValidationInfo) -> int | None:

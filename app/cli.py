@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand
 
 from app import calibrating, comparing, measure, replaying, telling, till, train
-from app.errors import FarthingError
+from app.errors import FarthingError, to_install
 from app.telemetry.metrics import as_markdown
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if error.name not in (*_EMBEDDED, "matplotlib", "scipy", "sklearn"):
             raise
         extra = "embedded" if error.name in _EMBEDDED else "train"
-        _stop(f"{error.name} is missing; run `pip install 'farthing[{extra}]'`", 1)
+        _stop(f"{error.name} is missing; run `{to_install(extra)}` in farthing's folder", 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

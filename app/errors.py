@@ -187,3 +187,8 @@ def blamed(error: Exception) -> Literal["failed", "refused"]:
     if isinstance(error, FarthingError) and not isinstance(error, EngineError):
         return "refused"
     return "failed"
+
+
+def to_install(extra: str) -> str:
+    """The README's command for what an extra brings; farthing itself is no package of an index."""
+    return f"pip install -c constraints.txt '.[{extra}]'"

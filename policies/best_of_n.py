@@ -26,7 +26,7 @@ from policies.answers.asking import Enough, Reply, conversation, replies, room_f
 from policies.answers.extracting import How, extract
 from policies.answers.sampling import MOST, Odds, affordable, sample, tries, unset, voters
 from policies.answers.selecting import Selected
-from policies.answers.verifying import Verifier
+from policies.answers.verifying import Verifier, ready
 from policies.answers.voting import decided
 from policies.base import Policy
 
@@ -171,6 +171,7 @@ class BestOfN(Policy):
                 async for chunk in chunks:
                     yield chunk
             return
+        await ready(self.verifier)
         selected = await sampling.best(n)
         decision = Decision(
             kind="select",
@@ -191,8 +192,7 @@ class BestOfN(Policy):
 async def _single(call: Call, engine: MeteredEngine, poor: bool) -> AsyncGenerator[Chunk]:
     """One answer as it comes; `poor`: as the budget pays for no second one."""
     why = "the budget pays for one answer only" if poor else "one answer is worth its price"
-    told = Decision(kind="select", model=call.model, token=0, answers=1, detail=why)
-    decision: Decision | None = told
+    decision: Decision | None = Decision("select", call.model, 0, answers=1, detail=why)
     async with aclosing(engine.generate(call)) as stream:
         async for chunk in stream:
             if decision is not None:

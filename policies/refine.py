@@ -37,7 +37,7 @@ from policies.answers.asking import (
     room_for,
     time_left,
 )
-from policies.answers.verifying import Verifier
+from policies.answers.verifying import Verifier, ready
 from policies.answers.versions import Version, Versions, lacks, read_by
 from policies.base import Policy, Whole
 
@@ -144,6 +144,7 @@ class Refine(Policy):
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
         call = call.to(self.model)
+        await ready(self.verifier)
         if self.check == "logprob":
             logprobs = call.sampling.logprobs or 0
             call = replace(call, sampling=replace(call.sampling, logprobs=logprobs))

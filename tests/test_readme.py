@@ -55,6 +55,12 @@ def curl() -> list[str]:
     return shlex.split(block)
 
 
+@pytest.mark.parametrize("extra", ["embedded", "otel", "train"])
+def test_what_an_error_says_to_install_is_what_is_said_here(extra: str) -> None:
+    said = [text.splitlines() for _, text in (*blocks("bash"), *blocks("sh"))]
+    assert any(app.errors.to_install(extra) in lines for lines in said)
+
+
 def test_the_map_is_that_of_today() -> None:
     assert with_map(TEXT) == TEXT, "run `make map`"
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from app.errors import ConfigError
+from app.errors import ConfigError, to_install
 from app.telemetry.counting import Telemetry
 from app.telemetry.ended import Ended, Known
 from app.telemetry.names import Names
@@ -78,7 +78,7 @@ class Exports:
         if missing:
             raise ConfigError(
                 f"OTEL_* variables ask for exports, but {missing[0]} is not installed:"
-                " run `pip install 'farthing[otel]'`, or set OTEL_SDK_DISABLED=true"
+                f" run `{to_install('otel')}` in farthing's folder, or set OTEL_SDK_DISABLED=true"
             )
         self.providers: Mapping[str, str] = {}  # who runs each model, in OpenTelemetry's words
         self._wish = wish

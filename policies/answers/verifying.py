@@ -88,19 +88,25 @@ class Verifier(BaseModel):
             fitted._limits = catalog.sandbox
         return fitted
 
+    async def can(self) -> None:
+        """See that it can be asked. Raises BadRequest for a schema that refers to what there is
+        not, SandboxUnavailable where no code can be run; a judge's engine says itself."""
+        if self.pattern is not None:
+            await matches(self.pattern, "")
+        elif self.form is not None:
+            await self._described("", self.form)
+        elif self.tests is not None:
+            await run_python("", self._allowed())
+
     async def passes(self, text: str, call: Call, engine: Engine) -> float:
         """How surely this answer to `call` is right, in 0..1: 0 or 1 but for a judge.
 
-        Raises BadRequest for a schema that refers to what there is not, SandboxUnavailable where no
-        code can be run, and as the engine where there is a judge.
+        Raises as `can`, and as the engine where there is a judge.
         """
         if self.pattern is not None:
             return float(await matches(self.pattern, text))
         if self.form is not None:
-            try:
-                return float(await fits(self.form, text))
-            except ValueError as error:
-                raise BadRequest(f"verifier: schema: {error}", param="policy") from error
+            return float(await self._described(text, self.form))
         if self.tests is not None:
             return float(await self._tested(text, self.tests))
         return await self._judged(text, call, engine)
@@ -112,11 +118,20 @@ class Verifier(BaseModel):
         reads = prompt + as_read(completion) + at_most(SELF_CHECK)
         return {self.judge: Usage(prompt=reads, completion=_VERDICT)}
 
+    async def _described(self, text: str, form: Mapping[str, Any]) -> bool:
+        try:
+            return await fits(form, text)
+        except ValueError as error:
+            raise BadRequest(f"verifier: schema: {error}", param="policy") from error
+
     async def _tested(self, text: str, tests: str) -> bool:
+        limits, code = self._allowed(), extract(text, "code")
+        return code is not None and (await run_python(code, limits, tests)).passed
+
+    def _allowed(self) -> Limits:
         if self._limits is None:
             raise BadRequest("verifier: tests: it runs no code", param="policy")
-        code = extract(text, "code")
-        return code is not None and (await run_python(code, self._limits, tests)).passed
+        return self._limits
 
     async def _judged(self, text: str, call: Call, engine: Engine) -> float:
         assert self.judge is not None  # it has what it needs
@@ -130,3 +145,9 @@ class Verifier(BaseModel):
             if token.piece.strip():
                 break  # it says something else
         return _UNTOLD
+
+
+async def ready(verifier: Verifier | None) -> None:
+    """Before anything is spent on answers, where there is a verifier: raises as `Verifier.can`."""
+    if verifier is not None:
+        await verifier.can()

@@ -328,6 +328,24 @@ def test_how_sure_a_model_s_answers_make_it_is_read_from_a_file(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("fitted", "fine"), [("large", True), ("big", True), ("theirs", True), ("small", False)]
+)
+def test_a_confidence_is_of_the_model_that_it_was_fitted_on(
+    tmp_path: Path, fitted: str, fine: bool
+) -> None:
+    path = tmp_path / "confidence.json"
+    path.write_text(calibration(model=fitted).model_dump_json(), encoding="utf-8")
+    served = 'engine = "vllm"\nurls = ["http://a"]\nserved = "theirs"'
+    text = MODEL.replace('engine = "embedded"\nweights = "weights/large.gguf"', served)
+    text += f'confidence = "{path}"'
+    if fine:
+        assert catalog(tmp_path, text).models["large"].confidence == calibration(model=fitted)
+        return
+    with pytest.raises(ConfigError, match=r"\[models\.large\]: .*confidence: .* 'small'"):
+        catalog(tmp_path, text)
+
+
+@pytest.mark.parametrize(
     ("file", "said"),
     [
         ("{}", "is no file of `farthing train confidence`: model: "),
@@ -356,7 +374,7 @@ def test_a_confidence_may_be_bundled_or_at_home(
     with pytest.raises(ConfigError, match=r"weights/none/at-all\.json: cannot be read"):
         catalog(tmp_path, MODEL + 'confidence = "bundled:none/at-all.json"')
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "c.json").write_text(calibration().model_dump_json(), encoding="utf-8")
+    (tmp_path / "c.json").write_text(calibration(model="large").model_dump_json(), encoding="utf-8")
     assert catalog(tmp_path, MODEL + 'confidence = "~/c.json"').models["large"].confidence
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.cli import main, module_map, with_map
-from app.errors import ConfigError, FarthingError
+from app.errors import ConfigError, FarthingError, to_install
 from app.settings import Settings
 from app.telemetry.metrics import as_markdown
 
@@ -93,7 +93,7 @@ def test_a_variable_that_cannot_be_used_is_named(
             1,
             "farthing: fleet.toml: [models]: nothing\n",
         ),
-        (ModuleNotFoundError("no torch", name="torch"), 1, "pip install 'farthing[embedded]'"),
+        (ModuleNotFoundError("no torch", name="torch"), 1, to_install("embedded")),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

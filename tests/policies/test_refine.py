@@ -152,7 +152,7 @@ async def test_a_check_that_cannot_be_made_is_the_client_s_to_know():
     fake = talker(FIRST)
     with pytest.raises(BadRequest, match="schema"):
         await read(refined(fake, check="verify", verifier={"kind": "schema", "schema": schema}))
-    assert fake.open == 0
+    assert fake.begun == []
 
 
 def test_code_is_run_where_its_operator_says_so_only():

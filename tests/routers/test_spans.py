@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.errors import ConfigError
+from app.errors import ConfigError, to_install
 from app.factory import create_app
 from app.settings import Settings
 from app.telemetry import exports
@@ -316,7 +317,7 @@ def test_a_way_that_we_do_not_have_ends_the_start(monkeypatch, catalog, variable
 def test_without_the_extra_the_start_says_what_to_install(monkeypatch, catalog):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setattr(exports, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'farthing\[otel\]'"):
+    with pytest.raises(ConfigError, match=re.escape(to_install("otel"))):
         create_app(Settings(ledger="off"), catalog=catalog)
 
 

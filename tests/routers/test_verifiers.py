@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from app.catalog import Catalog
 from app.engines.fake import Fake, Script
 from app.factory import create_app
-from app.sandbox import Limits
+from app.sandbox import Limits, matching, python
 from app.settings import Settings
 from tests.routers.reading import asking
-
-Asked = Callable[..., Any]
 
 
 @pytest.fixture
@@ -25,16 +23,30 @@ def fake() -> Fake:
     return Fake({"large": Script(["x", "=", "0"], variants=variants), "small": Script(["No"])})
 
 
-def verified(**verifier: Any) -> dict[str, Any]:
-    policy = {"name": "best_of_n", "n": 4, "together": 1, "choose": "verify", "verifier": verifier}
-    return asking("large", policy=policy)
+POLICIES: dict[str, dict[str, Any]] = {
+    "best_of_n": {"n": 4, "together": 1, "choose": "verify"},
+    "refine": {"check": "verify"},
+}
 
 
-async def asked(settings: Settings, catalog: Catalog, fake: Fake, **verifier: Any) -> Any:
-    app = create_app(settings, catalog=catalog, engine=fake)
+async def sent(app: FastAPI, policy: str, stream: bool, **verifier: Any) -> httpx.Response:
+    chosen = {"name": policy, **POLICIES[policy], "verifier": verifier}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
-        return await client.post("/v1/chat/completions", json=verified(**verifier))
+        body = asking("large", policy=chosen, stream=stream)
+        return await client.post("/v1/chat/completions", json=body)
+
+
+async def asked(
+    settings: Settings,
+    catalog: Catalog,
+    fake: Fake,
+    policy: str = "best_of_n",
+    stream: bool = False,
+    **verifier: Any,
+) -> httpx.Response:
+    app = create_app(settings, catalog=catalog, engine=fake)
+    return await sent(app, policy, stream, **verifier)
 
 
 async def test_code_is_run_where_the_operator_allows_it(
@@ -84,9 +96,53 @@ async def test_a_judge_is_paid_for(settings: Settings, catalog: Catalog, fake: F
     assert models["small"]["completion_tokens"] == 4 and models["small"]["prompt_tokens"] > 0
 
 
-async def test_a_schema_that_leads_out_of_itself_is_the_client_s_fault(
-    settings: Settings, catalog: Catalog, fake: Fake
+@pytest.mark.parametrize("policy", ["best_of_n", "refine"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"$ref": "http://127.0.0.1:1/x.json"}, "disabled"),
+        ({"properties": {"x": {"$ref": "#/$defs/none"}}}, "/$defs/none"),
+    ],
+)
+async def test_a_schema_that_refers_to_nothing_is_refused_before_anything_is_spent(
+    settings: Settings,
+    catalog: Catalog,
+    fake: Fake,
+    policy: str,
+    stream: bool,
+    schema: dict[str, Any],
+    why: str,
 ) -> None:
-    schema = {"$ref": "http://127.0.0.1:1/x.json"}
-    given = await asked(settings, catalog, fake, kind="schema", schema=schema)
-    assert given.status_code == 400 and "disabled" in given.json()["error"]["message"]
+    verifier = {"kind": "schema", "schema": schema}
+    given = await asked(settings, catalog, fake, policy, stream, **verifier)
+    error = given.json()["error"]
+    assert (given.status_code, error["param"]) == (400, "policy")
+    assert why in error["message"] and "verifier: schema" in error["message"]
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("policy", ["best_of_n", "refine"])
+@pytest.mark.parametrize(
+    "verifier",
+    [
+        {"kind": "tests", "tests": "pass"},
+        {"kind": "regex", "pattern": "x"},
+        {"kind": "schema", "schema": {}},
+    ],
+)
+async def test_where_no_verifier_can_be_started_nothing_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    catalog: Catalog,
+    fake: Fake,
+    policy: str,
+    verifier: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(matching, "_MATCHER", ("/nonexistent",))
+    allowing = replace(catalog, sandbox=Limits())
+    app = create_app(settings, catalog=allowing, engine=fake)
+    monkeypatch.setattr(python, "_INSIDE", ("/nonexistent",))  # it has gone since the start
+    given = await sent(app, policy, False, **verifier)
+    assert (given.status_code, given.json()["error"]["code"]) == (503, "sandbox_unavailable")
+    assert fake.calls == []

@@ -179,7 +179,7 @@ def test_a_reload_keeps_what_is_as_it_was_and_drains_the_rest() -> None:
         ours: dict[str, Any] = {
             "price": Price(input=1, output=Decimal(2)),
             "aliases": ("x",),
-            "confidence": calibration(),
+            "confidence": calibration(model="m"),
         }
         new = card("m", B, C, max_running=1, **ours)
         after = many.fleet(new, previous=before)
