@@ -25,17 +25,23 @@ def sentences(found: Sequence[Observed], rows: Sequence[Standing], seed: int = 0
     told += _lucky(found, rows, best)
     if len(line) > 1:
         told.append(_least(line[0], best))
-    if useless := [row for row in rows if row.useless]:
+    useless = [row for row in rows if row.useless and row.failed < row.asked]
+    if useless:
         share = f"{len(useless)} of {len(rows)} ways were"
-        names = ", ".join(row.way for row in useless[:_MOST]) + ", …" * (len(useless) > _MOST)
         sure = sum(row.surely for row in useless)
         told.append(
             f"{share} beaten in quality, cost and time at once, {sure or 'none'} of them surely:"
-            f" {names}."
+            f" {_names(useless)}."
         )
+    if silent := [row for row in rows if row.failed == row.asked]:
+        told.append(f"{len(silent)} of {len(rows)} ways gave no answer at all: {_names(silent)}.")
     if failed := sum(row.failed for row in rows):
         told.append(f"{failed} of {sum(row.asked for row in rows)} requests failed; see below.")
     return told
+
+
+def _names(rows: Sequence[Standing]) -> str:
+    return ", ".join(row.way for row in rows[:_MOST]) + ", …" * (len(rows) > _MOST)
 
 
 def among(rows: Sequence[Standing]) -> int:

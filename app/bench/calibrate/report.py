@@ -190,7 +190,7 @@ def _useless(rows: Sequence[Standing]) -> list[dict[str, Any]]:
     by_name = {row.way: row for row in rows}
     told = []
     for row in rows:
-        if row.useless:
+        if row.useless and row.failed < row.asked:
             other = by_name[row.useless]
             pairs = ((row.price(what), other.price(what), what) for what in PRICES)
             parts = [
@@ -198,14 +198,13 @@ def _useless(rows: Sequence[Standing]) -> list[dict[str, Any]]:
                 for mine, theirs, what in pairs
                 if mine and theirs is not None
             ]
-            why = f"at {', '.join(parts)}" if parts else "which gave no answer at all"
             told.append(
                 {
                     "way": row.way,
                     "by": other.way,
                     "ours": f"{row.value:.3f}",
                     "theirs": f"{other.value:.3f}",
-                    "why": why,
+                    "why": f"at {', '.join(parts)}",
                     "sure": row.surely,
                 }
             )

@@ -139,6 +139,11 @@ def test_the_first_sentence_says_which_way_for_which_money(found, profile):
     )
     assert others[0].startswith("large had the best answers")
     assert any("waste" in each and "beaten" in each for each in others)
+    assert (
+        "1 of 5 ways were beaten in quality, cost and time at once, 1 of them surely: waste."
+        in others
+    )
+    assert "1 of 5 ways gave no answer at all: <b>broken</b>." in others
     assert any(each.startswith("240 of 1200 requests failed") for each in others)
 
 
