@@ -20,8 +20,9 @@ from app.bill import Bill, Line
 from app.errors import BudgetExceeded, FarthingError, Overloaded
 from app.notes import Notes
 from app.orders import Order
+from app.shown import Shown
 from app.trail import Attempt, CallRecord
-from app.types import Alternative, Call, Capabilities, Decision, Fidelity, Usage
+from app.types import Alternative, Bounds, Call, Capabilities, Decision, Fidelity, Usage
 from policies.base import Planned, Policy, Whole
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Answered(Protocol):
     decisions: list[Decision]
     calls: list[CallRecord]
     notes: Notes
+    shown: Shown
 
 
 def explained(answer: Answered, bill: Bill, outcome: str) -> str:
@@ -247,9 +249,23 @@ def _way(way: Alternative) -> dict[str, Any]:
         "latency_s": amounts.seconds(way.latency),
         "quality": amounts.number(way.quality),
         "propensity": amounts.number(way.propensity),
+        **_bounds(way.bounds),
     }
     told = {"kind": way.kind, "name": way.name, "chosen": way.chosen, "reason": way.reason}
     return told | {name: value for name, value in known.items() if value is not None}
+
+
+def _bounds(bounds: Bounds | None) -> dict[str, Any]:
+    if bounds is None:
+        return {}
+    return {
+        "high_usd": amounts.foretold_usd(bounds.cost),
+        "high_first_token_s": amounts.seconds(bounds.first_token),
+        "high_latency_s": amounts.seconds(bounds.latency),
+        "low_quality": amounts.number(bounds.quality),
+        "worst_usd": amounts.foretold_usd(bounds.worst),
+        "able": bounds.able,
+    }
 
 
 def _decision(decision: Decision, at: float, arrived: float) -> dict[str, Any]:
@@ -321,6 +337,7 @@ def _times(answer: Answered, bill: Bill, now: float) -> dict[str, Any]:
     firsts = [call.first for call in answer.calls if call.first is not None]
     return {
         "first_token_s": amounts.since(min(firsts, default=None), arrived),
+        "shown_s": amounts.since(answer.shown.first, arrived),
         "duration_s": amounts.since(now, arrived),
         "overhead_s": amounts.seconds(bill.overhead),
     }

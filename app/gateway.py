@@ -301,7 +301,7 @@ class Answer:
         if rest is not None and sum(part.most for part in found) > rest:
             if self.order.strict:
                 raise error
-            self._meter.scarce, self.budget = True, self._meter.limit
+            self._meter.scarce = True
         return found
 
     async def _admit(self) -> list[Part]:

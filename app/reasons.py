@@ -67,6 +67,18 @@ class Shortened:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of what is expected of a way to answer. None: nobody knows a worse value."""
+
+    cost: float | None = None  # USD, that nine of ten answers do not pass; so the times
+    first_token: float | None = None
+    latency: float | None = None
+    quality: float | None = None  # that it is known to have at least
+    worst: float | None = None  # USD at worst, where that was asked for
+    able: bool = True  # whether it could serve the request as it was measured
+
+
+@dataclass(frozen=True, slots=True)
 class Alternative:
     """One of the ways that there were. None: nobody looked, or it cannot be said."""
 
@@ -82,6 +94,7 @@ class Alternative:
     first_token: float | None = None  # seconds until the answer begins
     latency: float | None = None  # seconds until it is whole
     quality: float | None = None  # as measured, relative to the best way's
+    bounds: Bounds | None = None  # how sure all of that is
     propensity: float | None = None  # how likely it was to be chosen, before it was
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from app.reasons import Alternative as Alternative
+from app.reasons import Bounds as Bounds
 from app.reasons import Decision as Decision
 from app.reasons import PlanKind as PlanKind
 from app.reasons import Promise as Promise

@@ -54,6 +54,7 @@ ARROWS: dict[str, tuple[str, ...]] = {  # a room, and the rooms it may import; l
         "app.choices",
         "app.notes",
         "app.orders",
+        "app.shown",
         "app.trail",
         "policies",
     ),

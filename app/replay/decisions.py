@@ -37,9 +37,18 @@ class Way(_Part):
     first_token_s: Amount
     latency_s: Amount
     quality: Amount  # relative to the best way's
+    # How sure that was, since it is logged; None: the log does not hold it.
+    high_usd: Amount | None = None
+    high_first_token_s: Amount | None = None
+    high_latency_s: Amount | None = None
+    low_quality: Amount | None = None
+    worst_usd: Amount | None = None  # where `strict` asked for it
+    able: bool | None = None
 
 
 class _Request(_Part):
+    stream: bool = False
+    fallback: str = "cheapest"
     deadline_s: float | None = None
     first_token_s: float | None = None
     quality: Share | None = None
@@ -54,12 +63,18 @@ class _Cost(_Part):
 
 
 class _Times(_Part):
-    first_token_s: Amount | None = None
+    first_token_s: Amount | None = None  # of the first call
+    shown_s: Amount | None = None  # of what the client sees
     duration_s: Amount
+
+
+class _Chosen(_Part):
+    after: tuple[str, ...] = ()  # ways that were taken before and failed before their first words
 
 
 class _Plan(_Part):
     options: Mapping[str, Any] = {}
+    way: _Chosen = _Chosen()
 
 
 class Decided(_Part):
@@ -76,21 +91,43 @@ class Decided(_Part):
 
     @model_validator(mode="after")
     def _one_was_drawn(self) -> Self:
-        taken = [way for way in self.alternatives if way.chosen]
-        if len(taken) != 1:
-            raise ValueError(f"of the ways one must be chosen, not {len(taken)}")
-        if not taken[0].propensity:
-            raise ValueError(f"{taken[0].name} was chosen with propensity 0")
+        chosen = sum(way.chosen for way in self.alternatives)
+        if chosen != 1:
+            raise ValueError(f"of the ways one must be chosen, not {chosen}")
         if len({way.name for way in self.alternatives}) < len(self.alternatives):
             raise ValueError("two ways have the same name")
         total = sum(way.propensity for way in self.alternatives)
         if abs(total - 1) > _AS_IT_SUMS:
             raise ValueError(f"the propensities of the ways sum to {total:.4g}, not to 1")
+        if self._drawn is None:
+            raise ValueError(f"{self.plan.way.after[0]} was tried, and is none of the ways")
+        if not self._drawn.propensity:
+            raise ValueError(f"{self._drawn.name} was chosen with propensity 0")
         return self
 
     @property
+    def _drawn(self) -> Way | None:
+        first = self.plan.way.after[:1]
+        found = (way for way in self.alternatives if (way.name in first if first else way.chosen))
+        return next(found, None)
+
+    @property
     def taken(self) -> Way:
-        return next(way for way in self.alternatives if way.chosen)
+        """The way that was drawn: where it failed, what came is what came of having drawn it."""
+        if self._drawn is None:
+            raise ValueError("no way was chosen")
+        return self._drawn
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is known of every way how sure what was expected of it was."""
+        return all(way.able is not None for way in self.alternatives)
+
+    @property
+    def first(self) -> float | None:
+        """Seconds to the first token: that its client saw, where it was streamed."""
+        shown = self.times.shown_s if self.request.stream else None
+        return self.times.first_token_s if shown is None else shown
 
     @property
     def quality(self) -> float | None:
@@ -106,7 +143,7 @@ class Decided(_Part):
         token."""
         if self.outcome not in ("kept", "steered"):
             return False
-        asked, first = self.request, self.times.first_token_s
+        asked, first = self.request, self.first
         late = asked.deadline_s is not None and self.times.duration_s > asked.deadline_s
         slow = asked.first_token_s is not None and (first is None or first > asked.first_token_s)
         return not late and not slow

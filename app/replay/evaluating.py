@@ -52,7 +52,7 @@ REWARDS = (
     Reward(
         "first token",
         "s",
-        lambda one: one.times.first_token_s if one.answered else None,
+        lambda one: one.first if one.answered else None,
         lambda one, way: way.first_token_s,
         1,
     ),
@@ -89,7 +89,7 @@ class Evaluated:
     outside: Estimate  # of its choices, the share that had propensity 0
     effective: float  # sample size
     found: Sequence[Found]
-    by_expectation: bool
+    by_expectation: bool  # the planner's choice, as the log does not hold how sure it was
 
     @property
     def missed(self) -> Mapping[str, Estimate | None]:
@@ -170,7 +170,7 @@ def evaluate(
         outside=shares(chosen.outside, **dice),
         effective=effective(chosen.weights, chosen.supported),
         found=[one for one in found if one is not None],
-        by_expectation=target.by_expectation,
+        by_expectation=target.plans and not all(one.bounded for one in log.decided),
     )
 
 

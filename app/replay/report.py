@@ -38,8 +38,9 @@ def notes(log: Log, evaluated: Sequence[Evaluated]) -> Iterator[str]:
             )
     if any(one.by_expectation for one in evaluated):
         yield (
-            "The planner chose anew by what was expected of each way: the log does not hold how"
-            " sure that was, nor why a way was kept out that was expected to fit; it stays out."
+            "The planner chose anew by what was expected of each way: not every line of the log"
+            " holds how sure that was, nor why a way was kept out that was expected to fit; it"
+            " stays out."
         )
     for found in next((one.found for one in evaluated), ()):
         if not found.graded:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from app.errors import ConfigError
 from app.replay.decisions import Decided, Way, names_of
-from policies.plans.choosing import MOST_EXPLORED, Option, Wish, choose
+from policies.plans.choosing import MOST_EXPLORED, Option, Wish, choose, fits
 
 PLANNER = ("auto", "planner")
 LOGGED = "as logged"
-_OPTIONS = ("quality", "usd", "latency", "first_token", "explore", "ways")
+_OPTIONS = ("quality", "usd", "latency", "first_token", "explore", "cautious", "ways")
 
 Choose = Callable[[Decided], Mapping[str, float]]
 """How likely each way is to be taken for a request, by its name; they sum to 1."""
@@ -23,7 +23,7 @@ class Target:
 
     name: str
     choose: Choose
-    by_expectation: bool = False  # whether the planner chooses anew, by what the log holds of ways
+    plans: bool = False  # whether the planner chooses anew, by what the log holds of ways
 
 
 def logged() -> Target:
@@ -36,7 +36,7 @@ def parse(text: str, decided: Sequence[Decided]) -> Target:
     other options. Raises ConfigError for what the log does not know."""
     name, _, options = text.partition(";")
     if name in PLANNER:
-        return Target(text, _Planner.of(options).choose, by_expectation=True)
+        return Target(text, _Planner.of(options).choose, plans=True)
     known = names_of(decided)
     if text not in known:
         raise ConfigError(
@@ -48,14 +48,16 @@ def parse(text: str, decided: Sequence[Decided]) -> Target:
 
 @dataclass(frozen=True)
 class _Planner:
-    """The planner, with what the request asked unless an option says otherwise. A log holds what is
-    expected of a way, not how sure that is: so it chooses by expectation (`cautious` off)."""
+    """The planner, with what the request asked, and as it was set, unless an option says otherwise.
+    An old log does not hold how sure it is what is expected of a way: then that decides, as with
+    `cautious` off."""
 
     quality: float | None = None
     usd: float | None = None
     latency: float | None = None
     first_token: float | None = None
     explore: float = 0.0
+    cautious: float | None = None  # 0: by expectation
     ways: tuple[str, ...] = ()
 
     @classmethod
@@ -77,7 +79,7 @@ class _Planner:
     def choose(self, one: Decided) -> Mapping[str, float]:
         wish, then = self._wish(one), _asked(one)
         options = [
-            _option(way, out=_was_out(way, one, then))
+            _option(way, out=_was_out(way, then))
             for way in one.alternatives
             if not self.ways or way.name in self.ways or way.name.partition(";")[0] in self.ways
         ]
@@ -98,30 +100,29 @@ class _Planner:
             latency=then.latency if self.latency is None else self.latency,
             first_token=then.first_token if self.first_token is None else self.first_token,
             quality=then.quality if self.quality is None else self.quality,
-            cautious=False,
+            cautious=then.cautious if self.cautious is None else bool(self.cautious),
+            strict=then.strict,
         )
 
 
 def _asked(one: Decided) -> Wish:
-    """What the request asked, by expectation."""
+    """What the request asked, and how the planner was set."""
     return Wish(
         usd=one.estimate.budget_usd,
         latency=one.request.deadline_s,
         first_token=one.request.first_token_s,
         quality=one.quality,
-        cautious=False,
+        cautious=one.plan.options.get("cautious", True) is not False,
+        strict=one.request.fallback == "strict",
     )
 
 
-def _was_out(way: Way, one: Decided, then: Wish) -> bool:
+def _was_out(way: Way, then: Wish) -> bool:
     """Whether something kept it out that is not in the log: its models were down, it could not do
     what was asked, or it was not known well enough. What kept it out then does so again."""
-    keeps = (
-        one.would_meet(way)
-        and (then.quality is None or way.quality >= then.quality)
-        and way.propensity == 0
-    )
-    return keeps and way.fits is False
+    if way.able is False:
+        return True
+    return way.fits is False and way.propensity == 0 and fits(_option(way, out=False), then)
 
 
 def _option(way: Way, out: bool) -> Option:
@@ -131,12 +132,17 @@ def _option(way: Way, out: bool) -> Option:
         cost=way.usd,
         first_token=way.first_token_s,
         latency=way.latency_s,
+        quality_low=way.low_quality,
+        cost_high=way.high_usd,
+        first_token_high=way.high_first_token_s,
+        latency_high=way.high_latency_s,
+        worst=way.worst_usd,
         unable="it was kept out when it was logged" if out else "",
     )
 
 
 def _number(name: str, text: str) -> float:
-    most = {"quality": 1.0, "explore": MOST_EXPLORED}.get(name, float("inf"))
+    most = {"quality": 1.0, "explore": MOST_EXPLORED, "cautious": 1.0}.get(name, float("inf"))
     try:
         value = float(text)
     except ValueError:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from app.catalog import PICO
 from app.errors import FarthingError
-from app.types import Alternative
+from app.types import Alternative, Bounds
 from policies.plans.choosing import Bound, Choice, Option, Wish, missed
 
 _NOTHING: Mapping[Bound, str] = {
@@ -82,6 +82,14 @@ def alternatives(
                 first_token=option.first_token,
                 latency=option.latency,
                 quality=option.quality,
+                bounds=Bounds(
+                    cost=option.cost_high,
+                    first_token=option.first_token_high,
+                    latency=option.latency_high,
+                    quality=option.quality_low,
+                    worst=option.worst,
+                    able=not option.unable,
+                ),
                 propensity=likely.get(option.name, 0.0),
             )
         )

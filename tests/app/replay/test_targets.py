@@ -26,7 +26,7 @@ def taken(text: str, decided: Decided) -> dict[str, float]:
 
 def test_always_one_way_is_by_its_name_dial_and_all() -> None:
     assert taken("careful;threshold=0.5", one()) == {"careful;threshold=0.5": 1.0}
-    assert not parse("large", [one()]).by_expectation
+    assert not parse("large", [one()]).plans
 
 
 def test_as_logged_is_as_likely_as_it_was() -> None:
@@ -64,11 +64,39 @@ def test_what_was_kept_out_by_what_is_not_in_the_log_stays_out() -> None:
     assert taken("auto;usd=5", poor) == {"large": 1.0}
 
 
+def sure(way: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return way | {"able": True} | more
+
+
+def test_where_the_log_holds_how_sure_it_was_that_decides_as_it_did() -> None:
+    doubtful = sure(LARGE, low_quality=0.6, high_usd=9.0, high_latency_s=8.0, worst_usd=20.0)
+    asked = one(sure(SMALL), sure(CAREFUL), doubtful)
+    assert asked.bounded and not one().bounded
+    assert taken("auto", asked) == {"careful;threshold=0.5": 1.0}
+    assert taken("auto;cautious=0", asked) == {"large": 1.0}
+    bold = one(sure(SMALL), sure(CAREFUL), doubtful, plan={"options": {"cautious": False}})
+    assert taken("auto", bold) == {"large": 1.0}
+    costly = sure(LARGE, worst_usd=20.0)
+    bounded = {"estimate": {"budget_usd": 10.0}}
+    assert taken("auto", one(sure(SMALL), sure(CAREFUL), costly, **bounded)) == {"large": 1.0}
+    strict = bounded | {"request": {"fallback": "strict"}}
+    assert taken("auto", one(sure(SMALL), sure(CAREFUL), costly, **strict)) == {
+        "careful;threshold=0.5": 1.0
+    }
+
+
+def test_who_could_not_serve_it_cannot_now_either() -> None:
+    unable = sure(LARGE, able=False, fits=False)
+    poor = one(sure(SMALL), sure(CAREFUL), unable, estimate={"budget_usd": 3.0})
+    assert taken("auto;usd=5", poor) == {"careful;threshold=0.5": 1.0}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("careful", "no request of the log weighed it; there are: small, careful;threshold=0.5"),
-        ("auto;cautious=1", "no 'cautious'"),
+        ("auto;exact=1", "no 'exact'"),
+        ("auto;cautious=2", "cautious: must be a number from 0 to 1"),
         ("auto;quality=1.1", "quality: must be a number from 0 to 1"),
         ("auto;explore=0.5", "explore: must be a number from 0 to 0.2"),
         ("auto;usd=inf", "usd: must be a number of 0 or more"),
