@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-clients install-vllm serve test test-clients test-slow test-vllm \
-	test-schema test-dashboards test-entrypoints check dashboards map clean
+	test-schema test-dashboards test-entrypoints test-page check dashboards map clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ test-schema: install ## ask a gateway all that its OpenAPI document says, for a 
 
 test-dashboards: install ## ask Prometheus, of a gateway under load, all that dashboards and rules do
 	$(BIN)/pytest --servers -m "" tests/test_dashboards.py tests/dashboards $(ARGS)
+
+test-page: install $(VENV)/.installed-page ## drive the page at / in Debian's package `chromium`
+	$(BIN)/pytest tests/page $(ARGS)
+
+$(VENV)/.installed-page: tests/page/requirements.txt $(STAMP)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -r $<
+	@touch $@
 
 test-entrypoints: install ## run vLLM's own tests of its server through the gateway: VLLM_TESTS=FOLDER
 	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt pytest pytest-asyncio

@@ -6,6 +6,7 @@ const LONGEST = 500; // and where it cannot
 const LONG = 2000; // tokens, from which on blocks that are out of sight are not laid out
 const SPANS = 40_000; // tokens that have an element of their own; what follows is plain text
 const SLICE_MS = 6; // of one frame, for drawing
+const SLICE = 400; // and tokens
 const LEVELS = [0.5, 1, 2, 3, 4.5]; // bits: where the next stronger shade begins
 
 /**
@@ -55,6 +56,7 @@ export class Ink {
     while (this.#drawn < this.tokens.length) {
       this.#add(this.tokens[this.#drawn], this.#drawn);
       this.#drawn += 1;
+      if (this.#drawn - before >= SLICE) break;
       if (this.#drawn % 32 === 0 && performance.now() > until) break;
     }
     if (this.#drawn > before && this.#pinned) this.root.scrollTop = this.root.scrollHeight;

@@ -1,7 +1,7 @@
 // An answer as Markdown: what becomes of it passes a sanitiser, which lets no more than text through.
 import "./vendor/purify.min.js";
 import { clean, el } from "./dom.js";
-import { marked } from "./vendor/marked.esm.js";
+import { Marked } from "./vendor/marked.esm.js";
 
 const LONGEST = 300_000; // characters
 const KEPT = {
@@ -16,13 +16,23 @@ const KEPT = {
   RETURN_DOM_FRAGMENT: true,
 };
 
+const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const markdown = new Marked({
+  async: false,
+  gfm: true,
+  // HTML within it is shown as it was written, and an image is not looked for.
+  renderer: {
+    html: ({ text }) => escaped(text),
+    image: ({ raw }) => escaped(raw),
+  },
+});
+
 /** The answer's text as elements, without any that could load, run, or look like this page. */
 export function rendered(text) {
   if (text.length > LONGEST) {
     return el("p", { textContent: "This is too long to be shown as Markdown; the tokens show it." });
   }
-  const html = marked.parse(clean(text), { async: false, gfm: true });
-  const made = DOMPurify.sanitize(html, KEPT);
+  const made = DOMPurify.sanitize(markdown.parse(clean(text)), KEPT);
   for (const link of made.querySelectorAll("a")) {
     link.rel = "noopener noreferrer nofollow";
     link.target = "_blank";

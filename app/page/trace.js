@@ -23,6 +23,7 @@ export class Trace {
     this.hands = []; // tokens before which the pen changed hands
     this.surprisal = false;
     this.place.replaceChildren();
+    this.place.ariaLabel = "Entropy of the tokens so far";
     figure.hidden = true;
   }
 
@@ -37,6 +38,7 @@ export class Trace {
 
   /** Draws it, if there is anything new and it is time; whether it must be drawn later. */
   draw(now, ended = false) {
+    if (ended) this.#tell();
     if (this.#drawn === this.bits.length) return false;
     if (!ended && now - this.#at < EVERY_MS) return true;
     if (this.bits.every((bits) => bits === null)) {
@@ -49,7 +51,6 @@ export class Trace {
     const models = [...new Set(this.colours)].sort();
     if (this.#plot === null || String(models) !== String(this.#models)) this.#make(models);
     this.#plot.setData(this.#data());
-    if (ended) this.#tell();
     return false;
   }
 
@@ -186,6 +187,7 @@ export class Trace {
 
   #tell() {
     const known = this.bits.filter((bits) => bits !== null);
+    if (!known.length) return;
     const most = known.reduce((a, b) => Math.max(a, b), 0);
     const mean = known.reduce((a, b) => a + b, 0) / known.length;
     const what = this.surprisal ? "Surprisal" : "Entropy";

@@ -58,7 +58,7 @@ function told(log) {
 
 const yes = (value) => (value === undefined || value === null ? "" : value ? "yes" : "no");
 const WAYS = [
-  ["", "chosen", (value) => (value ? "✓" : "")],
+  ["chosen", "chosen", (value) => (value ? "yes" : "")],
   ["way", "name"],
   ["USD at most", "usd"],
   ["fits", "fits", yes],
