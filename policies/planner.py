@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
 from contextlib import aclosing, suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
 from pydantic import Field, PrivateAttr
 
 from app.catalog import PICO, Catalog, Tariff
-from app.errors import BudgetExceeded, EngineError, FarthingError
+from app.errors import BudgetExceeded, FarthingError
 from app.profile import Way
 from app.prompt_features import features_of
 from app.types import (
@@ -28,6 +28,7 @@ from app.types import (
     Promise,
     Usage,
 )
+from policies.answers.asking import PASSED_ON
 from policies.base import Models, Planned, Policy
 from policies.plans import telling
 from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
@@ -35,7 +36,6 @@ from policies.plans.courses import Course, State, special, unable, worst_usd
 from policies.plans.fitted import Fitted, fitted
 from policies.plans.predicting import Situation
 
-T = TypeVar("T")
 _MOST_TRIED = 3  # other ways, where the one that was taken fails before its first word
 
 
@@ -128,12 +128,13 @@ class Planner(Policy):
 
     async def _planned(self, tries: _Tries, usd: int | None) -> Planned:
         call, engine, prices, strict = tries.call, tries.engine, tries.prices, tries.strict
-        options = tries.left(await self._options(call, engine, prices, strict), self._courses)
+        courses = self._courses
+        options = tries.left(await self._options(call, engine, prices, strict), courses)
         wish = self._wish(call, strict, usd)
         choices = choose(options, wish, 0.0 if tries.failed else self.explore)
         taken = _drawn(choices, call.id)
         tries.check(taken, choices[0], wish)
-        course = next(c for c in self._courses if c.way.name == taken.option.name)
+        course = next(c for c in courses if c.way.name == taken.option.name)
         told = partial(telling.alternatives, options, choices, taken, wish)
         if tries.told is not None:
             told = partial(telling.instead, tries.told, taken, tries.failed)
@@ -191,36 +192,33 @@ class Planner(Policy):
         """What is expected of each way, now."""
         known = self._known
         state = State.of(known.models, known.embedded, engine, prices)
-        every = known.every  # most ways differ in a dial alone, and ask the same models
-        ill = _each(every, state.ill)
+        each = known.asked.each
+        ill = each(state.ill)
         if special(call):
             ill = [
                 said or unable(course, call, engine, prices)
                 for said, course in zip(ill, known.courses, strict=True)
             ]
         prompt = await self._counted(call, ill, engine)
-        holds = _each(every, state.context)
+        holds = each(state.context)
         if min(holds) <= prompt:
             ill = [
                 said or ("" if tokens > prompt else "the prompt is longer than its context")
                 for said, tokens in zip(ill, holds, strict=True)
             ]
         most = sys.maxsize if call.max_tokens is None else call.max_tokens
-        rooms = _each(every, lambda models: max(min(state.context(models) - prompt, most), 0))
+        rooms = each(lambda models: max(min(state.context(models) - prompt, most), 0))
         worst: Sequence[float | None] = [None] * len(ill)
-        usd = _each(every, state.left)
+        usd = each(state.left)
         if strict and usd != worst:
-            each = zip(known.courses, rooms, strict=True)
-            worst = [
-                worst_usd(course, call, (prompt, room), engine, prices) for course, room in each
-            ]
+            worst = _worst(known, call, (prompt, rooms), engine, prices)
         return known.forecast.options(
             Situation(
                 kinds=known.kinds.probabilities(features_of(call)),
                 prompt=prompt,
                 choices=call.choices,
                 rooms=rooms,
-                calls=_each(every, state.calls),
+                calls=each(state.calls),
                 usd=usd,
                 worst=worst,
                 unable=ill,
@@ -229,22 +227,36 @@ class Planner(Policy):
 
     async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
         """Tokens of a prompt, of several in the mean, as a model reads them that may be asked."""
-        able = self._courses
+        courses = able = self._courses
         if any(ill):
-            named = sorted(zip(map(bool, ill), self._courses, strict=True), key=lambda one: one[0])
+            named = sorted(zip(map(bool, ill), courses, strict=True), key=lambda one: one[0])
             able = [course for _, course in named]
         *models, last = dict.fromkeys([course.first for course in able])
         calls = call.apart()
         for model in models:
-            with suppress(EngineError):  # another may tell
+            with suppress(*PASSED_ON):  # another may tell
                 return -(-sum([await engine.count(each.to(model)) for each in calls]) // len(calls))
         return -(-sum([await engine.count(each.to(last)) for each in calls]) // len(calls))
 
 
-def _each(every: Sequence[tuple[str, ...]], told: Callable[[Sequence[str]], T]) -> list[T]:
-    """What is told of each of these sets of models, asked once of equal ones."""
-    known = {models: told(models) for models in set(every)}
-    return [known[models] for models in every]
+def _worst(
+    known: Fitted,
+    call: Call,
+    tokens: tuple[int, Sequence[int]],
+    engine: MeteredEngine,
+    prices: Mapping[str, Tariff],
+) -> list[float]:
+    """USD that each way may cost at worst; `tokens`: of a prompt, and what each has room for."""
+    prompt, rooms = tokens
+    if call.choices > 1:  # how many runs of a way these are may depend on its dial
+        ways = zip(known.courses, rooms, strict=True)
+        return [worst_usd(course, call, (prompt, room), engine, prices) for course, room in ways]
+    group = known.priced
+    firsts = [
+        worst_usd(known.courses[first], call, (prompt, rooms[first]), engine, prices)
+        for first in group.firsts
+    ]
+    return [firsts[place] for place in group.places]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def around() -> list[dashboard.Panel]:
             Said(
                 "What the planner chose",
                 "Answers to `auto` by the way that was taken. best: it should be; explored: to"
-                " learn of it; short: nothing keeps to what is asked.",
+                " learn of it; short: nothing keeps to what is asked; failover: another one"
+                " failed first.",
                 "Much is `short`: budgets or times are below what any way is sure to keep.",
                 "cps",
             ),

@@ -128,7 +128,7 @@ def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
         ("able", lambda option: not option.unable, lambda option: (0.0,)),
         (
             "usd",
-            lambda option: (usd := wish.usd_of(option)) is None or wish.cost_of(option) <= usd,
+            _afforded(wish),
             lambda option: (wish.cost_of(option), -wish.quality_of(option)),
         ),
     ]
@@ -157,6 +157,25 @@ def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
             )
         )
     return found
+
+
+def _afforded(wish: Wish) -> _Test:
+    """By `cost_of` and `usd_of`, in one step: it is asked of every way."""
+    most, cautious, strict = wish.usd, wish.cautious, wish.strict
+
+    def keeps(option: Option) -> bool:
+        usd, cost = option.usd, option.cost
+        if usd is None or (most is not None and most < usd):
+            usd = most
+        if usd is None:
+            return True
+        if strict and option.worst is not None:
+            cost = option.worst
+        elif cautious and option.cost_high is not None:
+            cost = option.cost_high
+        return cost <= usd
+
+    return keeps
 
 
 def _best(pool: Sequence[Option], wish: Wish) -> Option:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from app.catalog import Catalog, Tariff
 from app.errors import BadRequest
@@ -15,10 +15,32 @@ from policies.plans.courses import Course, courses
 from policies.plans.predicting import Forecast
 
 _KEPT = 16  # of each kind
+_PROBES = ((1, 1), (7, 64), (100, 1), (1000, 37), (3001, 2048), (20000, 9973))  # tokens
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 _Found: TypeAlias = tuple[list[Course], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Ways that are alike in something, so that it is asked once of each group."""
+
+    keys: Sequence[Any]
+    firsts: Sequence[int]  # the first way of each group
+    places: Sequence[int]  # the group of each way
+
+    @classmethod
+    def of(cls, keys: Sequence[Any]) -> Groups:
+        """Of ways with these keys."""
+        groups = list(dict.fromkeys(keys))
+        return cls(groups, [*map(keys.index, groups)], [*map(groups.index, keys)])
+
+    def each(self, told: Callable[[Any], T]) -> list[T]:
+        """For each way what is told of its group's key."""
+        known = [told(key) for key in self.keys]
+        return [known[place] for place in self.places]
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,8 @@ class Fitted:
     courses: Sequence[Course]  # the best one first, over all kinds of prompts
     forecast: Forecast  # of these
     kinds: Classifier
-    every: Sequence[tuple[str, ...]]  # what each of them asks
+    asked: Groups  # by the models that they ask: most ways differ in a dial alone
+    priced: Groups  # and by what they may cost at worst
     models: Sequence[str]  # all of these
     embedded: frozenset[str]  # of the fleet: they share this machine
     prices: Mapping[str, Tariff]
@@ -39,11 +62,8 @@ class Fitted:
     def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> Fitted:
         cards = catalog.models.values()
         return cls(
-            courses=tuple(found),
-            forecast=Forecast([course.way for course in found], profile),
+            **_of(found, profile),
             kinds=profile.kinds,
-            every=tuple(course.way.models for course in found),
-            models=_asked(found),
             embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
             prices=catalog.prices(),
             profile=profile,
@@ -53,21 +73,30 @@ class Fitted:
         """With the ways of these names."""
         if names not in self._parts:
             found = [course for course in self.courses if course.way.name in names]
-            part = replace(
-                self,
-                courses=found,
-                forecast=Forecast([course.way for course in found], self.profile),
-                every=tuple(course.way.models for course in found),
-                models=_asked(found),
-                _parts={},
-            )
+            part = replace(self, **_of(found, self.profile), _parts={})
             _make_room(self._parts)
             self._parts[names] = part
         return self._parts[names]
 
 
-def _asked(courses: Sequence[Course]) -> Sequence[str]:
-    return tuple(dict.fromkeys(model for course in courses for model in course.way.models))
+def _of(found: Sequence[Course], profile: Profile) -> dict[str, Any]:
+    """What is told of these ways."""
+    return {
+        "courses": tuple(found),
+        "forecast": Forecast([course.way for course in found], profile),
+        "asked": Groups.of([course.way.models for course in found]),
+        "priced": Groups.of([_worst(course) for course in found]),
+        "models": tuple(dict.fromkeys(m for course in found for m in course.way.models)),
+    }
+
+
+def _worst(course: Course) -> tuple[object, ...]:
+    """What tells apart ways of which the worst case differs. A dial that has no say in it leaves
+    the same function of two numbers of tokens, which is known by some values. (That a budget is
+    kept to, or `strict`, does not depend on it: the way that is taken is priced by itself.)"""
+    policy = course.policy
+    found = [tuple(policy.worst_case(course.model, *each).items()) for each in _PROBES]
+    return type(policy), policy.one_of, course.model, *found
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

@@ -125,11 +125,12 @@ async def test_its_prompt_is_shown_by_who_answers() -> None:
     assert chunks[0].echo and chunks[0].model == "server"
 
 
-async def test_who_cannot_even_count_is_not_asked() -> None:
+@pytest.mark.parametrize("error", [EngineError, BadRequest])
+async def test_who_cannot_even_count_is_not_asked(error: type[Exception]) -> None:
     class Mute(Fake):
         async def count(self, call: Any) -> int:
             if call.model == "large":
-                raise EngineError("it does not count")
+                raise error("it does not count")
             return await super().count(call)
 
     fake = Mute(engine().scripts)
