@@ -17,13 +17,14 @@ from app.bench.calibrate.observed import Point
 from app.bench.calibrate.points import way_of
 from app.bench.calibrate.spending import Spending, Spent
 from app.bench.grading import Question
-from app.bench.ways import Answered, Sampled, ask, checksum, described
+from app.bench.ways import Answered, Sampled, Way, ask, checksum, described
 from app.errors import ConfigError
 from app.prompt_files import read_objects
 
 _TURNS = 6  # requests of each client before the level changes, at least
 _HOPELESS = 3  # failures of a way, without an answer, after which it is asked no more
 _BROKEN = 25  # failures in a row, of ways that have answered, after which nothing is asked any more
+_PAUSES_S = (1, 2, 4, 8, 16, 30)  # where too much is asked at once: a window of a minute, and a bit
 
 Key: TypeAlias = tuple[str, int, int, str, int, str, int, str]
 
@@ -250,14 +251,7 @@ class _Asking:
     async def _ask(self, job: Job, held: int) -> None:
         way, name = way_of(job.point), job.point.name
         try:
-            answer = await ask(
-                self._http,
-                job.question,
-                way,
-                job.seed,
-                self._plan.sampled,
-                self._spending.headers(held),
-            )
+            answer = await self._answer(job, way, held)
         except asyncio.CancelledError:
             # It may have cost as much; the next run must know.
             self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None)
@@ -278,6 +272,16 @@ class _Asking:
             self._failures[name] += 1
             if self._failures[name] == _HOPELESS:
                 self.told.hopeless[name] = answer.failed
+
+    async def _answer(self, job: Job, way: Way, held: int) -> Answered:
+        """Asked again where it was too much at once, which says nothing of the way."""
+        more = self._plan.sampled, self._spending.headers(held)
+        for pause in _PAUSES_S:
+            answer = await ask(self._http, job.question, way, job.seed, *more)
+            if not answer.failed.startswith("429"):
+                return answer
+            await asyncio.sleep(pause)
+        return await ask(self._http, job.question, way, job.seed, *more)
 
     def _keep(self, job: Job, answer: Answered, held: int, cost: float | None) -> None:
         if answer.scarce and self._spending.most is not None:

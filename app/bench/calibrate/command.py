@@ -93,6 +93,7 @@ def _lacking(measured: Measured, wishes: Wishes) -> Iterator[str]:
         yield (
             f"{measured.graded.ungraded} answers are left out: there is no answer of"
             f" {measured.best} to grade them by, or no judge's opinion"
+            + ("" if wishes.usd is None else ": a higher --usd may pay for it")
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.bench.calibrate import asking
 from app.bench.calibrate.asking import Kept, Plan, Told, gather, groups, read
 from app.bench.calibrate.observed import Point
 from app.bench.calibrate.points import points, probes
@@ -215,6 +216,29 @@ async def test_where_all_fails_of_a_sudden_it_ends(
     with pytest.raises(ConfigError, match=r"25 requests in a row .* (small|large): .*engine_error"):
         await go(http, more, before=before)
     assert len(read(plan.answers)) == lines + 25
+
+
+@pytest.mark.parametrize("refusals", [2, 99])
+async def test_too_much_at_once_is_asked_again(
+    plan: Plan, refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key's limit of requests a minute says nothing of a way."""
+    monkeypatch.setattr(asking, "_PAUSES_S", (0, 0, 0))
+    asked_for: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked_for.append(request)
+        if len(asked_for) <= refusals:
+            return httpx.Response(429, text="slower")
+        done = {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}]}
+        return httpx.Response(200, text=f"data: {json.dumps(done)}\n\n")
+
+    transport = httpx.MockTransport(answer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        one = replace(plan, points=three()[:1], questions=asked(1), levels=(1,))
+        (kept,) = (await go(http, one)).found
+    assert kept.answer.failed == ("" if refusals == 2 else "429: slower")
+    assert len(asked_for) == (3 if refusals == 2 else 4)
 
 
 async def test_a_refusal_costs_nothing(http: httpx.AsyncClient, plan: Plan) -> None:
