@@ -50,6 +50,11 @@ class Law(Frozen):
     high: Amount = 1.0  # nine of ten times it is at most so many times what this says
     error: Amount = 0.0  # mean absolute error on questions that it was not fitted to
 
+    @property
+    def known(self) -> bool:
+        """Whether it says anything: a law of nothing is that of an amount which nobody told."""
+        return bool(self.base or self.prompt or self.completion)
+
     def at(self, prompt: float, completion: float, calls: float = 0) -> float:
         """The amount to expect, in the unit of what it was fitted to: USD, or seconds."""
         amount = self.base + self.prompt * prompt + self.completion * completion

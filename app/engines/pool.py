@@ -190,11 +190,11 @@ class Pool:
         )
 
     def load(self, model: str) -> Load:
-        """Our calls that run; those that wait here, and those of anybody in the servers' queues."""
+        """Our calls in the servers; and those that wait here, with all that others have there."""
         return Load(
             healthy=bool(self._ready()),
             running=sum(replica.running for replica in self.replicas),
-            waiting=self._queue.waiting + sum(replica.waiting for replica in self.replicas),
+            waiting=self._queue.waiting + sum(replica.others for replica in self.replicas),
         )
 
     async def _place(

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from app.catalog import Catalog, Tariff
+from app.catalog import PICO, Catalog, Tariff
 from app.errors import BadRequest
-from app.profile import Profile, Way
+from app.profile import Law, Profile, Way
 from app.prompt_features import Classifier
 from policies.plans.courses import Course, courses
 from policies.plans.predicting import Forecast
 
 _KEPT = 16  # of each kind
+_LONG = (1000, 256)  # tokens of a prompt, and of an answer
 _PROBES = ((1, 1), (7, 64), (100, 1), (1000, 37), (3001, 2048), (20000, 9973))  # tokens
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -60,12 +61,12 @@ class Fitted:
 
     @classmethod
     def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> Fitted:
-        cards = catalog.models.values()
+        cards, prices = catalog.models.values(), catalog.prices()
         return cls(
-            **_of(found, profile),
+            **_of(found, profile, prices),
             kinds=profile.kinds,
             embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
-            prices=catalog.prices(),
+            prices=prices,
             profile=profile,
         )
 
@@ -73,21 +74,50 @@ class Fitted:
         """With the ways of these names."""
         if names not in self._parts:
             found = [course for course in self.courses if course.way.name in names]
-            part = replace(self, **_of(found, self.profile), _parts={})
+            part = replace(self, **_of(found, self.profile, self.prices), _parts={})
             _make_room(self._parts)
             self._parts[names] = part
         return self._parts[names]
 
 
-def _of(found: Sequence[Course], profile: Profile) -> dict[str, Any]:
+def _of(found: Sequence[Course], profile: Profile, prices: Mapping[str, Tariff]) -> dict[str, Any]:
     """What is told of these ways."""
     return {
         "courses": tuple(found),
-        "forecast": Forecast([course.way for course in found], profile),
+        "forecast": Forecast([_feared(course, profile, prices) for course in found], profile),
         "asked": Groups.of([course.way.models for course in found]),
         "priced": Groups.of([_worst(course) for course in found]),
         "models": tuple(dict.fromkeys(m for course in found for m in course.way.models)),
     }
+
+
+def _feared(course: Course, profile: Profile, prices: Mapping[str, Tariff]) -> Way:
+    """The way, of which nothing counts as free or instant because nobody told: it costs what it may
+    at worst, and takes as long as the slowest of all."""
+    way = course.way
+    changes = {} if way.cost.known else {"cost": _priced(course, prices)}
+    for name in ("first_token", "latency"):
+        if not getattr(way, name).known:
+            changes[name] = _slowest([getattr(each, name) for each in profile.ways])
+    return way.model_copy(update=changes)
+
+
+def _priced(course: Course, prices: Mapping[str, Tariff]) -> Law:
+    """By its worst case: of a long prompt and a long answer, and linear in both below them."""
+    policy, (prompt, completion) = course.policy, _LONG
+
+    def usd(prompt: int) -> float:
+        worst = policy.worst_case(course.model, prompt, completion)
+        costs = [prices[model].of(used) for model, used in worst.items()]
+        return (max if policy.one_of else sum)(costs) / PICO
+
+    alone = usd(0)
+    return Law(base=0, prompt=(usd(prompt) - alone) / prompt, completion=alone / completion)
+
+
+def _slowest(laws: Sequence[Law]) -> Law:
+    fields = tuple(Law.model_fields)
+    return Law(**{name: max(getattr(law, name) for law in laws) for name in fields})
 
 
 def _worst(course: Course) -> tuple[object, ...]:

@@ -16,8 +16,8 @@ from app.errors import BadRequest, Forbidden, KeySpent, UnknownModel
 from app.explaining import explained
 from app.gateway import Answer, Gateway, Order
 from app.types import Call, Goals
-from tests.policies.autos import SURVEYED, auto, engine, fleet, taken, way_of
-from tests.policies.measured import measured
+from tests.policies.autos import SURVEYED, auto, engine, fleet, soon, taken, way_of
+from tests.policies.measured import known, law, measured, way
 from tests.policies.scripts import ask, call, card, price, read, text, usd
 
 
@@ -113,6 +113,23 @@ async def test_a_preset_that_asks_other_models_by_now_is_another_way(
     assert "economy: it asks tiny, large now, and asked small, large" in caplog.text
     with pytest.raises(BadRequest, match="economy is not as it was measured: it asks tiny"):
         auto(after, options={"ways": "economy"})
+
+
+async def test_what_nobody_told_counts_as_the_worst_that_is_known() -> None:
+    untold = {"cost": law(), "first_token": law(), "latency": law()}
+    ways = (way(fleet(), "large", 1.0, **untold), way(fleet(), "small", 0.5, latency=law(2.0)))
+    catalog = known(fleet(), *ways)
+    assert await taken(catalog) == "large"
+    # 40 tokens of the large one cost 800, and what they take is at least what the small one's do.
+    assert await taken(catalog, usd=usd(300)) == "small"
+    assert await taken(catalog, quality=0.4) == "small"
+    answer = auto(catalog, deadline=soon(1))
+    await read(answer)
+    assert answer.promise is not None and answer.promise.kind == "short"
+    free = {**fleet().models, "large": card("large", price(0, 0))}
+    cheap = replace(fleet(), models=free)
+    cheap = known(cheap, way(cheap, "large", 1.0, **untold), ways[1])
+    assert await taken(cheap, usd=usd(300)) == "large"
 
 
 def test_without_a_profile_there_is_no_auto_and_it_says_how_to_get_one() -> None:

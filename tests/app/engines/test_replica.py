@@ -213,7 +213,12 @@ def test_pulses_tell_the_load_and_failing_ones_come_sooner_then_open_it(
             await asyncio.sleep(10)
             assert server.pulses == [0, 3, 6, 9]
             assert (status(fleet).running, status(fleet).waiting) == (0, 4)
-            assert fleet.load("m") == Load(True, 0, 4)
+            # Of other gateways and workers; where some are ours, each still counts once.
+            assert fleet.load("m") == Load(True, 0, 7)
+            mine = await opened(fleet, call())
+            await asyncio.sleep(3)
+            assert fleet.load("m") == Load(True, 1, 6)
+            await mine.aclose()
             server.pulsing = 1e6
             server.probing = EngineError("still down")
             await asyncio.sleep(3 + 5 + 1 + 5)
