@@ -101,8 +101,7 @@ class Routed:
     async def _resumed(self) -> AsyncGenerator[Chunk]:
         """What was held back, and its rest: the large model cannot be had, or not in time."""
         held = self._held
-        if self._late and held.finish is None:
-            held.finish = Chunk(model=held.model, finish="length", reason="deadline")
+        held.finish = held.finish or self._end()
         if self._pair.small in self._failed and not self._late:
             errors = list(self._failed.values())[::-1]
             # That there is no money for the large one is not why the small one failed.
@@ -127,6 +126,13 @@ class Routed:
             held.finish = replace(end, reason="deadline") if self._late else end
             for each in self._told():
                 yield each
+
+    def _end(self) -> Chunk | None:
+        """Of what was held back, where it cannot be gone on with; None: it can."""
+        if self._late:
+            return Chunk(model=self._held.model, finish="length", reason="deadline")
+        whole = self._count == self._held.call.max_tokens
+        return Chunk(model=self._held.model, finish="length") if whole else None
 
     def _known(self) -> bool:
         """Whether enough has come to tell; where nothing depends on it, to show."""

@@ -219,6 +219,16 @@ async def test_where_the_large_one_fails_the_small_one_s_answer_is_given(
     assert fake.open == 0 and answer.spent <= answer.estimate
 
 
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_an_answer_that_was_held_back_whole_is_given_as_it_is(choices: int) -> None:
+    fake = broken(engine(small=[3.0] * LENGTH), "large")
+    answer = asked(fake, ENTROPY, max_tokens=8, choices=choices)
+    chunks = await read(answer)
+    assert said(chunks) == {"s"} and len(text(chunks).split()) == 8 * choices
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["length"] * choices
+    assert set(models(fake)) == {"small", "large"} and len(fake.calls) == 2 * choices
+
+
 @pytest.mark.parametrize("after", [0, 4])
 async def test_where_the_small_one_fails_before_it_is_shown_the_large_one_answers(
     after: int,
