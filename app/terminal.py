@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from app.errors import FarthingError
-from app.palette import WORDS, colour
+from app.palette import DECISIONS, WORDS, colour
 from app.types import HAND_OVERS
 
+_FEW = 4  # decisions that are told of an answer
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?")
 _HELP = """\
 /model NAME   ask this model or preset; alone: say which there are
@@ -39,6 +40,7 @@ class Answer:
     text: str = ""
     models: dict[str, int | None] = field(default_factory=dict)  # tokens by who wrote them
     switches: int = 0
+    decided: list[str] = field(default_factory=list)  # beside them, in words
     cost: Decimal | None = None  # USD
     finish: str | None = None  # None: it was stopped, or broke off
     reason: str | None = None  # "budget" or "deadline", where one of them cut it
@@ -52,7 +54,12 @@ class Answer:
         # An answer that is stopped ends without a summary: this much is known of it all the same.
         if model is not None:
             self.models.setdefault(model, None)
-        self.switches += (ours.get("switch") or {}).get("kind") in HAND_OVERS
+        decision = ours.get("switch") or {}
+        if decision.get("kind") in HAND_OVERS:
+            self.switches += 1
+        elif decision.get("kind") in DECISIONS:
+            said = DECISIONS[decision["kind"]].format(model=decision.get("model", ""))
+            self.decided.append(": ".join(filter(None, (said, decision.get("detail")))))
         self.models = ours.get("models", self.models)
         cost = (event.get("usage") or {}).get("cost")
         self.cost = self.cost if cost is None else Decimal(cost)
@@ -220,6 +227,8 @@ class Chat:
         elif answer.finish is None:
             line.append(f"  {WORDS['broke_off']}", "bold")
         self.notes.print(line, soft_wrap=True)
+        for decided in answer.decided[:_FEW]:
+            self._say(decided, "dim")
 
     def _colour(self, model: str | None) -> str | None:
         if model is None:

@@ -19,6 +19,7 @@ const sides = ["a", "b"].map((side) => ({
   options: new Options($(`#options-${side}`), fleet, () => {}),
 }));
 let panes = [];
+let opened = false; // the link by which it was
 
 // What is asked
 
@@ -54,7 +55,7 @@ async function send() {
   busy(true);
   await Promise.all(
     panes.map((pane, at) => {
-      const sent = { ...body(asked[at]), logprobs: true, stream: true, stream_options: { include_usage: true } };
+      const sent = { ...body(asked[at]), stream: true, stream_options: { include_usage: true } };
       return pane.ask({ way: asked[at].way, body: sent }, levels(sides[at]));
     }),
   );
@@ -95,6 +96,11 @@ async function load() {
   choose(0, chosen[0] || (fleet.presets.has("economy") ? "economy" : sides[0].list.options[0].value));
   choose(1, chosen[1]);
   showExamples();
+  if (!opened) openLink();
+  opened = true;
+}
+
+function openLink() {
   const shared = unpacked(location.hash);
   if (shared) fill(shared);
 }
@@ -223,7 +229,12 @@ $("#share").onclick = () => {
   const [a, b] = question();
   const { prompt, usd, most, temperature } = a;
   const state = { prompt, usd, most, temperature, a: a.way, optionsA: a.options, ...(b && { b: b.way, optionsB: b.options }) };
-  const link = new URL(packed(state), document.baseURI).href;
+  const fragment = packed(state);
+  if (unpacked(fragment) === null) {
+    say("This is too long for a link");
+    return;
+  }
+  const link = new URL(fragment, document.baseURI).href;
   history.replaceState(null, "", link);
   copy(link, "Link", say);
 };
@@ -242,6 +253,7 @@ $("#key-forget").onclick = () => useKey("", false);
 $("#why-close").onclick = () => $("#why").close();
 $("#theme").onclick = nextTheme;
 matchMedia("(prefers-color-scheme: dark)").onchange = () => panes.forEach((pane) => pane.again());
+addEventListener("hashchange", openLink);
 let resized = 0;
 addEventListener("resize", () => {
   clearTimeout(resized);

@@ -1,9 +1,9 @@
 // The text of an answer, token by token, in the colours of who wrote it.
-import { el, number, shown } from "./dom.js";
+import { decided, el, number, shown, word } from "./dom.js";
 
 const BLOCK = 300; // tokens, after which a block ends where it can; without a line break too
 const LONGEST = 500; // and where it cannot
-const LONG = 2000; // tokens, from which on blocks that are out of sight are not laid out
+const CHAPTER = 800; // tokens of blocks that are laid out, or left out of sight, together
 const SPANS = 40_000; // tokens that have an element of their own; what follows is plain text
 const SLICE_MS = 6; // of one frame, for drawing
 const SLICE = 400; // and tokens
@@ -13,7 +13,8 @@ const LEVELS = [0.5, 1, 2, 3, 4.5]; // bits: where the next stronger shade begin
  * One token as it came: its text, who wrote it, bits of entropy (or of surprisal, where only that
  * is known), whether it was guessed ahead, how likely it was.
  * @typedef {{text: string, model: string, colour: number, bits: number | null,
- *   bounds: number[] | null, accepted: boolean, likely: number | null}} Token
+ *   bounds: number[] | null, accepted: boolean, likely: number | null, hand: object | null}} Token
+ * `hand` is the decision by which its writer took the pen.
  */
 
 export class Ink {
@@ -22,6 +23,8 @@ export class Ink {
   #drawn = 0;
   #block = null;
   #inBlock = 0;
+  #chapter = null;
+  #inChapter = 0;
   #writer = null;
   #at = -1; // the token that is pointed at
   #pinned = true; // whether its end is in sight
@@ -31,7 +34,6 @@ export class Ink {
     this.root = root;
     this.detail = detail;
     root.replaceChildren();
-    root.classList.remove("long");
     root.onpointerover = (event) => this.#point(event.target.at);
     root.onclick = (event) => this.#point(event.target.at);
     root.onkeydown = (event) => this.#key(event);
@@ -99,22 +101,29 @@ export class Ink {
 
   #pen(token) {
     const mark = el("span", { className: `pen m${token.colour}` }, token.model);
+    if (token.hand) mark.title = handed(token.hand);
     this.#here().append(mark);
   }
 
   #here() {
     if (this.#block === null) {
       this.#block = el("div", { className: "block", dir: "auto" });
-      this.root.append(this.#block);
+      if (this.#chapter === null) this.root.append((this.#chapter = el("div", { className: "chapter" })));
+      this.#chapter.append(this.#block);
     }
     return this.#block;
   }
 
   #end() {
-    if (this.#drawn > LONG) this.root.classList.add("long");
-    this.#block?.classList.add("done");
+    this.#inChapter += this.#inBlock;
     this.#block = null;
     this.#inBlock = 0;
+    if (this.#inChapter < CHAPTER) return;
+    // What is out of sight is not laid out again.
+    this.#chapter.until = this.#drawn;
+    this.#chapter.classList.add("done");
+    this.#chapter = null;
+    this.#inChapter = 0;
   }
 
   #key(event) {
@@ -140,7 +149,8 @@ export class Ink {
   }
 
   #span(at) {
-    for (const block of this.root.children) {
+    const chapter = [...this.root.children].find((one) => (one.until ?? Infinity) >= at);
+    for (const block of chapter?.children ?? []) {
       if (!(block.until >= at)) continue;
       for (const span of block.children) if (span.at === at) return span;
       return null;
@@ -157,10 +167,26 @@ function level(bits) {
 }
 
 function said(token, at) {
-  const parts = [`token ${at + 1}: ${JSON.stringify(shown(token.text))}`, token.model || "unknown"];
+  const parts = [`token ${at + 1}: ${JSON.stringify(shown(token.text))}`];
+  if (token.model) parts.push(word("written_by", { model: token.model }));
   if (token.bounds) parts.push(`entropy ${token.bounds.map((b) => number(b)).join(" to ")} bits`);
   else if (token.bits !== null && !token.surprisal) parts.push(`entropy ${number(token.bits)} bits`);
   if (token.likely !== null) parts.push(`${number(token.likely * 100, 1)} % likely`);
   if (token.accepted) parts.push("guessed ahead and accepted");
+  if (token.hand) parts.push(handed(token.hand));
   return parts.join(" · ");
+}
+
+/** By what a model took the pen. */
+function handed({ kind, model, entropy, threshold }) {
+  const said = decided(kind, model);
+  if (entropy === null || entropy === undefined) return said;
+  return `${said}: a mean of ${number(entropy)} bits, threshold ${number(threshold)}`;
+}
+
+/** The shades, from sure to unsure, for a legend. */
+export function scale() {
+  const shades = [...LEVELS, Infinity].map((_, at) => el("i", { className: `e${at}` }));
+  const steps = el("span", { className: "scale", ariaHidden: "true" }, ...shades);
+  return el("li", { className: "note" }, "sure", steps, `unsure: ${LEVELS.at(-1)} bits and more`);
 }

@@ -1,9 +1,11 @@
 // One answer as it comes: its text, its trace, what it costs, and how it ended.
 import { $, copy, clean, decided, el, number, seconds, usd, word } from "./dom.js";
 import { soon } from "./frames.js";
-import { Ink } from "./ink.js";
+import { Ink, scale } from "./ink.js";
 import { Trace } from "./trace.js";
 import told from "./words.js";
+
+const TOLD_MS = 100; // its figures are told anew while it is written
 
 export class Pane {
   id = ""; // of the answer
@@ -17,7 +19,10 @@ export class Pane {
   #first = null;
   #last = 0;
   #decisions = [];
+  #hand = null; // that waits for its model's first token
   #ended = {};
+  #told = 0; // when its figures were told last; performance.now()
+  #models = ""; // as the legend has them
 
   constructor(fleet, gateway, say, why) {
     this.root = $("#pane").content.cloneNode(true).firstElementChild;
@@ -44,16 +49,29 @@ export class Pane {
     this.#state("waiting", "waiting for the first token …");
     this.#began = performance.now();
     try {
-      const whole = await this.gateway.chat(
-        body,
-        this.#stop.signal,
-        (headers) => this.#admitted(headers),
-        (event) => this.#take(event),
-      );
+      const whole = await this.#asked(body);
       this.#finish(whole ? "" : word("broke_off"));
     } catch (error) {
       if (error.name === "AbortError") this.#finish(word("stopped_by", { reason: "you" }));
       else this.#fail(error);
+    }
+  }
+
+  /** With the tokens' log-probabilities; without, from a server that has none. */
+  async #asked(body) {
+    const ask = (sent) =>
+      this.gateway.chat(
+        sent,
+        this.#stop.signal,
+        (headers) => this.#admitted(headers),
+        (event) => this.#take(event),
+      );
+    try {
+      return await ask({ ...body, logprobs: true });
+    } catch (error) {
+      const asks = error.status === 400 && /logprobs/.test(`${error.param} ${error.message}`);
+      if (!asks) throw error;
+      return ask(body);
     }
   }
 
@@ -85,6 +103,7 @@ export class Pane {
     this.id ||= event.id ?? "";
     const ours = event.farthing ?? {};
     if (ours.switch) this.#decisions.push(ours.switch);
+    if (told.handOvers.includes(ours.switch?.kind)) this.#hand = ours.switch;
     if (ours.policy) Object.assign(this.#ended, ours);
     if (event.usage) this.#ended.usage = event.usage;
     this.#cost = event.usage?.cost ?? this.#cost;
@@ -115,7 +134,9 @@ export class Pane {
       const surprisal = entropy === null && logprob !== null;
       const bits = surprisal ? -logprob / Math.LN2 : entropy;
       const accepted = at < (ours.accepted ?? 0);
-      const token = { text, model, colour, bits, bounds, surprisal, accepted, likely };
+      const hand = this.#hand;
+      this.#hand = null;
+      const token = { text, model, colour, bits, bounds, surprisal, accepted, likely, hand };
       this.ink.push(token);
       this.trace.push(token);
     });
@@ -124,7 +145,11 @@ export class Pane {
   #draw = () => {
     const more = this.ink.draw();
     const later = this.trace.draw(performance.now(), !this.running);
-    this.#figures();
+    const now = performance.now();
+    if (!this.running || now - this.#told > TOLD_MS) {
+      this.#told = now;
+      this.#figures();
+    }
     if (more || later) soon(this.#draw);
     else if (!this.running) this.root.dataset.drawn = "all";
   };
@@ -138,7 +163,7 @@ export class Pane {
     const cost = this.#cost ?? this.#about;
     const share = this.#budget ? cost / this.#budget : null;
     const spent = share === null
-      ? usd(cost)
+      ? `${usd(cost)}, ${word("no_budget")}`
       : word("of_budget", { cost: usd(cost), budget: usd(this.#budget), share: `${number(share * 100, 1)}%` });
     this.part("cost").textContent = `${this.#cost === null ? "about " : ""}${spent}`;
     if (share !== null) {
@@ -150,6 +175,9 @@ export class Pane {
   }
 
   #legend(models) {
+    const now = JSON.stringify([models, this.ink.accepted]);
+    if (now === this.#models) return;
+    this.#models = now;
     const made = Object.entries(models).map(([model, count]) =>
       el("li", { className: `m${this.fleet.colour(model)}` }, el("span", { className: "swatch" }), `${model} ${count}`),
     );
@@ -157,8 +185,8 @@ export class Pane {
     if (guessed) {
       made.push(el("li", {}, el("span", { className: "dots", textContent: "abc" }), `guessed ahead ${guessed}`));
     }
-    const list = this.part("legend");
-    if (list.textContent !== made.map((one) => one.textContent).join("")) list.replaceChildren(...made);
+    made.push(scale());
+    this.part("legend").replaceChildren(...made);
   }
 
   #finish(why) {
@@ -191,18 +219,20 @@ export class Pane {
 
   /** The small print: how true it is to the model that was named, what it cost, what was decided. */
   #print(ended) {
-    const { fidelity, policy, finish, usage, entropy, plain } = this.#ended;
+    const { fidelity, policy, preset, finish, usage, entropy, plain, compressed } = this.#ended;
     const hands = this.#decisions.filter((one) => told.handOvers.includes(one.kind)).length;
     const others = this.#decisions.filter((one) => !told.handOvers.includes(one.kind));
     const details = usage?.cost_details;
     return [
       fidelity === "exact" ? "exact: distributed as the model’s own" : fidelity,
       policy && `policy ${policy}`,
+      preset && `by ${preset}`,
       hands ? word(hands === 1 ? "switch" : "switches", { count: hands }) : "",
       ...others.slice(0, 4).map((one) => [decided(one.kind, one.model), one.detail].filter(Boolean).join(": ")),
       plain && !others.length ? decided("plain", "") : "",
       ended || (finish && `ended by ${finish}`),
       usage && `${usd(usage.cost)}: ${usage.prompt_tokens} tokens read, ${usage.completion_tokens} written`,
+      compressed && `${compressed.after} of the prompt’s ${compressed.before} tokens were read`,
       entropy === "bounds" ? "entropies are lower bounds" : "",
       details?.gpu_seconds && `${number(details.gpu_seconds, 4)} s of accelerators`,
       this.id,

@@ -153,6 +153,14 @@ def test_a_model_s_colour_is_by_its_place_in_the_fleet_as_on_the_page() -> None:
     assert f"{magenta}One" in answer and f"{cyan} two" in answer
 
 
+def test_what_was_decided_around_an_answer_is_told_in_the_page_s_words() -> None:
+    select = {"kind": "select", "model": LARGE, "token": 0, "detail": "4 of 7 gave this answer"}
+    first = {"choices": [{"delta": {}}], "farthing": {"model": LARGE, "switch": select}}
+    _, notes = talk(Gateway(streamed(first, *ANSWER)), "count")
+    assert f"the best of several answers by {LARGE}: 4 of 7 gave this answer\n" in notes
+    assert "1 switch" in notes
+
+
 def test_in_a_pipe_there_are_no_colours() -> None:
     answer, notes = talk(Gateway(streamed(*ANSWER)), "count", "/help")
     assert "\x1b" not in answer + notes

@@ -80,7 +80,7 @@ def test_the_keyboard_suffices(played: Played_, visit: Opened) -> None:
         tab_to(page, "ink")
         page.keyboard.press("ArrowRight")
         expect(page.locator(".detail")).to_contain_text('token 1: "the "')
-        expect(page.locator(".detail")).to_contain_text("small · entropy 0.1 bits")
+        expect(page.locator(".detail")).to_contain_text("written by small · entropy 0.1 bits")
         page.keyboard.press("End")
         expect(page.locator(".detail")).to_contain_text("large")
         page.keyboard.press("Shift+Tab")
