@@ -233,6 +233,7 @@ class Answer:
         finally:
             self.ended, self.outcome = True, outcome
             try:
+                self.notes.planned.tell(outcome, *self.took, self.tokens[-1])
                 if self._observer is not None:
                     self._observer.answered(self, outcome)
             finally:

@@ -51,6 +51,8 @@ class Planned:
     decision: Decision | None = None
     considered: Callable[[], Sequence[Alternative]] = tuple  # asked once there is time
     other: Other | None = None  # what to ask for another way; None: there is none
+    ended: Callable[[float | None, float, int], None] | None = None
+    """Who learns from `tell`."""
 
     async def instead(self, error: FarthingError, failed: Set[str], usd: int | None) -> Planned:
         """What answers now that this has failed with that error before its first word. `failed`:
@@ -61,6 +63,12 @@ class Planned:
         if self.other is None:
             raise error
         return await self.other(error, failed, usd)
+
+    def tell(self, outcome: str, first: float | None, whole: float, tokens: int) -> None:
+        """Whoever planned it learns what the answer took: of one that failed or was left nothing.
+        Times in seconds, to the first text of a stream and to the end."""
+        if self.ended is not None and tokens and outcome in ("kept", "steered", "cut", "deadline"):
+            self.ended(first, whole, tokens)
 
     @property
     def first(self) -> str:

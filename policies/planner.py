@@ -34,8 +34,10 @@ from policies.plans import telling
 from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
 from policies.plans.courses import Course, State, special, unable, worst_usd
 from policies.plans.fitted import Fitted, fitted
+from policies.plans.pace import Slower
 from policies.plans.predicting import Situation
 
+_AS_MEASURED = (Slower(),)
 _MOST_TRIED = 3  # other ways, where the one that was taken fails before its first word
 
 
@@ -66,6 +68,10 @@ class Planner(Policy):
     cautious: bool = Field(
         True,
         description="by the bounds of what was measured; false: by the means",
+    )
+    paced: bool = Field(
+        True,
+        description="times as this machine has kept to them lately; false: as they were measured",
     )
     exact: bool = Field(
         False, description="only ways whose answers are distributed as a model's own"
@@ -129,12 +135,14 @@ class Planner(Policy):
     async def _planned(self, tries: _Tries, usd: int | None) -> Planned:
         call, engine, prices, strict = tries.call, tries.engine, tries.prices, tries.strict
         courses = self._courses
-        options = tries.left(await self._options(call, engine, prices, strict), courses)
+        found = await self._situation(call, engine, prices, strict)
+        options = tries.left(self._known.forecast.options(found), courses)
         wish = self._wish(call, strict, usd)
         choices = choose(options, wish, 0.0 if tries.failed else self.explore)
         taken = _drawn(choices, call.id)
         tries.check(taken, choices[0], wish)
-        course = next(c for c in courses if c.way.name == taken.option.name)
+        place = next(i for i, c in enumerate(courses) if c.way.name == taken.option.name)
+        course = courses[place]
         told = partial(telling.alternatives, options, choices, taken, wish)
         if tries.told is not None:
             told = partial(telling.instead, tries.told, taken, tries.failed)
@@ -155,6 +163,20 @@ class Planner(Policy):
             ),
             considered=told,
             other=other,
+            ended=None if call.choices > 1 else partial(self._learn, place, found),
+        )
+
+    def _learn(
+        self, place: int, found: Situation, first: float | None, whole: float, tokens: int
+    ) -> None:
+        """What an answer of this way took, beside what the profile says for as many tokens: its
+        length is no matter of pace."""
+        way = self._courses[place].way
+        at = found.prompt, tokens, found.calls[place]
+        self._known.pace.learn(
+            way.models,
+            None if first is None else _ratio(first, way.first_token.at(*at)),
+            _ratio(whole, way.latency.at(*at)),
         )
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:
@@ -186,10 +208,10 @@ class Planner(Policy):
             strict=strict,
         )
 
-    async def _options(
+    async def _situation(
         self, call: Call, engine: MeteredEngine, prices: Mapping[str, Tariff], strict: bool
-    ) -> list[Option]:
-        """What is expected of each way, now."""
+    ) -> Situation:
+        """What the request asks, and what it finds."""
         known = self._known
         state = State.of(known.models, known.embedded, engine, prices)
         each = known.asked.each
@@ -212,17 +234,16 @@ class Planner(Policy):
         usd = each(state.left)
         if strict and usd != worst:
             worst = _worst(known, call, (prompt, rooms), engine, prices)
-        return known.forecast.options(
-            Situation(
-                kinds=known.kinds.probabilities(features_of(call)),
-                prompt=prompt,
-                choices=call.choices,
-                rooms=rooms,
-                calls=each(state.calls),
-                usd=usd,
-                worst=worst,
-                unable=ill,
-            )
+        return Situation(
+            kinds=known.kinds.probabilities(features_of(call)),
+            prompt=prompt,
+            choices=call.choices,
+            rooms=rooms,
+            calls=each(state.calls),
+            paces=each(known.pace.of) if self.paced else _AS_MEASURED * len(ill),
+            usd=usd,
+            worst=worst,
+            unable=ill,
         )
 
     async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
@@ -257,6 +278,10 @@ def _worst(
         for first in group.firsts
     ]
     return [firsts[place] for place in group.places]
+
+
+def _ratio(actual: float, expected: float) -> float | None:
+    return actual / expected if expected > 0 else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from app.errors import BadRequest
 from app.profile import Law, Profile, Way
 from app.prompt_features import Classifier
 from policies.plans.courses import Course, courses
+from policies.plans.pace import Pace
 from policies.plans.predicting import Forecast
 
 _KEPT = 16  # of each kind
@@ -21,7 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-_Found: TypeAlias = tuple[list[Course], dict[str, str]]
+_Found: TypeAlias = tuple[list[Course], dict[str, str], Pace]
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,19 @@ class Fitted:
     embedded: frozenset[str]  # of the fleet: they share this machine
     prices: Mapping[str, Tariff]
     profile: Profile
+    pace: Pace  # of this process, whatever ways are left
     _parts: dict[frozenset[str], Fitted] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog) -> Fitted:
-        cards, prices = catalog.models.values(), catalog.prices()
+    def of(cls, found: Sequence[Course], profile: Profile, catalog: Catalog, pace: Pace) -> Fitted:
+        prices = catalog.prices()
         return cls(
             **_of(found, profile, prices),
             kinds=profile.kinds,
-            embedded=frozenset(card.name for card in cards if card.engine == "embedded"),
+            embedded=_embedded(catalog),
             prices=prices,
             profile=profile,
+            pace=pace,
         )
 
     def only(self, names: frozenset[str]) -> Fitted:
@@ -129,6 +132,10 @@ def _worst(course: Course) -> tuple[object, ...]:
     return type(policy), policy.one_of, course.model, *found
 
 
+def _embedded(catalog: Catalog) -> frozenset[str]:
+    return frozenset(card.name for card in catalog.models.values() if card.engine == "embedded")
+
+
 def _make_room(kept: dict[Any, Any]) -> None:
     while len(kept) >= _KEPT:
         del kept[next(iter(kept))]
@@ -156,7 +163,7 @@ def _fit(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None
             "there is no profile of this fleet: run `farthing calibrate`, and name the file that it"
             " writes in farthing.toml: [planner] profile"
         )
-    every, stale = _found(catalog, profile)
+    every, stale, pace = _found(catalog, profile)
     if not every:
         _refuse("no way of the profile is as it was measured: run `farthing calibrate` again")
     known = {name for course in every for name in (course.way.name, course.way.preset)}
@@ -176,7 +183,7 @@ def _fit(catalog: Catalog, ways: tuple[str, ...], exact: bool, model: str | None
         what = "is exact" if exact else "is left"
         _refuse(f"of the measured ways none {what}" + (f" with {model}" if model else ""))
     found.sort(key=lambda course: (course.way.name != profile.best, -_mean(course.way)))
-    return Fitted.of(found, profile, catalog)
+    return Fitted.of(found, profile, catalog, pace)
 
 
 def _found(catalog: Catalog, profile: Profile) -> _Found:
@@ -186,7 +193,7 @@ def _found(catalog: Catalog, profile: Profile) -> _Found:
         for name, why in stale.items():
             log.warning("the planner does not take %s: %s", name, why)
         _make_room(_read)
-        _read[id(catalog)] = catalog, (found, stale)
+        _read[id(catalog)] = catalog, (found, stale, Pace(_embedded(catalog)))
     return _read[id(catalog)][1]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from app.profile import Law, Profile, Way
 from policies.plans.choosing import Option
+from policies.plans.pace import Slower
 
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
 _LEAST = 0.05  # quality: where the best way has less, a difference is not told in shares of it
@@ -23,6 +24,7 @@ class Situation:
     choices: int  # answers that are to be written
     rooms: Sequence[float]  # tokens that one of them may have
     calls: Sequence[float]  # that run or wait already on what the way runs on
+    paces: Sequence[Slower]
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
     unable: Sequence[str]  # why it cannot be taken; empty: it can
@@ -61,8 +63,8 @@ class Forecast:
         scale = max(best, _LEAST)
         prompt, choices, beside = found.prompt, found.choices, found.choices - 1
         made = []
-        for row, mean, least, some, many, room, calls, usd, worst, unable in zip(
-            *(self._rows, quality, low, length, longest, found.rooms, found.calls),
+        for row, mean, least, some, many, room, calls, slow, usd, worst, unable in zip(
+            *(self._rows, quality, low, length, longest, found.rooms, found.calls, found.paces),
             *(found.usd, found.worst, found.unable),
             strict=False,  # the columns have the best way at their end once more
         ):
@@ -75,9 +77,9 @@ class Forecast:
             base, each, token, _, high = costs
             cost = base + each * prompt
             base, each, word, load, late = begins
-            first, slower = base + each * prompt, 1 + load * calls
+            first, slower = base + each * prompt, (1 + load * calls) * slow.first
             base, each, step, load, later = takes
-            whole, longer = base + each * prompt, 1 + load * calls
+            whole, longer = base + each * prompt, (1 + load * calls) * slow.whole
             made.append(
                 Option._make(
                     (

@@ -105,13 +105,33 @@ async def test_it_counts_on_no_more_than_is_known() -> None:
 async def test_a_busy_engine_is_slower() -> None:
     shared = law(1.0, load=1.0)
     ways = [way(SURVEYED, name, q, latency=shared) for name, q in (("large", 1.0), ("server", 0.7))]
-    catalog, five = known(fleet(), *ways), soon(5)
-    assert await taken(catalog, deadline=five) == "large"
+    catalog, five = known(fleet(), *ways), {"deadline": soon(5), "options": {"paced": False}}
+    assert await taken(catalog, **five) == "large"
     for busy in (Load(running=6), Load(waiting=6)):
-        assert await taken(catalog, engine({"large": busy}), deadline=five) == "server"
+        assert await taken(catalog, engine({"large": busy}), **five) == "server"
         # Embedded models share a machine, servers do not.
-        assert await taken(catalog, engine({"small": busy}), deadline=five) == "server"
-        assert await taken(catalog, engine({"server": busy}), deadline=five) == "large"
+        assert await taken(catalog, engine({"small": busy}), **five) == "server"
+        assert await taken(catalog, engine({"server": busy}), **five) == "large"
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "name"),
+    [
+        ({}, {}, "large"),  # for it takes milliseconds, not 40 s
+        ({}, {"paced": False}, "server"),
+        ({"choices": 2}, {}, "server"),  # each of several takes longer than one: they teach nothing
+        ({"usd": usd(100)}, {}, "server"),  # nor do answers of the server
+    ],
+)
+async def test_it_learns_how_quick_a_machine_is(
+    asked: dict[str, Any], options: dict[str, Any], name: str
+) -> None:
+    large = way(SURVEYED, "large", 1.0, latency=law(40.0))
+    server = way(SURVEYED, "server", 0.5, latency=law(1.0), cost=law(1e-6))
+    catalog = known(fleet(), large, server)
+    for _ in range(20):
+        await taken(catalog, **asked)
+    assert await taken(catalog, deadline=soon(30), options=options) == name
 
 
 async def test_what_does_not_answer_is_not_asked() -> None:

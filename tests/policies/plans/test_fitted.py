@@ -36,8 +36,9 @@ async def test_what_a_way_costs_at_worst_is_by_its_own_dial(choices: int) -> Non
     planner = Planner().fit(catalog, None)
     meter = Meter(engine(), catalog.prices(), limit=usd(5000))
     asked = call("", max_tokens=33, choices=choices)
-    options = await planner._options(asked, meter, meter.prices, True)
+    found = await planner._situation(asked, meter, meter.prices, True)
     all_of_it = fitted(catalog, (), False, None)
+    options = all_of_it.forecast.options(found)
     one = {
         course.way.name: worst_usd(course, asked, (5, 33), meter, meter.prices)
         for course in all_of_it.courses

@@ -1,0 +1,56 @@
+"""How quick a machine is now beside what the profile says of it, by the times of its answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
+_SHARE = 1 / 8  # of the newest answer, in what is known of its place
+_MOST = math.log(8)  # of one answer, either way: a machine that slept says nothing of its pace
+EMBEDDED = ""  # the place of all embedded models: they share this process's machine
+
+
+class Slower(NamedTuple):
+    """By what expected times are to be multiplied."""
+
+    first: float = 1.0  # to the first token
+    whole: float = 1.0
+
+
+class Pace:
+    """Of one process, by place: the server of a model, or the machine of all embedded ones.
+
+    A profile holds for the machine and the mixture of requests that it was measured with. What
+    differs here, because another program runs, because a burst goes on, or because the profile is
+    another machine's, shows in the ratio of each answer's times to the expected ones; of its
+    logarithm each place keeps an exponential mean over about eight answers. It is by place and not
+    by way, so that the quick ways, which a slow machine leaves as the only ones that fit, also tell
+    when it has become quick again.
+    """
+
+    def __init__(self, embedded: Set[str]) -> None:
+        self._embedded = embedded
+        self._known: dict[str, tuple[float, float]] = {}  # logarithms
+
+    def of(self, models: Sequence[str]) -> Slower:
+        """For a way that may ask these: as the slowest of their places."""
+        known = [self._known.get(place, (0.0, 0.0)) for place in self._places(models)]
+        return Slower(*(math.exp(max(logs)) for logs in zip(*known, strict=True)))
+
+    def learn(self, models: Sequence[str], first: float | None, whole: float | None) -> None:
+        """`first`, `whole`: times of an answer by these, as multiples of what the profile says for
+        as many tokens and calls; None: not known."""
+        for place in self._places(models):
+            before = self._known.get(place, (0.0, 0.0))
+            a, b = (_mean(log, ratio) for log, ratio in zip(before, (first, whole), strict=True))
+            self._known[place] = a, b
+
+    def _places(self, models: Sequence[str]) -> Set[str]:
+        return {EMBEDDED if model in self._embedded else model for model in models}
+
+
+def _mean(log: float, ratio: float | None) -> float:
+    if ratio is None or ratio <= 0:
+        return log
+    return log + _SHARE * (max(-_MOST, min(math.log(ratio), _MOST)) - log)
