@@ -101,6 +101,8 @@ def test_what_it_may_take_is_never_felt(name: str, examples: int) -> None:
     def check(world: World, chosen: dict[str, Any]) -> None:
         # Of several choices nobody knows which comes first, and says what its model says first.
         world = replace(world, call=replace(world.call, choices=1))
+        if name == "planner":
+            chosen = {**chosen, "paced": False}  # else the first answer's times count for the other
 
         def told(rich: bool) -> tuple[object, ...]:
             async def run() -> Seen:

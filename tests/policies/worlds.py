@@ -108,7 +108,6 @@ def cards(draw: st.DrawFn) -> dict[str, ModelCard]:
     reads, writes, seconds = (st.lists(amounts, min_size=3, max_size=3) for _ in range(3))
     prices = zip(sorted(draw(reads)), sorted(draw(writes)), draw(seconds), strict=True)
     points = draw(st.sampled_from([(), (1,), (2, 5), (1, 2, 3, 4, 5, 6)]))
-    known = calibration(*points) if points else None
     return {
         name: ModelCard(
             name=name,
@@ -117,7 +116,7 @@ def cards(draw: st.DrawFn) -> dict[str, ModelCard]:
             family="other" if name == "judge" else "fake",
             price=Price(input=read, output=write),
             gpu_seconds=GpuSeconds(input=taken, output=2 * taken),
-            confidence=known,
+            confidence=calibration(*points, model=name) if points else None,
         )
         for name, (read, write, taken) in zip(MODELS, prices, strict=True)
     }
