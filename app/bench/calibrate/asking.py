@@ -189,6 +189,23 @@ def _good(before: Sequence[Kept]) -> Mapping[Key, Kept]:
     return {kept.key: kept for kept in before if not kept.answer.failed}
 
 
+async def patiently(
+    http: httpx.AsyncClient,
+    question: Question,
+    way: Way,
+    seed: int,
+    sampled: Sampled,
+    headers: Mapping[str, str],
+) -> Answered:
+    """As `ask`; asked again where it was too much at once, which says nothing of the way."""
+    for pause in _PAUSES_S:
+        answer = await ask(http, question, way, seed, sampled, headers)
+        if not answer.failed.startswith("429"):
+            return answer
+        await asyncio.sleep(pause)
+    return await ask(http, question, way, seed, sampled, headers)
+
+
 class _Asking:
     """A gateway's clients."""
 
@@ -251,7 +268,14 @@ class _Asking:
     async def _ask(self, job: Job, held: int) -> None:
         way, name = way_of(job.point), job.point.name
         try:
-            answer = await self._answer(job, way, held)
+            answer = await patiently(
+                self._http,
+                job.question,
+                way,
+                job.seed,
+                self._plan.sampled,
+                self._spending.headers(held),
+            )
         except asyncio.CancelledError:
             # It may have cost as much; the next run must know.
             self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None)
@@ -272,16 +296,6 @@ class _Asking:
             self._failures[name] += 1
             if self._failures[name] == _HOPELESS:
                 self.told.hopeless[name] = answer.failed
-
-    async def _answer(self, job: Job, way: Way, held: int) -> Answered:
-        """Asked again where it was too much at once, which says nothing of the way."""
-        more = self._plan.sampled, self._spending.headers(held)
-        for pause in _PAUSES_S:
-            answer = await ask(self._http, job.question, way, job.seed, *more)
-            if not answer.failed.startswith("429"):
-                return answer
-            await asyncio.sleep(pause)
-        return await ask(self._http, job.question, way, job.seed, *more)
 
     def _keep(self, job: Job, answer: Answered, held: int, cost: float | None) -> None:
         if answer.scarce and self._spending.most is not None:

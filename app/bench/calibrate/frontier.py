@@ -134,7 +134,9 @@ def _beaten(row: Standing, rows: Sequence[Standing]) -> None:
             row.price(what) is not None
         ):
             row.better[what] = _named(others, what)
-    if others := [other for other in answered if dominates(other, row, PRICES)]:
+    # What is preferred for being as good at the same cost is of use, though it be slower.
+    others = [other for other in answered if not dominates(row, other, ("cost",))]
+    if others := [other for other in others if dominates(other, row, PRICES)]:
         row.useless = _named(others, "cost")
 
 

@@ -293,7 +293,8 @@ async def _check(http: httpx.AsyncClient, wishes: Wishes, names: set[str]) -> No
     """Raises ConfigError where the gateway lacks what the file has."""
     answer = await http.get("/v1/models")
     if answer.is_error:
-        raise ConfigError(f"the gateway: {answer.status_code}: {answer.text[:300]}")
+        named = ": FARTHING_API_KEY" if answer.status_code == httpx.codes.UNAUTHORIZED else ""
+        raise ConfigError(f"the gateway{named}: {answer.status_code}: {answer.text[:300]}")
     entries = answer.json()["data"]
     there = {entry["id"] for entry in entries}
     there |= {alias for entry in entries for alias in entry["farthing"].get("aliases", ())}

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import httpx
 
+from app.bench.calibrate.asking import patiently
 from app.bench.calibrate.keeping import append
 from app.bench.calibrate.observed import Point
 from app.bench.calibrate.spending import Spending, Spent
 from app.bench.grading import Line, Messages, Question, Task
-from app.bench.ways import Sampled, Way, ask
+from app.bench.ways import Sampled, Way
 from app.profile import Runtime
 from app.prompt_files import read_objects
 
@@ -138,7 +139,7 @@ async def _ask(
     task = Task("runtime", (), _said, _ungraded, grid.tokens, binary=False)
     question = Question(task, length, {"text": text})
     way, held = Way(f"{point.preset} alone", point.preset), spending.hold(point.preset)
-    answer = await ask(http, question, way, number, Sampled(), spending.headers(held))
+    answer = await patiently(http, question, way, number, Sampled(), spending.headers(held))
     refused = answer.failed[:1] == "4"
     spent = spending.settle(point.preset, held, 0.0 if refused else answer.cost)
     scarce = answer.scarce and spending.most is not None

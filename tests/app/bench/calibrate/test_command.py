@@ -173,6 +173,17 @@ def test_what_cannot_be(
     assert done.exit_code == 1 and why in str(done.exception)
 
 
+def test_a_gateway_that_wants_a_key(config: Path, sums: Path, tmp_path: Path, fake: Fake) -> None:
+    ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+    names = {"FARTHING_STATE_DIR": str(tmp_path), "FARTHING_LEDGER": ledger}
+    assert CliRunner().invoke(cli, ["keys", "create", "somebody"], env=names).exit_code == 0
+    settings = Settings(state_dir=tmp_path, ledger=ledger)
+    with running(create_app(settings, catalog=read(config), engine=fake), settings) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        done = calibrate(config, tmp_path / "out", "--url", url, "--task", f"gsm8k={sums}")
+    assert done.exit_code == 1 and "the gateway: FARTHING_API_KEY: 401" in str(done.exception)
+
+
 def test_no_gateway(config: Path, sums: Path, tmp_path: Path) -> None:
     task = ("--task", f"gsm8k={sums}")
     done = calibrate(config, tmp_path / "out", "--url", "http://127.0.0.1:9", *task)

@@ -189,6 +189,20 @@ def test_of_equals_in_all_the_first_is_kept():
     assert rows[1].useless == "small" and rows[1].surely and not rows[0].useless
 
 
+def test_of_equals_at_one_cost_none_is_without_use_for_time_alone():
+    """Which of them is the quicker one is chance."""
+    ways = (Made("small", cost=law(1e-8)), Made("again", policy="cascade", cost=law(1e-8)))
+    one = answers(ways[0])
+    sooner = [
+        replace(each, way="again", seconds=0.9 * each.seconds, first_s=0.9 * each.first_s)
+        for each in one
+    ]
+    rows = standings([*one, *sooner], ways_of(*ways))
+    assert [row.better.get("cost", "") for row in rows] == ["", "small"]
+    assert [row.better.get("seconds", "") for row in rows] == ["again", ""]
+    assert [row.useless for row in rows] == ["", ""]
+
+
 def test_what_was_beaten_for_a_few_questions_is_not_surely_beaten():
     gains = {"a": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], "b": [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]}
     found, rows = graded(gains)
