@@ -90,6 +90,12 @@ def settlements(ledger, key):
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    "ledger_url",
+    # A killed gateway is the same to both; that a lease ends is tried on each (tests/app/accounts).
+    ["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
+    indirect=True,
+)
 @pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_what_was_streamed_is_paid_for(ledger, price, kills):
     rng = random.Random(kills)

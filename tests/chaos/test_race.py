@@ -12,9 +12,9 @@ PROCESSES, AT_ONCE = 4, 64
 LIMIT = COST * (PROCESSES * AT_ONCE // 10)  # USD; a tenth of the requests exhausts it
 
 
-@pytest.fixture(params=["0", "1"], ids=["exact", "headroom"])
-def ledger(ledger_url, tmp_path, request):
-    return Ledger(ledger_url, tmp_path, {"FARTHING_HEADROOM_S": request.param})
+@pytest.fixture
+def ledger(ledger_url, tmp_path, headroom_s):
+    return Ledger(ledger_url, tmp_path, {"FARTHING_HEADROOM_S": headroom_s})
 
 
 async def storm(urls, token):
@@ -52,6 +52,17 @@ def nothing_held(ledger, key):
     assert (account.held["month"], account.running) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("ledger_url", "headroom_s"),
+    [
+        pytest.param("sqlite", "0", id="exact-sqlite"),
+        pytest.param("postgres", "0", id="exact-postgres", marks=pytest.mark.postgres),
+        pytest.param("postgres", "1", id="headroom-postgres", marks=pytest.mark.postgres),
+        # It differs in one thing from each of two above.
+        pytest.param("sqlite", "1", id="headroom-sqlite", marks=pytest.mark.slow),
+    ],
+    indirect=["ledger_url"],
+)
 @pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_key_cannot_be_overspent(ledger, runs):
     with gateways(ledger, PROCESSES, "0.001", program=PATIENT) as running:

@@ -26,8 +26,7 @@ def content(answer: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("prompt", OWN[:3])
+@pytest.mark.parametrize("prompt", [pytest.param(OWN[0], marks=pytest.mark.smoke), *OWN[1:3]])
 def test_a_threshold_that_is_never_reached_leaves_the_answer_to_one_model(
     gateway: httpx.Client, small: ByHand, large: ByHand, prompt: str
 ) -> None:
