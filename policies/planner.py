@@ -163,7 +163,8 @@ class Planner(Policy):
             ),
             considered=told,
             other=other,
-            ended=None if call.choices > 1 else partial(self._learn, place, found),
+            # How long another way took to fail is no matter of pace either.
+            ended=None if call.choices > 1 or tries.failed else partial(self._learn, place, found),
         )
 
     def _learn(

@@ -11,6 +11,8 @@ from app.engines.fake import Fake
 from app.errors import BadRequest, EngineError
 from app.explaining import explained
 from app.gateway import Answer
+from policies.plans.fitted import fitted
+from policies.plans.pace import Slower
 from tests.policies.autos import SURVEYED, auto, engine, fleet, way_of
 from tests.policies.measured import measured
 from tests.policies.scripts import read, text, usd
@@ -38,6 +40,15 @@ async def test_the_best_of_the_others_answers() -> None:
     assert decision.detail.startswith("server: large failed (EngineError); the best that fits; ")
     assert answer.promise is not None
     assert (answer.promise.kind, answer.promise.after) == ("failover", ("large",))
+
+
+async def test_how_long_it_took_to_fail_says_nothing_of_the_other_s_pace() -> None:
+    catalog = measured(fleet(), large=1.0, server=0.7)
+    await read(auto(catalog, engine(large={**FAILS, "delay": 0.02})))
+    pace = fitted(catalog, (), False, None).pace
+    assert pace.of(("server",)) == Slower()
+    await read(auto(catalog))
+    assert pace.of(("large",)) != Slower()
 
 
 async def test_its_fidelity_is_that_of_who_answers() -> None:
