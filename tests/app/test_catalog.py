@@ -55,6 +55,7 @@ def test_the_default_fleet_is_a_model_in_two_precisions_a_draft_and_presets() ->
         "smollm2-135m-int8",
         "smollm2-135m",
     ]
+    assert "auto" in fleet.offered  # there is a profile
     assert fleet.presets["economy"].policy == "entropy_switch"
     assert fleet.presets["economy"].options["small"] == "smollm2-tiny"
     swift = fleet.presets["swift"]

@@ -12,6 +12,7 @@ from tests.app.test_prompt_features import classifier
 
 INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6, "questions": 20}
 LENGTH = {"mean": 40.0, "high": 90.0}
+BUNDLED = "bundled:smollm2-135m/profile.json"
 LAW = {"base": 1.0, "prompt": 0.01, "completion": 0.1, "load": 0.5, "high": 1.3, "error": 0.1}
 
 
@@ -43,8 +44,8 @@ def test_a_law_grows_with_tokens_and_with_calls():
 def fleet(tmp_path):
     def written(text):
         (tmp_path / "profile.json").write_text(text)
-        table = f'\n[planner]\nprofile = "{tmp_path / "profile.json"}"\n'
-        (tmp_path / "farthing.toml").write_text(DEFAULT_CONFIG.read_text("utf-8") + table)
+        ours, found = DEFAULT_CONFIG.read_text("utf-8"), tmp_path / "profile.json"
+        (tmp_path / "farthing.toml").write_text(ours.replace(BUNDLED, str(found)))
         return catalog.read(tmp_path / "farthing.toml")
 
     return written

@@ -107,7 +107,10 @@ def _ending(wishes: Wishes, names: str, spent: int) -> Iterator[str]:
         )
     yield f"It has cost {usd(spent)} USD by the prices of {wishes.config}."
     yield f"\nThe report: {wishes.out / REPORT}"
-    yield "\nTo have `auto` go by it, add this to farthing.toml and start the gateway anew:"
+    yield (
+        "\nTo have `auto` go by it, have this in farthing.toml, in place of a table [planner] that"
+        " is there, and start the gateway anew:"
+    )
     if wishes.ours:
         yield f"(there is none here yet: cp {wishes.config} farthing.toml)"
     yield f"\n[planner]\nprofile = {json.dumps(str((wishes.out / PROFILE).resolve()))}"

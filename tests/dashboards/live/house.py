@@ -19,6 +19,7 @@ from tests.policies.measured import measured
 from tests.upstreams.server import Upstream, wait_for
 
 WORKERS = 2
+BUNDLED = "bundled:smollm2-135m/profile.json"  # the default fleet's, in whose place ours comes
 SERVE = "from app.cli import main; main()"
 # Beside the default fleet: stand-ins for vLLM servers, and what is asked of all of them.
 FLEET = """
@@ -157,8 +158,9 @@ def _survey(fleet: Path, profile: Path) -> None:
     found = measured(catalog.read(fleet), large=1.0, **{"smollm2-tiny": 0.5}).profile
     assert found is not None
     profile.write_text(found.model_dump_json())
-    with fleet.open("a") as file:
-        file.write(f'\n[planner]\nprofile = "{profile}"\n')
+    named = fleet.read_text("utf-8").replace(BUNDLED, str(profile))
+    fleet.write_text(named)
+    assert catalog.read(fleet).profile == found
 
 
 def _command(pid: str) -> str:
