@@ -84,6 +84,7 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     work = "3 ways to answer, 4 questions, seeds: 1: 22 requests with those of each model alone"
     assert work in done.output and f"{work}," not in done.output
     assert 'profile = "' + str(out.resolve() / "profile.json") in done.output
+    assert "in place of a table [planner]" in done.output  # the default fleet has one
     (worth,) = [line for line in done.output.splitlines() if line.startswith("Worth having")]
     assert "small" in worth and "large" not in worth  # which is no better, and dearer
     with (out / "ways.csv").open() as file:
