@@ -15,6 +15,7 @@ ALERTS: Mapping[str, str] = {
     "FarthingLedgerLag": "the ledger comes back within its minute",
     "FarthingRefusals": "it compares with the time before the last ten minutes, and there was none",
     "FarthingQueueGrows": "it asks for ten minutes without one moment in which nobody waits",
+    "FarthingPlanDrift": "it asks for more than twenty answers of a way of auto's",
 }
 """Alerts that never are pending."""
 PERHAPS: Mapping[str, str] = {
