@@ -75,7 +75,7 @@ export async function embeddings() {
 
 export async function errors() {
   const failing = (more, options) => sdk.chat.completions.create({ ...asked, ...more }, options);
-  await assert.rejects(failing({ model: "auto" }), OpenAI.NotFoundError);
+  await assert.rejects(failing({ model: "nope" }), OpenAI.NotFoundError);
   await assert.rejects(failing({ temperature: 3 }), (error) => {
     assert.ok(error instanceof OpenAI.BadRequestError);
     assert.equal(error.param, "temperature");

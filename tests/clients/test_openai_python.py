@@ -194,10 +194,12 @@ def test_a_model_that_there_is_not(sdk: OpenAI, model: str) -> None:
     assert "economy" in raised.value.message or "smollm2-135m" in raised.value.message
 
 
-def test_auto_says_what_it_needs(sdk: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="run `farthing calibrate`") as raised:
-        ask(sdk, model="auto")
-    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+def test_auto_says_which_way_it_took(sdk: OpenAI) -> None:
+    answer = ask(sdk, model="auto", extra_headers={"X-Budget-Quality": "0.5"})
+    assert answer.model_extra is not None and answer.usage is not None
+    told = answer.model_extra["farthing"]
+    assert told["policy"] == "auto" and told["preset"] and told["decided"]["kind"] == "plan"
+    assert sum(told["models"].values()) == answer.usage.completion_tokens > 0
 
 
 def test_headers_of_an_answer_and_of_a_stream(sdk: OpenAI) -> None:
