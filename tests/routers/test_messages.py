@@ -10,6 +10,7 @@ from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from app.bill import Bill
+from app.shown import Shown
 from app.types import Call, Chunk, Sampling
 from routers.messages_scribe import MessageScribe
 from routers.messages_wire import MessagesRequest
@@ -176,10 +177,10 @@ async def test_why_an_engine_stopped(calls, reason, stop, told):
         policy="p",
         fidelity="exact",
         bill=bill,
-        entropy=None,
         decisions=[],
         promise=None,
         notes=SimpleNamespace(shortened={}),
+        shown=Shown(1),
     )
     scribe = MessageScribe(answer, SimpleNamespace(order=SimpleNamespace(call=call), debug=False))
     scribe.gather(finish)
