@@ -176,7 +176,7 @@ async def test_a_body_of_no_type_is_json(client, kind):
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("url", ["/", "/v1", "/v1/nope", "/v1/chat/completions/", "/\u00e9%00"])
+@pytest.mark.parametrize("url", ["/v1", "/v1/nope", "/v1/chat/completions/", "/\u00e9%00"])
 async def test_an_unknown_url_is_404(client, url):
     refused(await client.get(url), 404)
 
