@@ -120,7 +120,8 @@ class Planner(Policy):
     def most_calls(self, call: Call) -> int | None:
         most = [course.policy.most_calls(call.to(course.model)) for course in self._courses]
         known = [calls for calls in most if calls is not None]
-        return max(known) if len(known) == len(most) else None
+        # Ways that fail before their first word have others tried.
+        return (1 + _MOST_TRIED) * max(known) if len(known) == len(most) else None
 
     async def planned(
         self,

@@ -67,7 +67,10 @@ def within(seen: Seen, engine: Moody, usd: int | None, gpu: int | None) -> None:
     assert bill.cost <= seen.answer.estimate
     assert usd is None or bill.cost <= usd
     assert gpu is None or sum(line.gpu_us or 0 for line in bill.lines) * 10**6 <= gpu
-    most = seen.answer.notes.serving.most_calls(seen.answer.order.call)
+    notes, promise = seen.answer.notes, seen.answer.promise
+    tried = promise is not None and promise.after  # other ways, which failed before a first word
+    policy = notes.plan.policy if tried else notes.serving
+    most = policy.most_calls(seen.answer.order.call)
     assert most is not None
     assert len(engine.begun) <= most * seen.answer.order.call.choices
 
