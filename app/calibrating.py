@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.comparing import files
+from app.comparing import Fleet, Out, Running, files
 from app.measure import counts
 
 
@@ -52,16 +52,9 @@ def calibrate(
     usd: Annotated[
         str | None, typer.Option(metavar="USD", help="Most that all of it may cost.")
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="A gateway that runs. Default: one of its own.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="The fleet's file. Default: ./farthing.toml, else our own."),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="What was found; a later run goes on from it.")
-    ] = Path("calibration"),
+    url: Running = None,
+    config: Fleet = None,
+    out: Out = Path("calibration"),
     seed: Annotated[int, typer.Option(help="Of what is drawn, and of sampling.")] = 0,
 ) -> None:
     """Measure what every model and preset is worth, costs and takes: the profile of `auto`."""

@@ -73,6 +73,14 @@ def policies(
     run(url, plan, key=key.get_secret_value() if key else None, json_file=json_file)
 
 
+Running = Annotated[str | None, typer.Option(help="A gateway that runs. Default: one of its own.")]
+Fleet = Annotated[
+    Path | None,
+    typer.Option("--config", help="The fleet's file. Default: ./farthing.toml, else our own."),
+]
+Out = Annotated[
+    Path, typer.Option(metavar="DIR", help="What was found; a later run goes on from it.")
+]
 Trace = Annotated[
     Path | None,
     typer.Option(
@@ -121,16 +129,9 @@ def goodput(
     right: Annotated[
         float, typer.Option(min=0, max=1, help="Least worth of an answer that counts as right.")
     ] = 0.5,
-    url: Annotated[
-        str | None, typer.Option(help="A gateway that runs. Default: one of its own.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="The fleet's file. Default: ./farthing.toml, else our own."),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="What was found; a later run goes on from it.")
-    ] = Path("goodput"),
+    url: Running = None,
+    config: Fleet = None,
+    out: Out = Path("goodput"),
 ) -> None:
     """Replay a trace: how many requests auto answers in time, within budget and right, beside
     every fixed model and preset."""
