@@ -50,9 +50,9 @@ class Prometheus:
         found = self.get("query_range", **asked)["result"]
         return _series((each["metric"], each["values"]) for each in found)
 
-    def now(self, expr: str) -> list[Series]:
-        """What it is at this moment."""
-        found = self.get("query", query=expr)
+    def now(self, expr: str, at: float | None = None) -> list[Series]:
+        """What it is at this moment, or was at that one."""
+        found = self.get("query", query=expr, time=time.time() if at is None else at)
         if found["resultType"] == "scalar":
             return _series([({}, [found["result"]])])
         return _series((each["metric"], [each["value"]]) for each in found["result"])
