@@ -263,6 +263,7 @@ def _bounds(bounds: Bounds | None) -> dict[str, Any]:
         "high_first_token_s": amounts.seconds(bounds.first_token),
         "high_latency_s": amounts.seconds(bounds.latency),
         "low_quality": amounts.number(bounds.quality),
+        "quality_doubt": amounts.number(bounds.doubt),
         "worst_usd": amounts.foretold_usd(bounds.worst),
         "able": bounds.able,
     }

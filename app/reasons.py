@@ -74,6 +74,7 @@ class Bounds:
     first_token: float | None = None
     latency: float | None = None
     quality: float | None = None  # that it is known to have at least
+    doubt: float | None = None  # standard error of the expected quality
     worst: float | None = None  # USD at worst, where that was asked for
     able: bool = True  # whether it could serve the request as it was measured
 

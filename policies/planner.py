@@ -76,6 +76,13 @@ class Planner(Policy):
     exact: bool = Field(
         False, description="only ways whose answers are distributed as a model's own"
     )
+    alike: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="standard errors of the best way's quality: what is nearer to it counts as as"
+        " good, so that what it costs decides",
+    )
     explore: float = Field(
         0.0,
         ge=0,
@@ -208,6 +215,7 @@ class Planner(Policy):
             exact=self.exact,
             cautious=self.cautious,
             strict=strict,
+            alike=self.alike,
         )
 
     async def _situation(

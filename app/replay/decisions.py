@@ -42,6 +42,7 @@ class Way(_Part):
     high_first_token_s: Amount | None = None
     high_latency_s: Amount | None = None
     low_quality: Amount | None = None
+    quality_doubt: Amount | None = None  # its standard error
     worst_usd: Amount | None = None  # where `strict` asked for it
     able: bool | None = None
 

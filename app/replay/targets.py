@@ -11,7 +11,7 @@ from policies.plans.choosing import MOST_EXPLORED, Option, Wish, choose, fits
 
 PLANNER = ("auto", "planner")
 LOGGED = "as logged"
-_OPTIONS = ("quality", "usd", "latency", "first_token", "explore", "cautious", "ways")
+_OPTIONS = ("quality", "usd", "latency", "first_token", "explore", "cautious", "alike", "ways")
 
 Choose = Callable[[Decided], Mapping[str, float]]
 """How likely each way is to be taken for a request, by its name; they sum to 1."""
@@ -58,6 +58,7 @@ class _Planner:
     first_token: float | None = None
     explore: float = 0.0
     cautious: float | None = None  # 0: by expectation
+    alike: float | None = None  # standard errors
     ways: tuple[str, ...] = ()
 
     @classmethod
@@ -102,6 +103,7 @@ class _Planner:
             quality=then.quality if self.quality is None else self.quality,
             cautious=then.cautious if self.cautious is None else bool(self.cautious),
             strict=then.strict,
+            alike=then.alike if self.alike is None else self.alike,
         )
 
 
@@ -114,6 +116,7 @@ def _asked(one: Decided) -> Wish:
         quality=one.quality,
         cautious=one.plan.options.get("cautious", True) is not False,
         strict=one.request.fallback == "strict",
+        alike=one.plan.options.get("alike", 0.0),
     )
 
 
@@ -138,6 +141,7 @@ def _option(way: Way, out: bool) -> Option:
         latency_high=way.high_latency_s,
         worst=way.worst_usd,
         unable="it was kept out when it was logged" if out else "",
+        doubt=way.quality_doubt or 0.0,
     )
 
 

@@ -12,6 +12,7 @@ from policies.plans.choosing import Option
 from policies.plans.pace import Slower
 
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
+_INTERVAL = 2 * 1.96  # standard errors, from one end to the other
 _LEAST = 0.05  # quality: where the best way has less, a difference is not told in shares of it
 
 
@@ -37,6 +38,7 @@ class _Columns(NamedTuple):
     low: Sequence[float]
     length: Sequence[float]
     longest: Sequence[float]
+    doubt: Sequence[float]
 
 
 class Forecast:
@@ -58,14 +60,14 @@ class Forecast:
 
     def options(self, found: Situation) -> list[Option]:
         """What is expected of each."""
-        quality, low, length, longest = self._mixed(found.kinds)
+        quality, low, length, longest, doubts = self._mixed(found.kinds)
         best, known = quality[-1], low[-1]
         scale = max(best, _LEAST)
         prompt, choices, beside = found.prompt, found.choices, found.choices - 1
         made = []
-        for row, mean, least, some, many, room, calls, slow, usd, worst, unable in zip(
-            *(self._rows, quality, low, length, longest, found.rooms, found.calls, found.paces),
-            *(found.usd, found.worst, found.unable),
+        for row, mean, least, some, many, doubt, room, calls, slow, usd, worst, unable in zip(
+            *(self._rows, quality, low, length, longest, doubts),
+            *(found.rooms, found.calls, found.paces, found.usd, found.worst, found.unable),
             strict=False,  # the columns have the best way at their end once more
         ):
             name, exact, costs, begins, takes = row
@@ -97,6 +99,7 @@ class Forecast:
                         worst,
                         exact,
                         unable,
+                        doubt / scale,
                     )
                 )
             )
@@ -113,7 +116,7 @@ class Forecast:
         columns = [self._kinds[kind] for kind in shares]
         if len(columns) == 1:
             return columns[0]
-        return _Columns(*(_weighed(weights, [kind[i] for kind in columns]) for i in range(4)))
+        return _Columns(*(_weighed(weights, [kind[i] for kind in columns]) for i in range(5)))
 
 
 def _of(law: Law) -> tuple[float, ...]:
@@ -139,6 +142,7 @@ def _columns(ways: Sequence[Way], kind: str) -> _Columns:
             _longest(way, high=True) if one is None else one.high
             for way, one in zip(ways, lengths, strict=True)
         ],
+        [0.0 if one is None else (one.high - one.low) / _INTERVAL for one in measured],
     )
 
 

@@ -87,6 +87,7 @@ def alternatives(
                     first_token=option.first_token_high,
                     latency=option.latency_high,
                     quality=option.quality_low,
+                    doubt=option.doubt,
                     worst=option.worst,
                     able=not option.unable,
                 ),
@@ -112,5 +113,7 @@ def _why_not(option: Option, bound: str | None, best: Option, wish: Wish) -> str
     if option is best:
         return "it would be taken, but for what is learned of others"
     if wish.quality is None:
-        return f"{best.name} is expected to do no worse"
+        better = wish.quality_of(option) > wish.quality_of(best) or option.quality > best.quality
+        known = "costs less, and is as good as far as is known"
+        return f"{best.name} {known if better else 'is expected to do no worse'}"
     return f"{best.name}, which costs less, is enough"

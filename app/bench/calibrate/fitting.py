@@ -13,7 +13,9 @@ from app.bench.calibrate.classifying import LARGE, SMALL, classify, needs, quant
 from app.bench.calibrate.kinds import ALL, amount, by_question, qualities
 from app.bench.calibrate.laws import Drawn, Sample, common_load, drawn, with_high
 from app.bench.calibrate.observed import Observed, Point
+from app.bench.calibrate.pooling import pooled
 from app.errors import ConfigError
+from app.estimates import Estimate
 from app.profile import Interval, Law, Length, Profile, Runtime, Way
 from app.prompt_features import Classifier, features
 
@@ -45,8 +47,14 @@ def fit(
         told = f": most often {why[0][0]}" if why else ""
         raise ConfigError(f"no way to answer gave a single answer, so there is no profile{told}")
     laws = {what: laws_of(by_way, what) for what in AMOUNTS}
+    worths = pooled(by_way) or {way: qualities(of, seed=seed) for way, of in by_way.items()}
     ways = tuple(
-        _way(point, by_way[point.name], {what: laws[what][point.name] for what in AMOUNTS}, seed)
+        _way(
+            point,
+            by_way[point.name],
+            worths[point.name],
+            {what: laws[what][point.name] for what in AMOUNTS},
+        )
         for point in points
         if point.name in by_way
     )
@@ -115,12 +123,12 @@ def laws_of(by_way: Mapping[str, Sequence[Observed]], what: str) -> dict[str, tu
 def _way(
     point: Point,
     found: Sequence[Observed],
+    worths: Mapping[str, Estimate],
     laws: Mapping[str, tuple[Drawn, Law]],
-    seed: int,
 ) -> Way:
     quality = {
         kind: Interval(mean=e.mean, low=e.low, high=e.high, questions=_questions(found, kind))
-        for kind, e in qualities(found, seed=seed).items()
+        for kind, e in worths.items()
     }
     return Way(
         name=point.name,

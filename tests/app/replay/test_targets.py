@@ -85,6 +85,17 @@ def test_where_the_log_holds_how_sure_it_was_that_decides_as_it_did() -> None:
     }
 
 
+def test_where_the_log_holds_doubt_what_is_as_good_is_so_again() -> None:
+    doubtful = sure(LARGE, low_quality=0.9, quality_doubt=0.15)
+    careful = sure(CAREFUL, low_quality=0.8, quality_doubt=0.15)
+    asked = one(sure(SMALL), careful, doubtful)
+    assert taken("auto", asked) == {"large": 1.0}
+    assert taken("auto;alike=1", asked) == {"careful;threshold=0.5": 1.0}
+    thrifty = one(sure(SMALL), careful, doubtful, plan={"options": {"alike": 1}})
+    assert taken("auto", thrifty) == {"careful;threshold=0.5": 1.0}
+    assert taken("auto;alike=0", thrifty) == {"large": 1.0}
+
+
 def test_who_could_not_serve_it_cannot_now_either() -> None:
     unable = sure(LARGE, able=False, fits=False)
     poor = one(sure(SMALL), sure(CAREFUL), unable, estimate={"budget_usd": 3.0})

@@ -134,3 +134,19 @@ def test_whatever_is_asked_propensities_sum_to_one_and_what_is_promised_holds(wa
             assert first.option.cost == cheapest
     elif able:
         assert first.missed == missed(first.option, wish) is not None
+
+
+@pytest.mark.parametrize(
+    ("alike", "name"), [(0.0, "dear"), (0.9, "dear"), (1.1, "sure"), (4.0, "cheap")]
+)
+def test_what_is_not_known_to_be_worse_is_as_good_and_the_cheapest_of_it_is_taken(alike, name):
+    ways = [
+        option._replace(quality_low=option.quality - 0.2, doubt=0.1) for option in (CHEAP, SURE)
+    ]
+    best = DEAR._replace(quality_low=0.8, doubt=0.1)
+    cheap = ways[0]._replace(quality=0.65, quality_low=0.45)
+    for cautious in (True, False):
+        wish = Wish(alike=alike, cautious=cautious)
+        assert taken(wish, (best, ways[1], cheap)) == (name, None)
+    # Where a quality is wished for, it is a bound as before.
+    assert taken(Wish(alike=alike, quality=0.5), (best, ways[1], cheap)) == ("sure", None)
