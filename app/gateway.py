@@ -20,9 +20,9 @@ from app.explaining import explained
 from app.notes import Notes
 from app.orders import GPU_BUDGET, Order, Plan
 from app.outcomes import Ending, Outcome, outcome_of
-from app.shown import Shown
+from app.shown import Shown, Turns
 from app.trail import CallRecord
-from app.types import Chunk, Decision, Engine, Fidelity, Promise
+from app.types import Chunk, Decision, Engine, Fidelity, Promise, Took
 from policies.answers.asking import PASSED_ON
 from policies.base import Planned
 
@@ -132,7 +132,7 @@ class Answer:
         self.visible = self.shown.visible  # tokens of the answer, by the model that wrote them
         self._ending = Ending(set(range(order.call.choices)))
         self._prices = prices
-        self._busy = 0.0
+        self._turns = Turns()
         self._deadline = order.call.goals.deadline
         self._cut: Literal["deadline", "cancelled"] = "deadline"  # why, if it comes to that
         self._step: asyncio.Timeout | None = None
@@ -144,11 +144,8 @@ class Answer:
         return self
 
     async def __anext__(self) -> Chunk:
-        started = time.perf_counter()
-        try:
+        with self._turns:
             return await anext(self._stream)
-        finally:
-            self._busy += time.perf_counter() - started
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -192,14 +189,14 @@ class Answer:
             lines=tuple(lines),
             cost=sum(line.cost for line in lines),
             prices=self._prices,
-            overhead=max(self._busy - self._meter.waited, 0.0),
+            overhead=max(self._turns.busy - self._meter.waited, 0.0),
         )
 
     @property
-    def took(self) -> tuple[float | None, float]:
-        """Seconds since the request came, until the first of a stream and until now."""
+    def took(self) -> Took:
+        """Since the request came, of what was made so far, without its client's part in that."""
         arrived, first = self.order.arrived, self.shown.first if self.order.stream else None
-        return None if first is None else first - arrived, time.monotonic() - arrived
+        return None if first is None else first - arrived, *self._turns.took(arrived)
 
     @property
     def tokens(self) -> tuple[int, int, int]:
@@ -233,7 +230,7 @@ class Answer:
         finally:
             self.ended, self.outcome = True, outcome
             try:
-                self.notes.planned.tell(outcome, *self.took, self.tokens[-1])
+                self.notes.planned.tell(outcome, self.took, self.tokens[-1])
                 if self._observer is not None:
                     self._observer.answered(self, outcome)
             finally:

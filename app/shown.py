@@ -1,4 +1,4 @@
-"""What a client has been shown of an answer: its tokens by model, and when they began."""
+"""What a client has been shown of an answer, when that began, and how long it held the rest up."""
 
 from __future__ import annotations
 
@@ -41,3 +41,38 @@ class Shown:
         """Of what was read nothing was shown, and another model reads it now."""
         self._calls.clear()
         self.cached = 0
+
+
+@dataclass(slots=True)
+class Turns:
+    """Whose turn it was, while an answer was read: ours within `with`, which makes a chunk, and
+    from then on its reader's, until the next one is asked for."""
+
+    busy: float = 0.0  # seconds of our turns
+    held: float = 0.0  # seconds of the reader's between them
+    given: float | None = None  # when the last chunk was; time.monotonic()
+    _asked: float = 0.0
+
+    def __enter__(self) -> None:
+        self._asked = time.monotonic()
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        now = time.monotonic()
+        self.busy += now - self._asked
+        if kind is not None:
+            return  # nothing was given: what was last is still the last
+        if self.given is not None:
+            self.held += self._asked - self.given
+        self.given = now
+
+    def took(self, arrived: float) -> tuple[float, float]:
+        """Seconds from then (time.monotonic()) that the chunks took to make, the reader's turns
+        left out: at least and at most.
+
+        What the reader did behind the last one is no part of it. What it did between them is the
+        difference, for nobody tells us whether an engine stood still meanwhile: the embedded one
+        works some tokens ahead, a server as far as its connection takes them. Without these turns
+        a machine that worked in them would look quick, and with them an idle one slow.
+        """
+        most = (time.monotonic() if self.given is None else self.given) - arrived
+        return most - self.held, most

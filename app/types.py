@@ -25,6 +25,9 @@ Finish: TypeAlias = Literal["stop", "length", "entropy"]
 
 Fidelity: TypeAlias = Literal["exact", "approximate"]
 
+Took: TypeAlias = tuple[float | None, float, float]
+"""Seconds of an answer to the first text of its stream, and to its end: at least, and at most."""
+
 Tried: TypeAlias = Literal["ok", "failed", "refused", "closed"]
 """How a call went on one server. `refused`: by what the client is to blame for, or a full queue;
 `closed`: by us, before its end."""

@@ -23,6 +23,7 @@ from app.types import (
     Fidelity,
     MeteredEngine,
     Promise,
+    Took,
     Usage,
 )
 
@@ -51,7 +52,7 @@ class Planned:
     decision: Decision | None = None
     considered: Callable[[], Sequence[Alternative]] = tuple  # asked once there is time
     other: Other | None = None  # what to ask for another way; None: there is none
-    ended: Callable[[float | None, float, int], None] | None = None
+    ended: Callable[[Took, int], None] | None = None
     """Who learns from `tell`."""
 
     async def instead(self, error: FarthingError, failed: Set[str], usd: int | None) -> Planned:
@@ -64,11 +65,10 @@ class Planned:
             raise error
         return await self.other(error, failed, usd)
 
-    def tell(self, outcome: str, first: float | None, whole: float, tokens: int) -> None:
-        """Whoever planned it learns what the answer took: of one that failed or was left nothing.
-        Times in seconds, to the first text of a stream and to the end."""
+    def tell(self, outcome: str, took: Took, tokens: int) -> None:
+        """Whoever planned it learns what the answer took; but of none that failed or was left."""
         if self.ended is not None and tokens and outcome in ("kept", "steered", "cut", "deadline"):
-            self.ended(first, whole, tokens)
+            self.ended(took, tokens)
 
     @property
     def first(self) -> str:

@@ -26,6 +26,7 @@ from app.types import (
     MeteredEngine,
     PlanKind,
     Promise,
+    Took,
     Usage,
 )
 from policies.answers.asking import PASSED_ON
@@ -175,17 +176,17 @@ class Planner(Policy):
             ended=None if call.choices > 1 or tries.failed else partial(self._learn, place, found),
         )
 
-    def _learn(
-        self, place: int, found: Situation, first: float | None, whole: float, tokens: int
-    ) -> None:
+    def _learn(self, place: int, found: Situation, took: Took, tokens: int) -> None:
         """What an answer of this way took, beside what the profile says for as many tokens: its
         length is no matter of pace."""
         way = self._courses[place].way
         at = found.prompt, tokens, found.calls[place]
+        first, least, most = took
+        whole = way.latency.at(*at)
         self._known.pace.learn(
             way.models,
             None if first is None else _ratio(first, way.first_token.at(*at)),
-            _ratio(whole, way.latency.at(*at)),
+            (least / whole, most / whole) if whole > 0 else None,
         )
 
     async def run(self, call: Call, engine: MeteredEngine) -> AsyncGenerator[Chunk]:

@@ -16,7 +16,7 @@ from app.telemetry.instruments import Instruments, Labels, Tally
 from app.telemetry.names import EMBEDDED, OTHER, Names, Who
 from app.telemetry.scraping import Scraper
 from app.trail import CallRecord
-from app.types import HAND_OVERS, Decision, Fidelity, Promise, Tried, Usage
+from app.types import HAND_OVERS, Decision, Fidelity, Promise, Took, Tried, Usage
 
 PICO = 10**12  # money reaches us in 1e-12 USD
 CLIENT_GONE = 499  # nginx's number: nobody was there for an answer
@@ -92,8 +92,8 @@ class Answered(Protocol):
         ...
 
     @property
-    def took(self) -> tuple[float | None, float]:
-        """Seconds from the request to the first of a stream, and to its end."""
+    def took(self) -> Took:
+        """From the request on, without what its client took to read."""
         ...
 
     @property
@@ -259,11 +259,12 @@ class Telemetry:
         tried."""
         way = self.names.way(promise.preset)
         self._count["farthing_plans_total"](way, promise.kind).inc()
-        first, last = answer.took
+        first, least, most = answer.took
         took = {
             "cost": (answer.bill.cost / PICO, promise.cost),
             "first_token": (first, promise.first_token),
-            "latency": (last, promise.latency),
+            # Where its client may have kept the engine waiting, as near to it as can be.
+            "latency": (min(max(promise.latency, least), most), promise.latency),
         }
         for kind, (actual, expected) in took.items():
             if whole and not promise.after and actual is not None and expected > 0:

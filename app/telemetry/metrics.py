@@ -211,8 +211,8 @@ _PLANS = {
         "kind",
     ),
     "farthing_plan_drift_ratio": _histogram(
-        "What whole answers took of what the planner expected: `cost`, `latency`, and where they"
-        " are streamed `first_token`; no failovers",
+        "What whole answers took of what the planner expected: `cost`, `latency`, without the time"
+        " that their clients took to read, and where they are streamed `first_token`; no failovers",
         "way",
         "kind",
         buckets=_TIMES,

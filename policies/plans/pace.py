@@ -27,6 +27,10 @@ class Pace:
     logarithm each place keeps an exponential mean over about eight answers. It is by place and not
     by way, so that the quick ways, which a slow machine leaves as the only ones that fit, also tell
     when it has become quick again.
+
+    Of an answer whose client kept its engine waiting, perhaps, only bounds are known. What is known
+    of its place then goes to the nearer one, and stays where it is between them: no slow reader
+    makes a machine slow, nor does an engine that worked ahead of one make it quick.
     """
 
     def __init__(self, embedded: Set[str]) -> None:
@@ -38,19 +42,27 @@ class Pace:
         known = [self._known.get(place, (0.0, 0.0)) for place in self._places(models)]
         return Slower(*(math.exp(max(logs)) for logs in zip(*known, strict=True)))
 
-    def learn(self, models: Sequence[str], first: float | None, whole: float | None) -> None:
+    def learn(
+        self, models: Sequence[str], first: float | None, whole: tuple[float, float] | None
+    ) -> None:
         """`first`, `whole`: times of an answer by these, as multiples of what the profile says for
-        as many tokens and calls; None: not known."""
+        as many tokens and calls, the latter at least and at most; None: not known."""
+        ratios = None if first is None else (first, first), whole
         for place in self._places(models):
             before = self._known.get(place, (0.0, 0.0))
-            a, b = (_mean(log, ratio) for log, ratio in zip(before, (first, whole), strict=True))
+            a, b = (_mean(log, ratio) for log, ratio in zip(before, ratios, strict=True))
             self._known[place] = a, b
 
     def _places(self, models: Sequence[str]) -> Set[str]:
         return {EMBEDDED if model in self._embedded else model for model in models}
 
 
-def _mean(log: float, ratio: float | None) -> float:
-    if ratio is None or ratio <= 0:
+def _mean(log: float, ratios: tuple[float, float] | None) -> float:
+    if ratios is None or ratios[1] <= 0:
         return log
-    return log + _SHARE * (max(-_MOST, min(math.log(ratio), _MOST)) - log)
+    least, most = (-_MOST if ratio <= 0 else _bounded(math.log(ratio)) for ratio in ratios)
+    return log + _SHARE * (min(max(log, least), most) - log)
+
+
+def _bounded(log: float) -> float:
+    return max(-_MOST, min(log, _MOST))

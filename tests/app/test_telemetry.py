@@ -49,7 +49,7 @@ class Answered:
     )
     admitted: bool = True
     promise: Promise | None = None
-    took: tuple[float | None, float] = (0.5, 2.0)
+    took: tuple[float | None, float, float] = (0.5, 2.0, 2.0)
 
 
 @pytest.fixture
@@ -359,3 +359,12 @@ def test_each_metric_is_named_as_it_should_be():
         assert sorted(metric.buckets) == list(metric.buckets)
         assert metric.text and not metric.text.endswith(".")
         assert set(metric.labels) <= LABELS.keys()
+
+
+@pytest.mark.parametrize(("expected", "ratio"), [(0.5, 2.0), (4.0, 1.0), (16.0, 0.5)])
+def test_where_a_client_read_slowly_only_what_is_sure_is_drift(telemetry, expected, ratio):
+    promise = Promise("large", "large", 1.0, 0.25, expected, "best")
+    telemetry.answered(Answered(promise=promise, took=(0.5, 1.0, 8.0)), "kept")
+    drift = "farthing_plan_drift_ratio_sum"
+    assert value(telemetry, drift, way="large", kind="latency") == ratio
+    assert value(telemetry, drift, way="large", kind="first_token") == 2.0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -65,6 +70,33 @@ async def test_so_does_a_stream(client: httpx.AsyncClient) -> None:
     drift = samples(shown, "farthing_plan_drift_ratio_count")
     assert {key.split('"')[1] for key in drift} == {"cost", "first_token", "latency"}
     assert 'preset="auto"' in shown and 'policy="planner"' in shown
+
+
+async def test_what_its_client_takes_to_read_is_no_drift(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(ledger="off"), catalog=fleet(), engine=fake)
+    clock = SimpleNamespace(now=time.monotonic(), reads=0)
+    asked = [{"type": "http.request", "body": json.dumps(asking(**AUTO, stream=True)).encode()}]
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+
+    async def receive() -> MutableMapping[str, Any]:
+        return asked.pop() if asked else await asyncio.get_running_loop().create_future()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        clock.reads += bool(message.get("body"))
+        clock.now += 100.0 if message.get("body") else 0.0
+
+    await app({"type": "http", "method": "POST", "path": URL, "headers": []}, receive, send)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farthing") as client:
+        shown = (await client.get("/metrics")).text
+    drift = samples(shown, "farthing_plan_drift_ratio_sum")
+    assert drift['farthing_plan_drift_ratio_sum{kind="latency",way="large"}'] == 1.0
+    # It is the client's time all the same.
+    whole = samples(shown, "farthing_request_duration_seconds_sum")
+    assert clock.reads > 12
+    assert max(whole.values()) == pytest.approx(100.0 * clock.reads)
 
 
 async def test_who_answers_is_told_where_the_first_one_failed(

@@ -12,7 +12,7 @@ EMBEDDED = {"tiny", "int8"}
 def learned(*ratios, models=("int8",)):
     pace = Pace(EMBEDDED)
     for first, whole in ratios:
-        pace.learn(models, first, whole)
+        pace.learn(models, first, None if whole is None else (whole, whole))
     return pace
 
 
@@ -37,16 +37,27 @@ def test_what_is_not_known_of_an_answer_changes_nothing():
     assert learned((0.0, None)).of(["int8"]) == Slower()
 
 
+@pytest.mark.parametrize(
+    ("bounds", "known"),
+    [((0.5, 90.0), 2.0), ((4.0, 90.0), 4.0), ((0.1, 1.0), 1.0), ((-0.01, 1.0), 1.0)],
+)
+def test_of_what_is_known_in_bounds_the_nearest_is_learned(bounds, known):
+    pace = learned(*[(2.0, 2.0)] * 60)
+    for _ in range(60):
+        pace.learn(["int8"], None, bounds)
+    assert pace.of(["int8"]) == pytest.approx((2.0, known), rel=0.01)
+
+
 def test_embedded_models_share_a_machine_and_servers_have_their_own():
     pace = learned(*[(2.0, 2.0)] * 60)
     assert pace.of(["tiny"]) == pace.of(["int8"]) == pytest.approx((2, 2), rel=0.01)
     assert pace.of(["server"]) == Slower()
-    pace.learn(["server"], 4.0, 1.0)
+    pace.learn(["server"], 4.0, (1.0, 1.0))
     assert pace.of(["other"]) == Slower()
 
 
 def test_who_may_ask_several_is_as_slow_as_the_slowest_in_each_time():
     pace = learned(*[(4.0, 0.5)] * 60)
-    pace.learn(["server"], math.exp(0.8), math.exp(0.8))
+    pace.learn(["server"], math.exp(0.8), (math.exp(0.8), math.exp(0.8)))
     first, whole = pace.of(["int8", "server"])
     assert (first, whole) == pytest.approx((4.0, math.exp(0.1)), rel=0.01)
