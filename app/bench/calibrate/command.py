@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from app.bench.calibrate.beside import beside
 from app.bench.calibrate.fitting import fit
 from app.bench.calibrate.frontier import frontier, show
 from app.bench.calibrate.measuring import Measured, Wishes, measure
@@ -52,7 +53,9 @@ def _tell(measured: Measured, wishes: Wishes, console: Console) -> None:
         [kind for kind, needs in measured.needs.items() if needs == "judge"],
         wishes.judge or "",
     )
-    rows = report(measured.found, profile, wishes.out, unreferenced)
+    with console.status("auto beside the single ways, by profiles that leave out a fifth each"):
+        auto = beside(measured.found, measured.points, measured.texts, wishes.seed)
+    rows = report(measured.found, profile, wishes.out, unreferenced, auto)
     show(rows)
     for line in unreferenced:
         print(line)

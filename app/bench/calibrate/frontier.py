@@ -213,14 +213,14 @@ def compare(
         for ours, theirs in pairs
     ]
     binary = all(v in (0.0, 1.0) for pairs in kinds.values() for pair in pairs for v in pair)
-    p, test = _chance(gaps, binary, seed)
+    p, test = chance(gaps, binary, seed)
     low, high = cheap.price(what), dear.price(what)
     times = high / low if low and high is not None else None
     adjusted = min(p * max(among - 1, 1), 1.0)
     return Neighbours(cheap.way, dear.way, many, mean(gaps, seed=seed), p, test, times, adjusted)
 
 
-def _chance(gaps: Sequence[float], binary: bool, seed: int) -> tuple[float, str]:
+def chance(gaps: Sequence[float], binary: bool, seed: int) -> tuple[float, str]:
     """A p, and of which test. Of few questions a bootstrap is too sure."""
     if binary:
         p = mcnemar(sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps))

@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from app.bench.calibrate import plots
+from app.bench.calibrate import beside, plots
 from app.bench.calibrate.auto import chosen
+from app.bench.calibrate.beside import UNASKED, Beside, Rivals
 from app.bench.calibrate.frontier import (
     ALIKE,
     PRICES,
@@ -65,15 +66,17 @@ def report(
     profile: Profile,
     folder: Path,
     unreferenced: Unreferenced = Unreferenced(),
+    auto: Beside = UNASKED,
 ) -> list[Standing]:
-    """Write `report.html`, `frontier.png` and `ways.csv` into this folder, and tell how the ways
-    stand, best first. Raises ConfigError where it cannot be written."""
+    """Write `report.html`, `frontier.png`, `ways.csv` and `auto.csv` into this folder, and tell how
+    the ways stand, best first. Raises ConfigError where it cannot be written."""
     rows = standings(found, profile)
-    page = _page(found, profile, rows, folder / "profile.json", [*unreferenced])
+    page = _page(found, profile, rows, folder / "profile.json", [*unreferenced], auto)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").write_text(page, encoding="utf-8")
         _write_csv(rows, profile, folder / "ways.csv")
+        beside.write(auto, folder / "auto.csv")
         plots.picture(rows, folder / "frontier.png")
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}") from error
@@ -86,6 +89,7 @@ def _page(
     rows: Sequence[Standing],
     profile_path: Path,
     notes: Sequence[str],
+    auto: Beside,
 ) -> str:
     kinds = sorted({each.kind for each in found})
     questions = {(each.kind, each.question) for each in found}
@@ -107,7 +111,7 @@ def _page(
             "kinds": len(kinds),
             "answers": len(found),
         },
-        headline=sentences(found, rows),
+        headline=[*sentences(found, rows), *auto],
         plots={
             **{what: _drawn(plots.trade(rows, what)) for what in PRICES},
             "first": _drawn(plots.first_tokens(profile.runtimes)),
@@ -119,6 +123,8 @@ def _page(
         ],
         useless=_useless(rows),
         budgets=chosen(found, profile, kinds),
+        auto=auto,
+        rivals=[_rivals(each) for each in auto.rivals],
         kinds=kinds,
         notes=notes,
         among=among(rows),
@@ -209,6 +215,23 @@ def _useless(rows: Sequence[Standing]) -> list[dict[str, Any]]:
                 }
             )
     return told
+
+
+def _rivals(each: Rivals) -> dict[str, Any]:
+    return {
+        "thousand": _short(1000 * each.usd),
+        "quality": f"{each.quality:.3f}",
+        "cost": _short(1000 * each.cost),
+        "used": f"{each.used:.0%}",
+        "single": each.single,
+        "theirs": f"{each.single_quality:.3f}",
+        "price": _short(1000 * each.single_cost),
+        "times": "" if each.times is None else f"{each.times:.2f}",
+        "gap": f"{each.difference.mean:+.3f}",
+        "range": _range(each.difference),
+        "sure": "yes" if each.sure else "no",
+        "taken": ", ".join(f"{way} {count}" for way, count in each.taken.items()),
+    }
 
 
 def _steps(found: Sequence[Observed], rows: Sequence[Standing]) -> list[dict[str, str]]:

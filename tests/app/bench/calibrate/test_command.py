@@ -90,7 +90,9 @@ def test_all_of_it(config: Path, sums: Path, url: str, tmp_path: Path, fake: Fak
     with (out / "ways.csv").open() as file:
         ways = {row["way"]: row for row in csv.DictReader(file)}
     assert set(ways) == {"small", "large", "economy"}
-    assert "<html" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "<html" in page and "it takes 20 questions that all ways were asked" in page
+    assert (out / "auto.csv").read_text().startswith("usd,questions,auto_quality")
     # What is written is what farthing.toml may name.
     named = config.with_name("again.toml")
     named.write_text(f'{FLEET}\n[planner]\nprofile = "{out / "profile.json"}"\n')
