@@ -70,7 +70,7 @@ class Shortened:
 class Bounds:
     """Of what is expected of a way to answer. None: nobody knows a worse value."""
 
-    cost: float | None = None  # USD, that nine of ten answers do not pass; so the times
+    cost: float | None = None  # USD, that nearly all answers do not pass; so the times
     first_token: float | None = None
     latency: float | None = None
     quality: float | None = None  # that it is known to have at least
@@ -115,6 +115,6 @@ class Promise:
     """Why it was taken: it should be; it was drawn to learn of it; nothing keeps to what is asked;
     the way that was taken first failed before its first word."""
     after: tuple[str, ...] = ()  # ways that failed, the one that was taken first ahead
-    cost_high: float | None = None  # what nine of ten answers do not pass
+    cost_high: float | None = None  # what nearly all answers do not pass
     first_token_high: float | None = None
     latency_high: float | None = None

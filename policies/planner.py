@@ -36,7 +36,7 @@ from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
 from policies.plans.courses import Course, State, special, unable, worst_usd
 from policies.plans.fitted import Fitted, fitted
 from policies.plans.pace import Slower
-from policies.plans.predicting import Situation
+from policies.plans.predicting import Situation, stretched
 
 _AS_MEASURED = (Slower(),)
 _MOST_TRIED = 3  # other ways, where the one that was taken fails before its first word
@@ -48,8 +48,8 @@ class Planner(Policy):
     where a least quality is asked for, the cheapest that has it.
 
     It is not sure of what it was told: with `cautious` a way has the quality that it is known to
-    have at least, and takes what nine of ten answers do not pass. Where nothing fits, what the
-    budget allows goes before the time that is left, and that before quality.
+    have at least, and takes what nearly all answers do not pass (`sure`). Where nothing fits, what
+    the budget allows goes before the time that is left, and that before quality.
     """
 
     chooses: ClassVar[bool] = True
@@ -69,6 +69,12 @@ class Planner(Policy):
     cautious: bool = Field(
         True,
         description="by the bounds of what was measured; false: by the means",
+    )
+    sure: float = Field(
+        0.98,
+        ge=0.5,
+        le=0.999,
+        description="share of the answers that are to keep to money and time: by `cautious` bounds",
     )
     paced: bool = Field(
         True,
@@ -92,6 +98,7 @@ class Planner(Policy):
     )
 
     _fitted: Fitted | None = PrivateAttr(default=None)
+    _stretch: float = PrivateAttr(default=1.0)
 
     @property
     def fidelity(self) -> Fidelity:
@@ -103,6 +110,7 @@ class Planner(Policy):
         """With a model named, by the ways in which that one may answer."""
         copy = self.model_copy()
         copy._fitted = fitted(catalog, self.ways, self.exact, model)
+        copy._stretch = stretched(self.sure)
         return copy
 
     def narrowed(self, may: Callable[[Way], bool]) -> Self | None:
@@ -255,6 +263,7 @@ class Planner(Policy):
             usd=usd,
             worst=worst,
             unable=ill,
+            stretch=self._stretch,
         )
 
     async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:

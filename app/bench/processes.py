@@ -63,7 +63,8 @@ def serving(
             yield Served(url.hostname or "", url.port or 0, process.pid)
         finally:
             process.kill()
-            process.communicate()
+            with process:  # closes what was not read, and waits for its end
+                pass
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Option(NamedTuple):
     first_token: float = 0.0  # seconds
     latency: float = 0.0  # seconds, to the answer's end
     quality_low: float | None = None  # what it is at least, as far as is known
-    cost_high: float | None = None  # what nine of ten do not pass
+    cost_high: float | None = None  # what nearly all do not pass
     first_token_high: float | None = None
     latency_high: float | None = None
     usd: float | None = None  # what may be spent in this way; None: as the wish says

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import pow, sqrt
 from operator import mul
+from statistics import NormalDist
 from typing import NamedTuple
 
 from app.profile import Law, Profile, Way
 from policies.plans.choosing import Option
 from policies.plans.pace import Slower
 
+_BOTH = sqrt(2) - 1
+_HIGH = 0.9  # share of answers that stay below a law's `high`
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
 _INTERVAL = 2 * 1.96  # standard errors, from one end to the other
 _LEAST = 0.05  # quality: where the best way has less, a difference is not told in shares of it
@@ -29,6 +33,13 @@ class Situation:
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
     unable: Sequence[str]  # why it cannot be taken; empty: it can
+    stretch: float = 1.0  # of what nine of ten do not pass, by `stretched`
+
+
+def stretched(sure: float) -> float:
+    """To which power a factor is to be taken that nine of ten do not pass, so that this share does
+    not: amounts spread by factors, as logarithms that are normal do."""
+    return NormalDist().inv_cdf(sure) / NormalDist().inv_cdf(_HIGH)
 
 
 class _Columns(NamedTuple):
@@ -64,8 +75,9 @@ class Forecast:
         best, known = quality[-1], low[-1]
         scale = max(best, _LEAST)
         prompt, choices, beside = found.prompt, found.choices, found.choices - 1
+        stretch = found.stretch
         made = []
-        for row, mean, least, some, many, doubt, room, calls, slow, usd, worst, unable in zip(
+        for row, mean, least, some, many, doubt, room, calls, slow, left, worst, unable in zip(
             *(self._rows, quality, low, length, longest, doubts),
             *(found.rooms, found.calls, found.paces, found.usd, found.worst, found.unable),
             strict=False,  # the columns have the best way at their end once more
@@ -76,26 +88,27 @@ class Forecast:
             relative = 1 + (mean - best) / scale
             bound = 1 + (least - known) / scale
             bound = bound if bound < relative else relative
+            more, rest = many - some, room - some
             base, each, token, _, high = costs
-            cost = base + each * prompt
+            usd = base + each * prompt + token * some
             base, each, word, load, late = begins
-            first, slower = base + each * prompt, (1 + load * calls) * slow.first
+            begun, slower = base + each * prompt + word * some, (1 + load * calls) * slow.first
             base, each, step, load, later = takes
-            whole, longer = base + each * prompt, (1 + load * calls) * slow.whole
+            taken, longer = base + each * prompt + step * some, (1 + load * calls) * slow.whole
             made.append(
                 Option._make(
                     (
                         name,
                         relative if relative > 0 else 0.0,
-                        (cost + token * some) * choices,
-                        (first + word * some) * slower,
-                        (whole + step * some) * longer,
+                        usd * choices,
+                        begun * slower,
+                        taken * longer,
                         # Questions are the same for all ways, so bounds are compared with bounds.
                         bound if bound > 0 else 0.0,
-                        (cost + token * many) * high * choices,
-                        (first + word * many) * slower * late,
-                        (whole + step * many) * longer * later,
-                        usd,
+                        _bound(usd, token * more, token * rest, high, stretch) * choices,
+                        _bound(begun, word * more, word * rest, late, stretch) * slower,
+                        _bound(taken, step * more, step * rest, later, stretch) * longer,
+                        left,
                         worst,
                         exact,
                         unable,
@@ -121,6 +134,24 @@ class Forecast:
 
 def _of(law: Law) -> tuple[float, ...]:
     return law.base, law.prompt, law.completion, law.load, law.high
+
+
+def _bound(usual: float, more: float, rest: float, factor: float, stretch: float) -> float:
+    """What an amount does not pass, but for so few: nine of ten answers are no longer than adds
+    `more` to it, nor does it pass `factor` times what their length says; `rest` is what the longest
+    adds.
+
+    The two are independent, and their logarithms as if normal, so that these add up by squares:
+    by the larger and _BOTH times the lesser, which is at most a twelfth more.
+    """
+    if not usual:
+        return more * pow(factor, stretch)
+    spread = 1 + more / usual
+    less, grown = (spread, factor) if spread < factor else (factor, spread)
+    if less > 1:
+        grown *= pow(less, _BOTH)
+    bound, most = usual * pow(grown, stretch), (usual + rest) * pow(max(factor, 1.0), stretch)
+    return bound if bound < most else most
 
 
 def _weighed(weights: Sequence[float], columns: Sequence[Sequence[float]]) -> list[float]:

@@ -74,6 +74,20 @@ async def test_the_best_that_is_quick_enough_answers() -> None:
     assert await taken(known(fleet(), doubtful, quick), deadline=soon(30), **bold) == "large"
 
 
+async def test_how_sure_it_is_to_be_can_be_set() -> None:
+    quick = way(SURVEYED, "small", 0.5, latency=law(0.1))
+    slow = way(SURVEYED, "large", 1.0, latency=law(3.0, high=2.0))
+    catalog, as_measured = known(fleet(), slow, quick), {"paced": False}
+    for sure, seconds, name in (
+        *((0.9, 7, "large"), (0.98, 7, "small"), (0.98, 10, "large")),
+        *((0.5, 4, "large"), (0.9, 4, "small")),
+    ):
+        options = as_measured | {"sure": sure}
+        assert await taken(catalog, deadline=soon(seconds), options=options) == name
+    assert await taken(catalog, deadline=soon(7), options=as_measured) == "small"
+    assert await taken(catalog, deadline=soon(10), options=as_measured) == "large"
+
+
 async def test_a_long_answer_takes_longer_and_max_tokens_bounds_it() -> None:
     wordy = way(SURVEYED, "large", 1.0, length=1000, latency=law(0.0, 0.0, 0.01))
     quick = way(SURVEYED, "small", 0.5, latency=law(0.1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import random
 import statistics
 from collections import Counter, defaultdict
@@ -22,11 +21,13 @@ from app.bench.calibrate.observed import Observed, Point
 from app.estimates import Estimate, mean
 from app.profile import Profile
 from app.prompt_features import features
+from policies.planner import Planner
 from policies.plans.choosing import Wish, choose
 from policies.plans.pace import Slower
-from policies.plans.predicting import Forecast, Situation
+from policies.plans.predicting import Forecast, Situation, stretched
 
 _FEWEST = 20  # questions
+_ROOM = 1 << 20  # tokens that an answer may have
 _FOLDS = 5
 _BUDGETS = 5
 _ENDS = (0.05, 0.98)  # quantiles of the answers' costs, between which budgets lie
@@ -202,12 +203,13 @@ def _taken(
                 kinds=profile.kinds.probabilities(features(texts[question])),
                 prompt=_prompt(answers, profile.best),
                 choices=1,
-                rooms=[math.inf] * many,
+                rooms=[_ROOM] * many,
                 calls=[0] * many,
                 paces=[Slower()] * many,
                 usd=[None] * many,
                 worst=[None] * many,
                 unable=[""] * many,
+                stretch=stretched(Planner.model_fields["sure"].default),
             )
         )
         taken[question] = [choose(options, Wish(usd=usd))[0].option.name for usd in budgets]

@@ -84,9 +84,10 @@ async def test_an_answer_that_is_none_is_told():
         await drive(Load(server.host, server.port, request, at_once=2, seconds=0.1))
 
 
-def test_a_server_that_does_not_start_is_told():
+@pytest.mark.parametrize("log", [None, "server.log"])
+def test_a_server_that_does_not_start_is_told(log, tmp_path):
     with (
         pytest.raises(ConfigError, match="did not start.*no such"),
-        processes.serving(("-c", "exit('no such thing')"), {}),
+        processes.serving(("-c", "exit('no such thing')"), {}, log=log and tmp_path / log),
     ):
         pass

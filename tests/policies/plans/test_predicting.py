@@ -1,0 +1,76 @@
+"""What is expected of a way, and what nearly all of its answers do not pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from app.profile import Law, Length, Profile, Way
+from policies.plans.choosing import Option
+from policies.plans.pace import Slower
+from policies.plans.predicting import Forecast, Situation, stretched
+from tests.policies.measured import interval
+from tests.policies.profiles import classifier
+
+NOTHING = Law(base=0, prompt=0, completion=0)
+
+
+def expected(law: Law, length: Length, sure: float, room: int = sys.maxsize) -> Option:
+    """Of the only way, after a prompt of 100 tokens, with nothing beside it."""
+    quality = {"chat": interval(0.5)}
+    way = Way(
+        name="a",
+        preset="a",
+        policy="direct",
+        options={},
+        models=("a",),
+        fidelity="exact",
+        digest="0" * 16,
+        quality=quality,
+        length=dict.fromkeys(quality, length),
+        cost=law,
+        first_token=NOTHING,
+        latency=law,
+    )
+    kinds: Mapping[str, float] = {"chat": 1.0}
+    profile = Profile(measured="", best="a", ways=(way,), kinds=classifier(["chat", "code"]))
+    lists = {"usd": [None], "worst": [None], "unable": [""], "calls": [0], "paces": [Slower()]}
+    found = Situation(
+        kinds=kinds, prompt=100, choices=1, rooms=[room], stretch=stretched(sure), **lists
+    )
+    (option,) = Forecast((way,), profile).options(found)
+    return option
+
+
+@pytest.mark.parametrize("sure", [0.8, 0.9, 0.98])
+@pytest.mark.parametrize(("long", "late"), [(0.7, 0.1), (0.1, 0.5), (0.4, 0.4)])
+def test_as_many_answers_keep_to_the_bounds_as_were_asked_for(sure, long, late):
+    """Of answers whose lengths and times, beside what their lengths say, spread as logarithms."""
+    drawn = np.random.default_rng(0)
+    lengths = 50 * drawn.lognormal(0, long, 20_000)
+    took = (0.1 + 0.02 * lengths) * drawn.lognormal(0, late, lengths.size)
+    high = float(np.exp(late * 1.2816))
+    length = Length(mean=50, high=float(np.quantile(lengths, 0.9)))
+    law = Law(base=0.1, prompt=0, completion=0.02, high=high)
+    option = expected(law, length, sure)
+    assert option.latency == pytest.approx(1.1)
+    assert option.latency_high is not None
+    kept = float(np.mean(took <= option.latency_high))
+    assert sure - 0.02 < kept < sure + (1 - sure) / 2 + 0.02
+
+
+def test_no_answer_is_longer_than_it_may_be():
+    law, length = Law(base=1.0, prompt=0.01, completion=0.1), Length(mean=20, high=80)
+    assert expected(law, length, 0.98).latency_high > 1 + 1 + 8
+    assert expected(law, length, 0.98, room=30).latency_high == pytest.approx(1 + 1 + 3)
+    assert expected(law, length, 0.98, room=10).latency_high == pytest.approx(1 + 1 + 1)
+
+
+def test_what_is_usually_nothing_has_a_bound_too():
+    law = Law(base=0, prompt=0, completion=0.1, high=1.5)
+    option = expected(law, Length(mean=0, high=10), 0.9)
+    assert (option.latency, option.latency_high) == (0, pytest.approx(1.5))
+    assert option.cost_high == pytest.approx(1.5)
