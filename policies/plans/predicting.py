@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import pow, sqrt
-from operator import mul
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from app.profile import Law, Profile, Way
+import numpy as np
+from numpy.typing import NDArray
+
+from app.profile import Profile, Way
 from policies.plans.choosing import Option
 from policies.plans.pace import Slower
 
-_BOTH = sqrt(2) - 1
+_Array: TypeAlias = NDArray[np.float64]
+_LAWS = ("cost", "first_token", "latency")
 _HIGH = 0.9  # share of answers that stay below a law's `high`
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
 _INTERVAL = 2 * 1.96  # standard errors, from one end to the other
@@ -42,28 +44,35 @@ def stretched(sure: float) -> float:
     return NormalDist().inv_cdf(sure) / NormalDist().inv_cdf(_HIGH)
 
 
-class _Columns(NamedTuple):
-    """Of one kind of prompts, an entry for each way."""
+class _Amounts(NamedTuple):
+    """Laws of cost, time to the first token and to the end, (3, ways)."""
 
-    quality: Sequence[float]
-    low: Sequence[float]
-    length: Sequence[float]
-    longest: Sequence[float]
-    doubt: Sequence[float]
+    base: _Array
+    prompt: _Array
+    completion: _Array
+    load: _Array
+    spread: _Array  # logarithm of what nine of ten do not pass, of what the law says
+
+    @classmethod
+    def of(cls, ways: Sequence[Way]) -> _Amounts:
+        laws = [[getattr(way, name) for way in ways] for name in _LAWS]
+        return cls(
+            base=np.array([[law.base for law in of] for of in laws]),
+            prompt=np.array([[law.prompt for law in of] for of in laws]),
+            completion=np.array([[law.completion for law in of] for of in laws]),
+            load=np.array([[law.load for law in of] for of in laws]),
+            spread=np.log([[max(law.high, 1.0) for law in of] for of in laws]),
+        )
 
 
 class Forecast:
     """Of these ways, in their order."""
 
     def __init__(self, ways: Sequence[Way], profile: Profile) -> None:
-        # Plain numbers: to ask each Law of each way for each request would take as long again.
-        self._rows = tuple(
-            (
-                *(way.name, way.fidelity == "exact"),
-                *(_of(way.cost), _of(way.first_token), _of(way.latency)),
-            )
-            for way in ways
-        )
+        # Arrays: to ask each Law of each way for each request would take many times as long.
+        self._names = tuple(way.name for way in ways)
+        self._exact = tuple(way.fidelity == "exact" for way in ways)
+        self._amounts = _Amounts.of(ways)
         best = next((way for way in profile.ways if way.name == profile.best), profile.ways[0])
         # The best one is among the columns even where it may not be taken: all others' qualities
         # are relative to its.
@@ -71,109 +80,91 @@ class Forecast:
 
     def options(self, found: Situation) -> list[Option]:
         """What is expected of each."""
-        quality, low, length, longest, doubts = self._mixed(found.kinds)
-        best, known = quality[-1], low[-1]
-        scale = max(best, _LEAST)
-        prompt, choices, beside = found.prompt, found.choices, found.choices - 1
-        stretch = found.stretch
-        made = []
-        for row, mean, least, some, many, doubt, room, calls, slow, left, worst, unable in zip(
-            *(self._rows, quality, low, length, longest, doubts),
-            *(found.rooms, found.calls, found.paces, found.usd, found.worst, found.unable),
-            strict=False,  # the columns have the best way at their end once more
-        ):
-            name, exact, costs, begins, takes = row
-            some, many = some if some < room else room, many if many < room else room
-            calls += beside
-            relative = 1 + (mean - best) / scale
-            bound = 1 + (least - known) / scale
-            bound = bound if bound < relative else relative
-            more, rest = many - some, room - some
-            base, each, token, _, high = costs
-            usd = base + each * prompt + token * some
-            base, each, word, load, late = begins
-            begun, slower = base + each * prompt + word * some, (1 + load * calls) * slow.first
-            base, each, step, load, later = takes
-            taken, longer = base + each * prompt + step * some, (1 + load * calls) * slow.whole
-            made.append(
-                Option._make(
-                    (
-                        name,
-                        relative if relative > 0 else 0.0,
-                        usd * choices,
-                        begun * slower,
-                        taken * longer,
-                        # Questions are the same for all ways, so bounds are compared with bounds.
-                        bound if bound > 0 else 0.0,
-                        _bound(usd, token * more, token * rest, high, stretch) * choices,
-                        _bound(begun, word * more, word * rest, late, stretch) * slower,
-                        _bound(taken, step * more, step * rest, later, stretch) * longer,
-                        left,
-                        worst,
-                        exact,
-                        unable,
-                        doubt / scale,
-                    )
-                )
-            )
-        return made
+        quality, low, length, longest, doubt = self._mixed(found.kinds)
+        scale = max(float(quality[-1]), _LEAST)
+        relative = 1 + (quality[:-1] - quality[-1]) / scale
+        # Questions are the same for all ways, so bounds are compared with bounds.
+        least = np.minimum(1 + (low[:-1] - low[-1]) / scale, relative)
+        rooms = np.array(found.rooms, dtype=float)
+        some = np.minimum(length[:-1], rooms)
+        many = np.maximum(np.minimum(longest[:-1], rooms), some)
+        usual, bounds = self._expected(found, some, many, rooms)
+        each = zip(
+            self._names,
+            np.maximum(relative, 0).tolist(),
+            *usual.tolist(),
+            np.maximum(least, 0).tolist(),
+            *bounds.tolist(),
+            found.usd,
+            found.worst,
+            self._exact,
+            found.unable,
+            (doubt[:-1] / scale).tolist(),
+            strict=True,
+        )
+        return [*map(Option._make, each)]
 
-    def _mixed(self, kinds: Mapping[str, float]) -> _Columns:
+    @np.errstate(over="ignore")  # what is too much for a float is too much for any wish
+    def _expected(
+        self, found: Situation, some: _Array, many: _Array, rooms: _Array
+    ) -> tuple[_Array, _Array]:
+        """Cost, time to the first token and to the end, (3, ways): what is expected of answers of
+        some tokens, and what they do not pass, but for so few.
+
+        Nine of ten answers have no more tokens than `many`, and nine of ten amounts are within the
+        law's `high`. The two are independent, and their logarithms as if normal, so that these add
+        up by squares.
+        """
+        base, prompt, completion, load, spread = self._amounts
+        usual = base + prompt * found.prompt + completion * some
+        more = completion * (many - some)
+        amount = np.where(usual > 0, usual, more)  # where an answer usually is nothing
+        longer = np.log1p(np.divide(more, usual, out=np.zeros_like(more), where=usual > 0))
+        most = amount + completion * (rooms - some)  # no answer is longer than it may be
+        high = np.minimum(
+            amount * np.exp(found.stretch * np.hypot(longer, spread)),
+            most * np.exp(found.stretch * spread),
+        )
+        # Other answers of the same request run beside each one.
+        times = 1 + load * (np.array(found.calls, dtype=float) + found.choices - 1)
+        times[0] = found.choices  # of the cost
+        times[1:] *= np.array(found.paces, dtype=float).T
+        return usual * times, high * times
+
+    def _mixed(self, kinds: Mapping[str, float]) -> _Array:
         """The columns of all kinds, each as far as the prompt is likely to be of it."""
         shares = {kind: kinds.get(kind, 0.0) for kind in self._kinds}
         shares = {kind: share for kind, share in shares.items() if share >= _LIKELY}
         if not shares:  # nothing was measured of what it is: it may be any
             shares = dict.fromkeys(self._kinds, 1.0)
         total = sum(shares.values())
-        weights = [share / total for share in shares.values()]
-        columns = [self._kinds[kind] for kind in shares]
-        if len(columns) == 1:
-            return columns[0]
-        return _Columns(*(_weighed(weights, [kind[i] for kind in columns]) for i in range(5)))
+        first, *others = (share / total * self._kinds[kind] for kind, share in shares.items())
+        return sum(others, first)
 
 
-def _of(law: Law) -> tuple[float, ...]:
-    return law.base, law.prompt, law.completion, law.load, law.high
-
-
-def _bound(usual: float, more: float, rest: float, factor: float, stretch: float) -> float:
-    """What an amount does not pass, but for so few: nine of ten answers are no longer than adds
-    `more` to it, nor does it pass `factor` times what their length says; `rest` is what the longest
-    adds.
-
-    The two are independent, and their logarithms as if normal, so that these add up by squares:
-    by the larger and _BOTH times the lesser, which is at most a twelfth more.
-    """
-    if not usual:
-        return more * pow(factor, stretch)
-    spread = 1 + more / usual
-    less, grown = (spread, factor) if spread < factor else (factor, spread)
-    if less > 1:
-        grown *= pow(less, _BOTH)
-    bound, most = usual * pow(grown, stretch), (usual + rest) * pow(max(factor, 1.0), stretch)
-    return bound if bound < most else most
-
-
-def _weighed(weights: Sequence[float], columns: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(map(mul, weights, values)) for values in zip(*columns, strict=True)]
-
-
-def _columns(ways: Sequence[Way], kind: str) -> _Columns:
-    """Of a way that was not asked this kind, the worst that is known of it, and no lower bound."""
+def _columns(ways: Sequence[Way], kind: str) -> _Array:
+    """Of a kind of prompts: quality, its lower bound, tokens of an answer, of a long one, and the
+    standard error of the quality, (5, ways). Of a way that was not asked this kind, the worst that
+    is known of it, and no lower bound."""
     measured = [way.quality.get(kind) for way in ways]
     lengths = [way.length.get(kind) for way in ways]
-    return _Columns(
-        [_worst(way) if one is None else one.mean for way, one in zip(ways, measured, strict=True)],
-        [0.0 if one is None else one.low for one in measured],
+    return np.array(
         [
-            _longest(way, high=False) if one is None else one.mean
-            for way, one in zip(ways, lengths, strict=True)
-        ],
-        [
-            _longest(way, high=True) if one is None else one.high
-            for way, one in zip(ways, lengths, strict=True)
-        ],
-        [0.0 if one is None else (one.high - one.low) / _INTERVAL for one in measured],
+            [
+                _worst(way) if one is None else one.mean
+                for way, one in zip(ways, measured, strict=True)
+            ],
+            [0.0 if one is None else one.low for one in measured],
+            [
+                _longest(way, high=False) if one is None else one.mean
+                for way, one in zip(ways, lengths, strict=True)
+            ],
+            [
+                _longest(way, high=True) if one is None else one.high
+                for way, one in zip(ways, lengths, strict=True)
+            ],
+            [0.0 if one is None else (one.high - one.low) / _INTERVAL for one in measured],
+        ]
     )
 
 

@@ -74,3 +74,9 @@ def test_what_is_usually_nothing_has_a_bound_too():
     option = expected(law, Length(mean=0, high=10), 0.9)
     assert (option.latency, option.latency_high) == (0, pytest.approx(1.5))
     assert option.cost_high == pytest.approx(1.5)
+
+
+def test_a_law_that_says_too_much_for_a_number_is_no_error():
+    law = Law(base=1e300, prompt=0, completion=1, high=1e300)
+    option = expected(law, Length(mean=1e9, high=1e10), 0.98)
+    assert option.latency_high == float("inf")
