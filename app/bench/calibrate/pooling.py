@@ -55,20 +55,10 @@ class _Design:
     total: float
     free: int  # degrees of freedom
 
-    @property
-    def overall(self) -> _Array:
-        """Which effects are those of ways as such."""
-        return np.array([kind == ALL for _, kind in self.columns])
-
-    def scales(self, ratios: Sequence[float]) -> _Array:
-        """Square roots of the variances of effects, beside that of single answers."""
-        way, kind = ratios
-        scales: _Array = np.sqrt(np.where(self.overall, way, kind))
-        return scales
-
-    def solved(self, ratios: Sequence[float]) -> _Solved:
-        """By these ratios of variances."""
-        scale = self.scales(ratios)
+    def solved(self, overall: float, within: float) -> _Solved:
+        """By the variances of effects of ways, and of ways in a kind, beside that of single
+        answers."""
+        scale: _Array = np.sqrt([overall if kind == ALL else within for _, kind in self.columns])
         matrix = np.eye(len(scale)) + scale[:, None] * self.squares * scale
         inverse = np.linalg.inv(matrix)
         effects = scale * (inverse @ (scale * self.products))
@@ -131,7 +121,7 @@ def _expected(design: _Design) -> tuple[_Array, _Array]:
     if design.total < _NONE:  # all ways are alike, and nothing says how sure that is
         size = len(design.columns)
         return np.zeros(size), np.zeros((size, size))
-    found = [design.solved((way, kind)) for way in _RATIOS for kind in _RATIOS]
+    found = [design.solved(way, kind) for way in _RATIOS for kind in _RATIOS]
     unlikely = np.array([each.unlikely for each in found])
     weights = np.exp((unlikely.min() - unlikely) / 2)
     weights /= weights.sum()
