@@ -249,6 +249,7 @@ def _way(way: Alternative) -> dict[str, Any]:
         "latency_s": amounts.seconds(way.latency),
         "quality": amounts.number(way.quality),
         "propensity": amounts.number(way.propensity),
+        "others_later_s": amounts.seconds(way.delay),
         **_bounds(way.bounds),
     }
     told = {"kind": way.kind, "name": way.name, "chosen": way.chosen, "reason": way.reason}

@@ -24,8 +24,6 @@ from app.types import (
     Decision,
     Fidelity,
     MeteredEngine,
-    PlanKind,
-    Promise,
     Took,
     Usage,
 )
@@ -46,6 +44,8 @@ class Planner(Policy):
     """One of the ways that `farthing calibrate` has measured answers all of a request: the one of
     the best quality whose cost, time to the first token and latency fit, under the present load;
     where a least quality is asked for, the cheapest that has it.
+
+    Where others are answered beside it what it takes from them counts, too (`delay_price`).
 
     It is not sure of what it was told: with `cautious` a way has the quality that it is known to
     have at least, and takes what nearly all answers do not pass (`sure`). Where nothing fits, what
@@ -89,6 +89,13 @@ class Planner(Policy):
         le=4,
         description="standard errors of the best way's quality: what is nearer to it counts as as"
         " good, so that what it costs decides",
+    )
+    delay_price: float = Field(
+        0.05,
+        ge=0,
+        le=10,
+        description="quality that a second is worth by which other answers come later, all of them"
+        " together; 0: what an answer takes from others does not count",
     )
     explore: float = Field(
         0.0,
@@ -170,7 +177,7 @@ class Planner(Policy):
         return Planned(
             policy=course.policy.serving(call.to(course.model), engine, prices),
             model=course.model,
-            promise=_promise(course, taken, choices[0], tuple(tries.failed)),
+            promise=telling.promise(course, taken, choices[0], tuple(tries.failed)),
             decision=Decision(
                 kind="plan",
                 model=course.first,
@@ -225,6 +232,7 @@ class Planner(Policy):
             cautious=self.cautious,
             strict=strict,
             alike=self.alike,
+            delay_price=self.delay_price,
         )
 
     async def _situation(
@@ -259,6 +267,7 @@ class Planner(Policy):
             choices=call.choices,
             rooms=rooms,
             calls=each(state.calls),
+            others=each(lambda models: known.crowd.others(models, state.calls(models))),
             paces=each(known.pace.of) if self.paced else _AS_MEASURED * len(ill),
             usd=usd,
             worst=worst,
@@ -369,24 +378,6 @@ def _drawn(choices: Sequence[Choice], id: str) -> Choice:
         if point < 0:
             return choice
     return choices[0]
-
-
-def _promise(course: Course, taken: Choice, first: Choice, after: tuple[str, ...]) -> Promise:
-    option = taken.option
-    short = taken.missed is not None or bool(option.unable)
-    kind: PlanKind = "short" if short else "best" if taken is first else "explored"
-    return Promise(
-        way=option.name,
-        preset=course.way.preset,
-        cost=option.cost,
-        first_token=option.first_token,
-        latency=option.latency,
-        kind="failover" if after else kind,
-        after=after,
-        cost_high=option.cost_high,
-        first_token_high=option.first_token_high,
-        latency_high=option.latency_high,
-    )
 
 
 def _most(one: Usage, other: Usage) -> Usage:

@@ -43,6 +43,7 @@ class Way(_Part):
     high_latency_s: Amount | None = None
     low_quality: Amount | None = None
     quality_doubt: Amount | None = None  # its standard error
+    others_later_s: Amount | None = None
     worst_usd: Amount | None = None  # where `strict` asked for it
     able: bool | None = None
 

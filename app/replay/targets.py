@@ -11,7 +11,17 @@ from policies.plans.choosing import MOST_EXPLORED, Option, Wish, choose, fits
 
 PLANNER = ("auto", "planner")
 LOGGED = "as logged"
-_OPTIONS = ("quality", "usd", "latency", "first_token", "explore", "cautious", "alike", "ways")
+_OPTIONS = (
+    "quality",
+    "usd",
+    "latency",
+    "first_token",
+    "explore",
+    "cautious",
+    "alike",
+    "delay_price",
+    "ways",
+)
 
 Choose = Callable[[Decided], Mapping[str, float]]
 """How likely each way is to be taken for a request, by its name; they sum to 1."""
@@ -59,6 +69,7 @@ class _Planner:
     explore: float = 0.0
     cautious: float | None = None  # 0: by expectation
     alike: float | None = None  # standard errors
+    delay_price: float | None = None  # quality for a second
     ways: tuple[str, ...] = ()
 
     @classmethod
@@ -104,6 +115,7 @@ class _Planner:
             cautious=then.cautious if self.cautious is None else bool(self.cautious),
             strict=then.strict,
             alike=then.alike if self.alike is None else self.alike,
+            delay_price=then.delay_price if self.delay_price is None else self.delay_price,
         )
 
 
@@ -117,6 +129,7 @@ def _asked(one: Decided) -> Wish:
         cautious=one.plan.options.get("cautious", True) is not False,
         strict=one.request.fallback == "strict",
         alike=one.plan.options.get("alike", 0.0),
+        delay_price=one.plan.options.get("delay_price", 0.0),
     )
 
 
@@ -142,6 +155,7 @@ def _option(way: Way, out: bool) -> Option:
         worst=way.worst_usd,
         unable="it was kept out when it was logged" if out else "",
         doubt=way.quality_doubt or 0.0,
+        delay=way.others_later_s or 0.0,
     )
 
 

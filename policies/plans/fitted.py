@@ -12,6 +12,7 @@ from app.errors import BadRequest
 from app.profile import Law, Profile, Way
 from app.prompt_features import Classifier
 from policies.plans.courses import Course, courses
+from policies.plans.crowd import Crowd
 from policies.plans.pace import Pace
 from policies.plans.predicting import Forecast
 
@@ -59,6 +60,7 @@ class Fitted:
     prices: Mapping[str, Tariff]
     profile: Profile
     pace: Pace  # of this process, whatever ways are left
+    crowd: Crowd = field(default_factory=Crowd)  # as its requests found it
     _parts: dict[frozenset[str], Fitted] = field(default_factory=dict)
 
     @classmethod

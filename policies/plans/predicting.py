@@ -19,6 +19,7 @@ _LAWS = ("cost", "first_token", "latency")
 _HIGH = 0.9  # share of answers that stay below a law's `high`
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
 _INTERVAL = 2 * 1.96  # standard errors, from one end to the other
+_ENDLESS = 1e9  # seconds: nothing is worth more of others' time
 _LEAST = 0.05  # quality: where the best way has less, a difference is not told in shares of it
 
 
@@ -31,6 +32,7 @@ class Situation:
     choices: int  # answers that are to be written
     rooms: Sequence[float]  # tokens that one of them may have
     calls: Sequence[float]  # that run or wait already on what the way runs on
+    others: Sequence[float]  # that an answer by it may keep waiting
     paces: Sequence[Slower]
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
@@ -88,7 +90,7 @@ class Forecast:
         rooms = np.array(found.rooms, dtype=float)
         some = np.minimum(length[:-1], rooms)
         many = np.maximum(np.minimum(longest[:-1], rooms), some)
-        usual, bounds = self._expected(found, some, many, rooms)
+        usual, bounds, delays = self._expected(found, some, many, rooms)
         each = zip(
             self._names,
             np.maximum(relative, 0).tolist(),
@@ -100,6 +102,7 @@ class Forecast:
             self._exact,
             found.unable,
             (doubt[:-1] / scale).tolist(),
+            delays.tolist(),
             strict=True,
         )
         return [*map(Option._make, each)]
@@ -107,9 +110,9 @@ class Forecast:
     @np.errstate(over="ignore")  # what is too much for a float is too much for any wish
     def _expected(
         self, found: Situation, some: _Array, many: _Array, rooms: _Array
-    ) -> tuple[_Array, _Array]:
+    ) -> tuple[_Array, _Array, _Array]:
         """Cost, time to the first token and to the end, (3, ways): what is expected of answers of
-        some tokens, and what they do not pass, but for so few.
+        some tokens, and what they do not pass, but for so few. And seconds that others wait longer.
 
         Nine of ten answers have no more tokens than `many`, and nine of ten amounts are within the
         law's `high`. The two are independent, and their logarithms as if normal, so that these add
@@ -129,7 +132,10 @@ class Forecast:
         times = 1 + load * (np.array(found.calls, dtype=float) + found.choices - 1)
         times[0] = found.choices  # of the cost
         times[1:] *= np.array(found.paces, dtype=float).T
-        return usual * times, high * times
+        # What one more call adds to another's time is what this one takes of the machine.
+        takes = usual[2] * load[2] * found.choices * np.array(found.paces, dtype=float)[:, 1]
+        delays = np.minimum(takes, _ENDLESS) * np.array(found.others, dtype=float)
+        return usual * times, high * times, delays
 
     def _mixed(self, kinds: Mapping[str, float]) -> _Array:
         """The columns of all kinds, each as far as the prompt is likely to be of it."""

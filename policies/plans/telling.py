@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from app.catalog import PICO
 from app.errors import FarthingError
-from app.types import Alternative, Bounds
+from app.types import Alternative, Bounds, PlanKind, Promise
 from policies.plans.choosing import Bound, Choice, Option, Wish, missed
+from policies.plans.courses import Course
 
 _NOTHING: Mapping[Bound, str] = {
     "usd": "no way is sure to cost less than the budget; this is the cheapest",
@@ -44,6 +45,25 @@ def line(choice: Choice, first: Choice, wish: Wish, failed: Mapping[str, Farthin
     expected = f"quality {option.quality:.3g}, {option.cost:.3g} USD, {option.latency:.3g} s"
     before = "".join(f"{name} failed ({type(e).__name__}); " for name, e in failed.items())
     return f"{option.name}: {before}{why(choice, first, wish)}; expected: {expected}"[:200]
+
+
+def promise(course: Course, taken: Choice, first: Choice, after: tuple[str, ...]) -> Promise:
+    """What is expected of the way that is taken; `after`: ways that failed before."""
+    option = taken.option
+    short = taken.missed is not None or bool(option.unable)
+    kind: PlanKind = "short" if short else "best" if taken is first else "explored"
+    return Promise(
+        way=option.name,
+        preset=course.way.preset,
+        cost=option.cost,
+        first_token=option.first_token,
+        latency=option.latency,
+        kind="failover" if after else kind,
+        after=after,
+        cost_high=option.cost_high,
+        first_token_high=option.first_token_high,
+        latency_high=option.latency_high,
+    )
 
 
 def instead(
@@ -92,6 +112,7 @@ def alternatives(
                     able=not option.unable,
                 ),
                 propensity=likely.get(option.name, 0.0),
+                delay=option.delay,
             )
         )
     return found
@@ -114,6 +135,11 @@ def _why_not(option: Option, bound: str | None, best: Option, wish: Wish) -> str
         return "it would be taken, but for what is learned of others"
     if wish.quality is None:
         better = wish.quality_of(option) > wish.quality_of(best) or option.quality > best.quality
+        more = wish.delay_price * (option.delay - best.delay)
+        if better and more > wish.quality_of(option) - wish.quality_of(best):
+            return (
+                f"others would wait {option.delay:.3g} s for it, {best.delay:.3g} for {best.name}"
+            )
         known = "costs less, and is as good as far as is known"
         return f"{best.name} {known if better else 'is expected to do no worse'}"
     return f"{best.name}, which costs less, is enough"

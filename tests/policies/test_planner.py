@@ -128,6 +128,31 @@ async def test_a_busy_engine_is_slower() -> None:
         assert await taken(catalog, engine({"server": busy}), **five) == "large"
 
 
+async def test_what_an_answer_takes_from_others_counts() -> None:
+    """Nobody has set a bound: with six others, large keeps each of these waiting for 2 s more."""
+    shared = {"large": law(4.0, load=0.5), "server": law(1.0, load=0.2)}
+    ways = [
+        way(SURVEYED, name, quality, latency=shared[name])
+        for name, quality in (("large", 1.0), ("server", 0.7))
+    ]
+    busy = engine({"small": Load(running=4, waiting=2)})
+    as_measured = {"paced": False}
+    assert await taken(known(fleet(), *ways), options=as_measured) == "large"
+    free = as_measured | {"delay_price": 0}
+    assert await taken(known(fleet(), *ways), busy, options=free) == "large"
+    catalog = known(fleet(), *ways)
+    answer = auto(catalog, busy, options=as_measured)
+    await read(answer)
+    assert answer.notes.planned is not None
+    large, server = answer.notes.planned.considered()
+    assert (large.delay, server.delay) == (pytest.approx(12.0), 0.0)
+    assert server.chosen and large.fits
+    assert large.reason == "others would wait 12 s for it, 0 for server"
+    # Who comes when they have gone keeps those waiting that come next.
+    assert await taken(catalog, options=as_measured) == "server"
+    assert await taken(catalog, quality=0.9, options=as_measured) == "large"  # a bound as ever
+
+
 @pytest.mark.parametrize(
     ("asked", "options", "name"),
     [

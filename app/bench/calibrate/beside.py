@@ -205,6 +205,7 @@ def _taken(
                 choices=1,
                 rooms=[_ROOM] * many,
                 calls=[0] * many,
+                others=[0] * many,
                 paces=[Slower()] * many,
                 usd=[None] * many,
                 worst=[None] * many,

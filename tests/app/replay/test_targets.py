@@ -96,6 +96,16 @@ def test_where_the_log_holds_doubt_what_is_as_good_is_so_again() -> None:
     assert taken("auto;alike=0", thrifty) == {"large": 1.0}
 
 
+def test_what_others_waited_counts_as_it_did() -> None:
+    slow = sure(LARGE, others_later_s=9.0)
+    asked = one(sure(SMALL), sure(CAREFUL), slow)
+    assert taken("auto", asked) == {"large": 1.0}
+    assert taken("auto;delay_price=0.1", asked) == {"careful;threshold=0.5": 1.0}
+    priced = one(sure(SMALL), sure(CAREFUL), slow, plan={"options": {"delay_price": 0.1}})
+    assert taken("auto", priced) == {"careful;threshold=0.5": 1.0}
+    assert taken("auto;delay_price=0", priced) == {"large": 1.0}
+
+
 def test_who_could_not_serve_it_cannot_now_either() -> None:
     unable = sure(LARGE, able=False, fits=False)
     poor = one(sure(SMALL), sure(CAREFUL), unable, estimate={"budget_usd": 3.0})

@@ -112,8 +112,14 @@ options = st.builds(
     *(some, some, some, some, some, some),
     exact=st.booleans(),
     unable=st.sampled_from(["", "", "ill"]),
+    delay=amounts,
 )
-wishes = st.builds(Wish, some, some, some, some, st.just(False), st.booleans(), st.booleans())
+wishes = st.builds(
+    Wish,
+    *(some, some, some, some),
+    *(st.just(False), st.booleans(), st.booleans()),
+    delay_price=st.just(0.0) | amounts,
+)
 
 
 @given(ways=st.lists(options, min_size=1, max_size=6), wish=wishes, explore=amounts)
@@ -126,14 +132,31 @@ def test_whatever_is_asked_propensities_sum_to_one_and_what_is_promised_holds(wa
     fitting = [way for way in able if fits(way, wish)]
     if fitting:
         assert all(choice.missed is None and choice.option in fitting for choice in found)
-        best = max(map(wish.quality_of, fitting))
+        price = wish.delay_price
+        worths = [wish.quality_of(way) - price * way.delay for way in fitting]
         cheapest = min(way.cost for way in fitting)
         if wish.quality is None:
-            assert wish.quality_of(first.option) >= best - 1e-8
+            worth = wish.quality_of(first.option) - price * first.option.delay
+            assert worth >= max(worths) - 1e-8
         else:
             assert first.option.cost == cheapest
     elif able:
         assert first.missed == missed(first.option, wish) is not None
+
+
+@pytest.mark.parametrize(
+    ("price", "name"), [(0.0, "dear"), (0.02, "dear"), (0.04, "sure"), (0.3, "cheap")]
+)
+def test_the_best_is_taken_for_which_others_do_not_wait_too_long(price, name):
+    """Five seconds for the dear one, two for the sure one: 0.1 and 0.4 of quality for 3 and 2."""
+    ways = DEAR._replace(delay=5.0), SURE._replace(delay=2.0), CHEAP
+    wish = Wish(cautious=False, delay_price=price)
+    assert taken(wish, ways) == (name, None)
+    low = [option._replace(quality_low=option.quality) for option in ways]
+    assert taken(Wish(delay_price=price), low) == (name, None)
+    # It is no bound, and where a quality is wished for that is one.
+    assert all(fits(option, Wish(delay_price=price)) for option in ways)
+    assert taken(Wish(cautious=False, delay_price=price, quality=0.95), ways) == ("dear", None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from tests.policies.profiles import classifier
 NOTHING = Law(base=0, prompt=0, completion=0)
 
 
-def expected(law: Law, length: Length, sure: float, room: int = sys.maxsize) -> Option:
+def expected(
+    law: Law, length: Length, sure: float, room: int = sys.maxsize, **found: Any
+) -> Option:
     """Of the only way, after a prompt of 100 tokens, with nothing beside it."""
     quality = {"chat": interval(0.5)}
     way = Way(
@@ -37,11 +40,12 @@ def expected(law: Law, length: Length, sure: float, room: int = sys.maxsize) -> 
     )
     kinds: Mapping[str, float] = {"chat": 1.0}
     profile = Profile(measured="", best="a", ways=(way,), kinds=classifier(["chat", "code"]))
-    lists = {"usd": [None], "worst": [None], "unable": [""], "calls": [0], "paces": [Slower()]}
-    found = Situation(
-        kinds=kinds, prompt=100, choices=1, rooms=[room], stretch=stretched(sure), **lists
+    rest: dict[str, Any] = {name: [None] for name in ("usd", "worst")}
+    rest |= {"unable": [""], "calls": [0], "others": [0], "paces": [Slower()], "choices": 1}
+    situation = Situation(
+        kinds=kinds, prompt=100, rooms=[room], stretch=stretched(sure), **(rest | found)
     )
-    (option,) = Forecast((way,), profile).options(found)
+    (option,) = Forecast((way,), profile).options(situation)
     return option
 
 
@@ -80,3 +84,16 @@ def test_a_law_that_says_too_much_for_a_number_is_no_error():
     law = Law(base=1e300, prompt=0, completion=1, high=1e300)
     option = expected(law, Length(mean=1e9, high=1e10), 0.98)
     assert option.latency_high == float("inf")
+
+
+def test_what_one_more_call_takes_from_each_other_one():
+    """That is what the law says of one more call: 1.1 s, of which a fifth, for each of three."""
+    law, length = Law(base=0.1, prompt=0, completion=0.02, load=0.2), Length(mean=50, high=60)
+    assert expected(law, length, 0.9, others=[3]).delay == pytest.approx(3 * 0.2 * 1.1)
+    alone, beside = (law.at(100, 50, calls) for calls in (3, 4))
+    assert expected(law, length, 0.9, others=[1]).delay == pytest.approx(beside - alone)
+    slower = [Slower(first=9.0, whole=2.0)]
+    twice = expected(law, length, 0.9, others=[3], paces=slower, choices=4).delay
+    assert twice == pytest.approx(8 * 3 * 0.2 * 1.1)
+    endless = law.model_copy(update={"base": 1e200, "load": 1e200})
+    assert expected(endless, length, 0.9, others=[0]).delay == 0
