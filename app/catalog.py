@@ -133,6 +133,8 @@ class ModelCard(BaseModel):
     kind: Kind = "openai"  # of an `openai` server: what it can do
     api_key_env: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
     max_running: PositiveInt = 256  # calls at once of one replica; others wait
+    # servers: what the hardware is called that it shares with other servers of the fleet
+    machine: str = Field("", max_length=64)
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:
@@ -143,12 +145,11 @@ class ModelCard(BaseModel):
             )
         if embedded == bool(self.urls):
             raise ValueError(f"engine {self.engine}: urls are for servers, which need one at least")
-        if self.base and not embedded:
-            raise ValueError("base is for embedded models")
-        if self.acceptance_head and not embedded:
-            raise ValueError("acceptance_head is for embedded models")
-        if self.kv_predictors and not embedded:
-            raise ValueError("kv_predictors is for embedded models")
+        if self.machine and embedded:
+            raise ValueError("machine is for servers: embedded models share the gateway's own")
+        for name in ("base", "acceptance_head", "kv_predictors"):
+            if getattr(self, name) and not embedded:
+                raise ValueError(f"{name} is for embedded models")
         if self.embeds is not None and embedded != (self.embeds != "only"):
             raise ValueError("embeds: mean or last of an embedded model, only of a server")
         if embedded and self.precision not in ("fp32", "bf16", "int8"):
@@ -267,6 +268,21 @@ class Catalog:
         wanted = self.model(name).family
         kin = [card for card in self.models.values() if card.family == wanted]
         return sorted(kin, key=lambda card: card.price.output)
+
+    def beside(self) -> dict[str, frozenset[str]]:
+        """Of each model those that run on the same hardware, and so slow each other: itself, all
+        embedded ones, or all of its `machine`."""
+
+        def place(card: ModelCard) -> tuple[str, str]:
+            if card.engine == "embedded":
+                return "embedded", ""
+            return ("machine", card.machine) if card.machine else ("server", card.name)
+
+        places = {name: place(card) for name, card in self.models.items()}
+        return {
+            name: frozenset(other for other in places if places[other] == here)
+            for name, here in places.items()
+        }
 
     def prices(self) -> dict[str, Price]:
         return {name: card.price for name, card in self.models.items()}

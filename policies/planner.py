@@ -240,7 +240,7 @@ class Planner(Policy):
     ) -> Situation:
         """What the request asks, and what it finds."""
         known = self._known
-        state = State.of(known.models, known.embedded, engine, prices)
+        state = State.of(known.models, known.beside, engine, prices)
         each = known.asked.each
         ill = each(state.ill)
         if special(call):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import policies
@@ -64,31 +64,29 @@ class State:
 
     able: Mapping[str, Capabilities]
     loads: Mapping[str, Load]
-    embedded: frozenset[str]  # models that share a machine: all of the fleet, and ours
+    beside: Mapping[str, frozenset[str]]  # by model all that run where it does
     usd: Mapping[str, float | None]  # what the budget leaves to be spent on each; None: anything
 
     @classmethod
     def of(
         cls,
         models: Sequence[str],
-        embedded: frozenset[str],
+        beside: Mapping[str, frozenset[str]],
         engine: MeteredEngine,
         prices: Mapping[str, Tariff],
     ) -> State:
         """`models`: all that any way asks."""
         return cls(
             able={model: engine.capabilities(model) for model in models},
-            loads={model: engine.load(model) for model in {*models, *embedded}},
-            embedded=embedded,
+            loads={model: engine.load(model) for model in _where(models, beside)},
+            beside=beside,
             usd={model: _left(model, engine, prices) for model in models},
         )
 
     def calls(self, models: Sequence[str]) -> float:
         """That run or wait where these models run."""
-        busy = set(models)
-        if busy & self.embedded:
-            busy |= self.embedded
-        return sum(self.loads[model].running + self.loads[model].waiting for model in busy)
+        loads = (self.loads[model] for model in _where(models, self.beside))
+        return sum(load.running + load.waiting for load in loads)
 
     def context(self, models: Sequence[str]) -> int:
         """Tokens of prompt and answer that all of them hold."""
@@ -103,6 +101,10 @@ class State:
         """Why not all of them answer; empty: they do."""
         ill = next((model for model in models if not self.loads[model].healthy), "")
         return f"{ill} does not answer" if ill else ""
+
+
+def _where(models: Sequence[str], beside: Mapping[str, frozenset[str]]) -> Set[str]:
+    return frozenset().union(*(beside[model] for model in models))
 
 
 def _left(model: str, engine: MeteredEngine, prices: Mapping[str, Tariff]) -> float | None:

@@ -56,7 +56,7 @@ class Fitted:
     asked: Groups  # by the models that they ask: most ways differ in a dial alone
     priced: Groups  # and by what they may cost at worst
     models: Sequence[str]  # all of these
-    embedded: frozenset[str]  # of the fleet: they share this machine
+    beside: Mapping[str, frozenset[str]]  # of the fleet, by model: what runs where it does
     prices: Mapping[str, Tariff]
     profile: Profile
     pace: Pace  # of this process, whatever ways are left
@@ -69,7 +69,7 @@ class Fitted:
         return cls(
             **_of(found, profile, prices),
             kinds=profile.kinds,
-            embedded=_embedded(catalog),
+            beside=catalog.beside(),
             prices=prices,
             profile=profile,
             pace=pace,
@@ -134,10 +134,6 @@ def _worst(course: Course) -> tuple[object, ...]:
     return type(policy), policy.one_of, course.model, *found
 
 
-def _embedded(catalog: Catalog) -> frozenset[str]:
-    return frozenset(card.name for card in catalog.models.values() if card.engine == "embedded")
-
-
 def _make_room(kept: dict[Any, Any]) -> None:
     while len(kept) >= _KEPT:
         del kept[next(iter(kept))]
@@ -195,7 +191,7 @@ def _found(catalog: Catalog, profile: Profile) -> _Found:
         for name, why in stale.items():
             log.warning("the planner does not take %s: %s", name, why)
         _make_room(_read)
-        _read[id(catalog)] = catalog, (found, stale, Pace(_embedded(catalog)))
+        _read[id(catalog)] = catalog, (found, stale, Pace(catalog.beside()))
     return _read[id(catalog)][1]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 _SHARE = 1 / 8  # of the newest answer, in what is known of its place
 _MOST = math.log(8)  # of one answer, either way: a machine that slept says nothing of its pace
-EMBEDDED = ""  # the place of all embedded models: they share this process's machine
 
 
 class Slower(NamedTuple):
@@ -19,7 +18,7 @@ class Slower(NamedTuple):
 
 
 class Pace:
-    """Of one process, by place: the server of a model, or the machine of all embedded ones.
+    """Of one process, by place: the models that run on one machine.
 
     A profile holds for the machine and the mixture of requests that it was measured with. What
     differs here, because another program runs, because a burst goes on, or because the profile is
@@ -33,9 +32,10 @@ class Pace:
     makes a machine slow, nor does an engine that worked ahead of one make it quick.
     """
 
-    def __init__(self, embedded: Set[str]) -> None:
-        self._embedded = embedded
-        self._known: dict[str, tuple[float, float]] = {}  # logarithms
+    def __init__(self, beside: Mapping[str, frozenset[str]]) -> None:
+        """`beside`: by model all that run where it does."""
+        self._beside = beside
+        self._known: dict[frozenset[str], tuple[float, float]] = {}  # logarithms
 
     def of(self, models: Sequence[str]) -> Slower:
         """For a way that may ask these: as the slowest of their places."""
@@ -53,8 +53,8 @@ class Pace:
             a, b = (_mean(log, ratio) for log, ratio in zip(before, ratios, strict=True))
             self._known[place] = a, b
 
-    def _places(self, models: Sequence[str]) -> Set[str]:
-        return {EMBEDDED if model in self._embedded else model for model in models}
+    def _places(self, models: Sequence[str]) -> Set[frozenset[str]]:
+        return {self._beside[model] for model in models}
 
 
 def _mean(log: float, ratios: tuple[float, float] | None) -> float:

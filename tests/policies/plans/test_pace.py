@@ -6,11 +6,13 @@ import pytest
 
 from policies.plans.pace import Pace, Slower
 
-EMBEDDED = {"tiny", "int8"}
+MACHINE, PAIR = frozenset({"tiny", "int8"}), frozenset({"draft", "target"})
+BESIDE = {name: each for each in (MACHINE, PAIR) for name in each}
+BESIDE |= {name: frozenset({name}) for name in ("server", "other")}
 
 
 def learned(*ratios, models=("int8",)):
-    pace = Pace(EMBEDDED)
+    pace = Pace(BESIDE)
     for first, whole in ratios:
         pace.learn(models, first, None if whole is None else (whole, whole))
     return pace
@@ -48,12 +50,14 @@ def test_of_what_is_known_in_bounds_the_nearest_is_learned(bounds, known):
     assert pace.of(["int8"]) == pytest.approx((2.0, known), rel=0.01)
 
 
-def test_embedded_models_share_a_machine_and_servers_have_their_own():
+def test_models_of_one_machine_share_its_pace_and_others_do_not():
     pace = learned(*[(2.0, 2.0)] * 60)
     assert pace.of(["tiny"]) == pace.of(["int8"]) == pytest.approx((2, 2), rel=0.01)
     assert pace.of(["server"]) == Slower()
     pace.learn(["server"], 4.0, (1.0, 1.0))
-    assert pace.of(["other"]) == Slower()
+    assert pace.of(["other"]) == pace.of(["target"]) == Slower()
+    pace.learn(["draft"], 4.0, (1.0, 1.0))
+    assert pace.of(["target"]).first > 1
 
 
 def test_who_may_ask_several_is_as_slow_as_the_slowest_in_each_time():
