@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +23,7 @@ from app.bench.ways import Answered, Sampled, Way, ask, checksum, described
 from app.errors import ConfigError
 from app.prompt_files import read_objects
 
-_TURNS = 6  # requests of each client before the level changes, at least
+_TURNS = 3  # requests of each client in one way before the level changes, at least
 _HOPELESS = 3  # failures of a way, without an answer, after which it is asked no more
 _BROKEN = 25  # failures in a row, of ways that have answered, after which nothing is asked any more
 _PAUSES_S = (1, 2, 4, 8, 16, 30)  # where too much is asked at once: a window of a minute, and a bit
@@ -68,6 +70,7 @@ class Kept:
     level: int
     digest: str  # of its point
     spent: int = 0  # 1e-12 USD, at most
+    beside: float = 0.0  # requests that ran beside it, in the mean over its time
 
     @property
     def key(self) -> Key:
@@ -76,7 +79,12 @@ class Kept:
 
     @property
     def line(self) -> dict[str, Any]:
-        told = {"level": self.level, "digest": self.digest, "spent": self.spent}
+        told = {
+            "level": self.level,
+            "digest": self.digest,
+            "spent": self.spent,
+            "beside": self.beside,
+        }
         return {**told, **asdict(self.answer)}
 
 
@@ -99,9 +107,11 @@ class Told:
 
 def groups(plan: Plan) -> list[Group]:
     """All of it, in order. A question is asked with one seed at one level in all ways, so that ways
-    can be compared in pairs; the levels go round the questions of each kind. Its ways follow each
-    other in an order of their own, and levels take turns: whatever the machine does beside it falls
-    on all alike. What others' answers are graded by comes first."""
+    can be compared in pairs; the levels go round the questions of each kind. Requests at once are
+    of one way: what they take from each other is its own, and not that of the dearest ways beside
+    it. Ways follow each other with the same questions, in an order of their own, and levels take
+    turns: whatever the machine does beside it falls on all alike. What others' answers are graded
+    by comes first."""
     shuffling = random.Random(plan.seed)
     rounds: dict[int, list[list[Job]]] = defaultdict(list)
     first: dict[int, list[Job]] = defaultdict(list)
@@ -112,9 +122,12 @@ def groups(plan: Plan) -> list[Group]:
             jobs = [job for job in jobs if job.point.name != plan.best]
         shuffling.shuffle(jobs)
         rounds[level].append(jobs)
-    found = [Group(level, part) for level, of in rounds.items() for part in _parts(level, of)]
-    shuffling.shuffle(found)
-    return [Group(level, jobs) for level, jobs in first.items() if jobs] + found
+    parts = [(level, part) for level, of in rounds.items() for part in _parts(level, of)]
+    shuffling.shuffle(parts)
+    found = [Group(level, jobs) for level, jobs in first.items() if jobs]
+    for level, part in parts:
+        found += [Group(level, jobs) for jobs in _at_once(level, part)]
+    return found
 
 
 def _rounds(plan: Plan) -> list[tuple[Question, int, int]]:
@@ -131,17 +144,23 @@ def _rounds(plan: Plan) -> list[tuple[Question, int, int]]:
     return found
 
 
-def _parts(level: int, rounds: Sequence[Sequence[Job]]) -> Iterator[list[Job]]:
-    """Long enough for so many clients to be at work most of the time."""
-    least, part, left = _TURNS * level, list[Job](), sum(map(len, rounds))
+def _parts(level: int, rounds: Sequence[Sequence[Job]]) -> Iterator[Sequence[Sequence[Job]]]:
+    """Of so many questions that as many clients are at work most of the time."""
+    least, left = _TURNS * level, rounds
+    while len(left) >= 2 * least:
+        yield left[:least]
+        left = left[least:]
+    if left:
+        yield left
+
+
+def _at_once(level: int, rounds: Sequence[Sequence[Job]]) -> Iterable[list[Job]]:
+    """What is asked by as many clients: one by one all of it, else way by way."""
+    found: dict[str, list[Job]] = defaultdict(list)
     for jobs in rounds:
-        part += jobs
-        left -= len(jobs)
-        if len(part) >= least and left >= least:
-            yield part
-            part = []
-    if part:
-        yield part
+        for job in jobs:
+            found["" if level == 1 else job.point.name].append(job)
+    return found.values()
 
 
 def read(path: Path) -> list[Kept]:
@@ -153,8 +172,8 @@ def read(path: Path) -> list[Kept]:
 
 def _kept(path: Path, number: int, line: dict[str, Any]) -> Kept:
     try:
-        level, digest, spent = (line.pop(name) for name in ("level", "digest", "spent"))
-        return Kept(Answered(**line), level, digest, spent)
+        told = [line.pop(name) for name in ("level", "digest", "spent", "beside")]
+        return Kept(Answered(**line), *told)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}:{number}: is no answer of a calibration: {error}") from error
 
@@ -206,6 +225,32 @@ async def patiently(
     return await ask(http, question, way, seed, sampled, headers)
 
 
+class _Meter:
+    """How many requests run beside one, in the mean over its time."""
+
+    def __init__(self) -> None:
+        self._running, self._sum, self._at = 0, 0.0, time.monotonic()
+
+    @contextmanager
+    def beside(self) -> Iterator[Callable[[], float]]:
+        """While one runs; what is told once it has ended."""
+        began, before = self._now()
+        self._running += 1
+        ended = began, before
+        try:
+            yield lambda: max((ended[1] - before) / max(ended[0] - began, 1e-9) - 1, 0.0)
+        finally:
+            ended = self._now()
+            self._running -= 1
+
+    def _now(self) -> tuple[float, float]:
+        """The time, and request-seconds until it."""
+        now = time.monotonic()
+        self._sum += self._running * (now - self._at)
+        self._at = now
+        return now, self._sum
+
+
 class _Asking:
     """A gateway's clients."""
 
@@ -220,6 +265,7 @@ class _Asking:
         self._http, self._plan, self._before = http, plan, before
         self._spending, self._advance = spending, advance
         self.told = Told()
+        self._meter = _Meter()
         self._failures = Counter[str]()  # of ways that have not answered yet
         there = {(point.name, point.digest) for point in plan.points}
         ways = ((kept.answer.way, kept.digest) for kept in before.values())
@@ -268,20 +314,21 @@ class _Asking:
     async def _ask(self, job: Job, held: int) -> None:
         way, name = way_of(job.point), job.point.name
         try:
-            answer = await patiently(
-                self._http,
-                job.question,
-                way,
-                job.seed,
-                self._plan.sampled,
-                self._spending.headers(held),
-            )
+            with self._meter.beside() as beside:
+                answer = await patiently(
+                    self._http,
+                    job.question,
+                    way,
+                    job.seed,
+                    self._plan.sampled,
+                    self._spending.headers(held),
+                )
         except asyncio.CancelledError:
             # It may have cost as much; the next run must know.
-            self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None)
+            self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None, 0.0)
             raise
         refused = answer.failed[:1] == "4"  # before anything was made
-        self._keep(job, answer, held, 0.0 if refused else answer.cost)
+        self._keep(job, answer, held, 0.0 if refused else answer.cost, beside())
         self._advance(1, "")
         if not answer.failed:
             self._in_a_row = 0
@@ -297,14 +344,16 @@ class _Asking:
             if self._failures[name] == _HOPELESS:
                 self.told.hopeless[name] = answer.failed
 
-    def _keep(self, job: Job, answer: Answered, held: int, cost: float | None) -> None:
+    def _keep(
+        self, job: Job, answer: Answered, held: int, cost: float | None, beside: float
+    ) -> None:
         if answer.scarce and self._spending.most is not None:
             # It says what the rest of the budget is worth, not what the way is.
             self._over = True
             self.told.left += 1
             answer.failed = answer.failed or "the budget of the calibration cut it short"
         spent = self._spending.settle(job.point.name, held, cost)
-        kept = Kept(answer, job.level, job.point.digest, spent)
+        kept = Kept(answer, job.level, job.point.digest, spent, beside)
         append(self._plan.answers, kept.line)
         if not answer.scarce or self._spending.most is None:
             self.told.found.append(kept)

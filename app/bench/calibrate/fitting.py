@@ -99,7 +99,7 @@ def samples(found: Sequence[Observed], what: str) -> list[Sample]:
     """What answers tell of an amount. While so many requests run at once, each has one less beside
     it."""
     return [
-        Sample(each.question, each.prompt, each.completion, each.level - 1, value)
+        Sample(each.question, each.prompt, each.completion, each.beside, value)
         for each in found
         if not each.failed and (value := getattr(each, what)) is not None
     ]

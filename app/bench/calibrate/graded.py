@@ -149,6 +149,7 @@ def _observed(kept: Kept, worth: float) -> Observed:
         question=f"{answer.task}/{answer.question}",
         seed=answer.seed,
         level=kept.level,
+        beside=kept.beside,
         worth=worth,
         failed=answer.failed,
         prompt=answer.prompt,

@@ -39,4 +39,5 @@ class Observed:
     gpu_seconds: float | None = None  # idealized
     first_s: float | None = None  # to the first text
     seconds: float | None = None  # to the end
+    beside: float = 0.0  # requests that ran beside it, in the mean over its time
     entropy: float | None = None  # bits: mean over the first tokens, where the way tells it

@@ -116,9 +116,35 @@ def test_all_ways_of_a_question_follow_each_other_in_an_order_of_their_own(plan:
 
 def test_a_level_s_clients_are_at_work_for_a_while(plan: Plan) -> None:
     found = groups(replace(plan, questions=asked(160), levels=(1, 8)))
-    assert all(len(group.jobs) >= 6 * group.level for group in found)
+    assert all(len(group.jobs) >= 3 * group.level for group in found)
     halves = found[: len(found) // 2], found[len(found) // 2 :]
     assert all({group.level for group in half} == {1, 8} for half in halves)  # they take turns
+
+
+def test_requests_at_once_are_of_one_way(plan: Plan) -> None:
+    found = groups(replace(plan, questions=asked(160), levels=(1, 8)))
+    ways = [(group.level, {job.point.name for job in group.jobs}) for group in found]
+    assert {name for level, names in ways for name in names if level == 8} == set(WAYS)
+    assert all(len(names) == 1 for level, names in ways if level == 8)
+    assert all(names == set(WAYS) for level, names in ways if level == 1)
+    # All of it is still asked, and every question in all ways at one level.
+    levels: dict[int, set[int]] = {}
+    for group in found:
+        for job in group.jobs:
+            levels.setdefault(job.question.number, set()).add(group.level)
+    assert len(levels) == 160 and all(len(each) == 1 for each in levels.values())
+    assert sum(len(group.jobs) for group in found) == 160 * len(WAYS)
+
+
+async def test_how_many_ran_beside_it_is_measured(http: httpx.AsyncClient, plan: Plan) -> None:
+    """At a level of 8 that is less than 7 where the last of them wait for nobody."""
+    plan = replace(plan, questions=asked(4), levels=(1, 8))
+    found = (await go(http, plan)).found
+    alone = [kept.beside for kept in found if kept.level == 1]
+    assert alone == [0.0] * 6
+    beside = [kept.beside for kept in found if kept.level == 8]
+    assert len(beside) == 6 and all(0 < each <= 1 for each in beside)  # two questions at once
+    assert read(plan.answers) == found
 
 
 def test_no_prompt_begins_as_another_does(plan: Plan) -> None:
