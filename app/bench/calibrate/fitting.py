@@ -47,7 +47,12 @@ def fit(
         told = f": most often {why[0][0]}" if why else ""
         raise ConfigError(f"no way to answer gave a single answer, so there is no profile{told}")
     laws = {what: laws_of(by_way, what) for what in AMOUNTS}
-    worths = pooled(by_way) or {way: qualities(of, seed=seed) for way, of in by_way.items()}
+    authors = {
+        point.name: _author(point, by_way[point.name]) for point in points if point.name in by_way
+    }
+    worths = pooled(by_way, authors) or {
+        way: qualities(of, seed=seed) for way, of in by_way.items()
+    }
     ways = tuple(
         _way(
             point,
@@ -77,6 +82,13 @@ def fit(
         difficulties={name: quantiles(chances) for name, (_, chances) in hard.items() if chances},
         runtimes=dict(runtimes),
     )
+
+
+def _author(point: Point, of: Sequence[Observed]) -> str:
+    """With whose answers a way's count; that some failed is a way's own matter."""
+    if any(each.failed for each in of):
+        return f"{point.name}, which fails"
+    return point.author or point.name
 
 
 def answers_by_way(found: Sequence[Observed], names: Sequence[str]) -> dict[str, list[Observed]]:

@@ -20,6 +20,7 @@ class Point:
     models: tuple[str, ...]  # all that may be asked
     fidelity: Fidelity
     digest: str
+    author: str = ""  # the model as whose its answers are distributed; empty: they are its own
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from app.catalog import Catalog, Preset
 from app.errors import BadRequest, ConfigError
 from policies.base import Policy
 from policies.entropy_switch import EntropySwitch
+from policies.speculative import Speculative
 
 _CHOOSERS = ("planner", "route")  # they choose among what is measured here
 _Options: TypeAlias = Mapping[str, Any]
@@ -67,7 +68,9 @@ def points(catalog: Catalog, most: int | None = None) -> list[Point]:
     preset that the fleet cannot serve.
     """
     found = [
-        Point(name, name, "direct", {}, (name,), "exact", catalog.digest("direct", {}, (name,)))
+        Point(
+            name, name, "direct", {}, (name,), "exact", catalog.digest("direct", {}, (name,)), name
+        )
         for name, card in catalog.models.items()
         if card.embeds != "only"
     ]
@@ -164,4 +167,7 @@ def _point(catalog: Catalog, preset: Preset, options: _Options) -> Point:
     models = tuple(policy.worst_case("", 0, 0))
     name = ";".join([preset.name, *(f"{option}={value}" for option, value in options.items())])
     digest = catalog.digest(preset.policy, whole, models)
-    return Point(name, preset.name, preset.policy, options, models, policy.fidelity, digest)
+    author = ""
+    if isinstance(policy, Speculative) and policy.fidelity == "exact":
+        author = policy.target
+    return Point(name, preset.name, preset.policy, options, models, policy.fidelity, digest, author)

@@ -68,15 +68,23 @@ class _Design:
         return _Solved(effects, variance * scale[:, None] * inverse * scale, float(unlikely))
 
 
-def pooled(by_way: Mapping[str, Sequence[Observed]]) -> dict[str, dict[str, Estimate]]:
+def pooled(
+    by_way: Mapping[str, Sequence[Observed]], authors: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Estimate]]:
     """By way, and kind or `ALL` (their mean, each with the same weight): its worth, 0 to 1.
 
-    The interval is of how it differs from the mean of all ways; that other questions may be harder
-    for all of them alike has no part in it. Empty where no two ways were asked the same question.
+    Ways with the same of `authors` (None: each its own) write as one model does, by construction,
+    and so count as one way: speculation is worth what its target is. The interval is of how it
+    differs from the mean of all ways; that other questions may be harder for all of them alike has
+    no part in it. Empty where no two ways were asked the same question.
     """
+    of = {way: way if authors is None else authors[way] for way in by_way}
+    together: dict[str, list[Observed]] = {}
+    for way, found in by_way.items():
+        together.setdefault(of[way], []).extend(found)
     cells = [
-        _Cell(way, kind, question, worth)
-        for way, found in by_way.items()
+        _Cell(author, kind, question, worth)
+        for author, found in together.items()
         for kind, questions in by_question(found, "worth").items()
         for question, worth in questions.items()
     ]
@@ -85,7 +93,8 @@ def pooled(by_way: Mapping[str, Sequence[Observed]]) -> dict[str, dict[str, Esti
         return {}
     effects, errors = _expected(design)
     levels = _levels(cells, design.columns, effects)
-    return {way: _worths(way, design.columns, effects, errors, levels) for way in by_way}
+    worths = {each: _worths(each, design.columns, effects, errors, levels) for each in together}
+    return {way: worths[author] for way, author in of.items()}
 
 
 def _design(cells: Sequence[_Cell]) -> _Design:

@@ -69,6 +69,15 @@ def test_lenience_is_a_way_of_its_own() -> None:
     assert way_of(points(DEFAULT)[0]).policy == {}
 
 
+def test_speculation_that_changes_nothing_writes_as_its_target() -> None:
+    authors = {point.name: point.author for point in points(DEFAULT)}
+    for way in ("smollm2-135m-int8", "swift", "swift;longest=4"):
+        assert authors[way] == "smollm2-135m-int8"
+    assert authors["smollm2-tiny"] == "smollm2-tiny"
+    for way in ("swift;acceptance=lenient;lenience=0.5", "brisk", "brief", "economy", "careful"):
+        assert authors[way] == ""
+
+
 def test_what_has_changed_is_another_point() -> None:
     before = {point.name: point.digest for point in points(fleet())}
     after = {point.name: point.digest for point in points(fleet(small=price(1, 3, 0.1)))}

@@ -1,6 +1,7 @@
 """What ways are worth by all answers together, of answers whose truth is known."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,3 +106,29 @@ def test_ways_that_never_differ_are_alike():
     told = pooled(by_way(found))
     for of in told.values():
         assert (of[ALL].mean, of[ALL].low, of[ALL].high) == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_ways_that_write_as_one_model_count_as_one():
+    """Of equals one is best by chance; together they are known better than each alone."""
+    worths = {"target": 0.5, "guessing": 0.5, "guessing;longest=4": 0.5, "other": 0.3}
+    authors = {way: "other" if way == "other" else "target" for way in worths}
+    ways = by_way(asked(worths, questions=6))
+    told = pooled(ways, authors)
+    assert told["target"] == told["guessing"] == told["guessing;longest=4"] != told["other"]
+    apart = pooled(ways)
+    assert apart["target"] != apart["guessing"]
+    asked_one = {way: of for way, of in ways.items() if way != "guessing"}
+    assert pooled(asked_one, authors)["target"] != told["target"]  # its answers count, too
+
+
+def test_a_profile_knows_what_speculation_is_worth_by_its_target():
+    three = [
+        Made("large", worth=0.8),
+        Made("guessing", worth=0.7),
+        Made("failing", worth=0.8, fails=0.7),
+    ]
+    found = answers(*three, questions=12, hard=lambda number: True)
+    alike = [replace(point, author="large") for point in points(*three)]
+    large, guessing, failing = fit(found, alike, texts(), {}, 0).ways
+    assert large.quality == guessing.quality
+    assert failing.quality["all"].mean < large.quality["all"].mean - 0.2
