@@ -195,12 +195,12 @@ class Planner(Policy):
         """What an answer of this way took, beside what the profile says for as many tokens: its
         length is no matter of pace."""
         way = self._courses[place].way
-        at = found.prompt, tokens, found.calls[place]
         first, least, most = took
-        whole = way.latency.at(*at)
+        begins = way.first_token.at(found.prompt, tokens, found.calls[place])
+        whole = way.latency.at(found.prompt, tokens, found.others[place])
         self._known.pace.learn(
             way.models,
-            None if first is None else _ratio(first, way.first_token.at(*at)),
+            None if first is None else _ratio(first, begins),
             (least / whole, most / whole) if whole > 0 else None,
         )
 

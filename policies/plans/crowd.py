@@ -22,8 +22,8 @@ class Crowd:
         self._known: dict[Sequence[str], tuple[float, float]] = {}  # mean, and when it was that
 
     def others(self, models: Sequence[str], calls: float) -> float:
-        """Calls that an answer by these is likely to keep waiting; `calls` run or wait there now,
-        and are learned of."""
+        """Calls that are likely to run beside an answer by these until its end; `calls` run or wait
+        there now, and are learned of."""
         now = self._clock()
         mean, then = self._known.get(models, (0.0, -math.inf))
         mean = calls + (mean - calls) * math.exp((then - now) / _LATELY_S)

@@ -32,7 +32,7 @@ class Situation:
     choices: int  # answers that are to be written
     rooms: Sequence[float]  # tokens that one of them may have
     calls: Sequence[float]  # that run or wait already on what the way runs on
-    others: Sequence[float]  # that an answer by it may keep waiting
+    others: Sequence[float]  # that will run beside it until its end: those, or more
     paces: Sequence[Slower]
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
@@ -128,13 +128,16 @@ class Forecast:
             amount * np.exp(found.stretch * np.hypot(longer, spread)),
             most * np.exp(found.stretch * spread),
         )
-        # Other answers of the same request run beside each one.
-        times = 1 + load * (np.array(found.calls, dtype=float) + found.choices - 1)
+        # Other answers of the same request run beside each one; and so do, until its end, those
+        # that come meanwhile.
+        others = np.array(found.others, dtype=float)
+        beside = np.array([np.zeros_like(others), found.calls, others]) + found.choices - 1
+        times = 1 + load * beside
         times[0] = found.choices  # of the cost
         times[1:] *= np.array(found.paces, dtype=float).T
         # What one more call adds to another's time is what this one takes of the machine.
         takes = usual[2] * load[2] * found.choices * np.array(found.paces, dtype=float)[:, 1]
-        delays = np.minimum(takes, _ENDLESS) * np.array(found.others, dtype=float)
+        delays = np.minimum(takes, _ENDLESS) * others
         return usual * times, high * times, delays
 
     def _mixed(self, kinds: Mapping[str, float]) -> _Array:

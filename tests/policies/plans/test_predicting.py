@@ -20,7 +20,12 @@ NOTHING = Law(base=0, prompt=0, completion=0)
 
 
 def expected(
-    law: Law, length: Length, sure: float, room: int = sys.maxsize, **found: Any
+    law: Law,
+    length: Length,
+    sure: float,
+    room: int = sys.maxsize,
+    first: Law = NOTHING,
+    **found: Any,
 ) -> Option:
     """Of the only way, after a prompt of 100 tokens, with nothing beside it."""
     quality = {"chat": interval(0.5)}
@@ -35,7 +40,7 @@ def expected(
         quality=quality,
         length=dict.fromkeys(quality, length),
         cost=law,
-        first_token=NOTHING,
+        first_token=first,
         latency=law,
     )
     kinds: Mapping[str, float] = {"chat": 1.0}
@@ -84,6 +89,14 @@ def test_a_law_that_says_too_much_for_a_number_is_no_error():
     law = Law(base=1e300, prompt=0, completion=1, high=1e300)
     option = expected(law, Length(mean=1e9, high=1e10), 0.98)
     assert option.latency_high == float("inf")
+
+
+def test_until_its_end_as_many_run_beside_it_as_requests_found_lately():
+    law, length = Law(base=0.1, prompt=0, completion=0.02, load=0.2), Length(mean=50, high=50)
+    option = expected(law, length, 0.9, first=law, calls=[2], others=[7])
+    assert option.first_token == pytest.approx(law.at(100, 50, 2))
+    assert option.latency == pytest.approx(law.at(100, 50, 7))
+    assert option.cost == pytest.approx(law.at(100, 50, 0))
 
 
 def test_what_one_more_call_takes_from_each_other_one():
