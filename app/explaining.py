@@ -249,6 +249,7 @@ def _way(way: Alternative) -> dict[str, Any]:
         "latency_s": amounts.seconds(way.latency),
         "quality": amounts.number(way.quality),
         "propensity": amounts.number(way.propensity),
+        "chance": amounts.number(way.chance),
         "others_later_s": amounts.seconds(way.delay),
         **_bounds(way.bounds),
     }

@@ -97,6 +97,7 @@ class Alternative:
     quality: float | None = None  # as measured, relative to the best way's
     bounds: Bounds | None = None  # how sure all of that is
     propensity: float | None = None  # how likely it was to be chosen, before it was
+    chance: float | None = None  # that it keeps to money and time
     delay: float | None = None  # seconds that other answers come later, all together
 
 

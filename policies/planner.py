@@ -30,11 +30,11 @@ from app.types import (
 from policies.answers.asking import PASSED_ON
 from policies.base import Models, Planned, Policy
 from policies.plans import telling
-from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose
+from policies.plans.choosing import MOST_EXPLORED, NEARLY, SURE, Choice, Option, Wish, choose
 from policies.plans.courses import Course, State, special, unable, worst_usd
 from policies.plans.fitted import Fitted, fitted
 from policies.plans.pace import Slower
-from policies.plans.predicting import Situation, stretched
+from policies.plans.predicting import Situation
 
 _AS_MEASURED = (Slower(),)
 _MOST_TRIED = 3  # other ways, where the one that was taken fails before its first word
@@ -71,10 +71,11 @@ class Planner(Policy):
         description="by the bounds of what was measured; false: by the means",
     )
     sure: float = Field(
-        0.98,
-        ge=0.5,
+        SURE,
+        ge=0.05,
         le=0.999,
-        description="share of the answers that are to keep to money and time: by `cautious` bounds",
+        description="least chance that an answer keeps to money, and to each time, of a way that"
+        " fits; of those that do, quality counts times the chance",
     )
     paced: bool = Field(
         True,
@@ -105,7 +106,6 @@ class Planner(Policy):
     )
 
     _fitted: Fitted | None = PrivateAttr(default=None)
-    _stretch: float = PrivateAttr(default=1.0)
 
     @property
     def fidelity(self) -> Fidelity:
@@ -117,7 +117,6 @@ class Planner(Policy):
         """With a model named, by the ways in which that one may answer."""
         copy = self.model_copy()
         copy._fitted = fitted(catalog, self.ways, self.exact, model)
-        copy._stretch = stretched(self.sure)
         return copy
 
     def narrowed(self, may: Callable[[Way], bool]) -> Self | None:
@@ -231,6 +230,7 @@ class Planner(Policy):
             exact=self.exact,
             cautious=self.cautious,
             strict=strict,
+            sure=max(self.sure, NEARLY) if strict else self.sure,
             alike=self.alike,
             delay_price=self.delay_price,
         )
@@ -272,7 +272,6 @@ class Planner(Policy):
             usd=usd,
             worst=worst,
             unable=ill,
-            stretch=self._stretch,
         )
 
     async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:

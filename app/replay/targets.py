@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from app.errors import ConfigError
 from app.replay.decisions import Decided, Way, names_of
-from policies.plans.choosing import MOST_EXPLORED, Option, Wish, choose, fits
+from policies.plans.choosing import MOST_EXPLORED, NEARLY, SURE, Option, Wish, choose, fits
 
 PLANNER = ("auto", "planner")
 LOGGED = "as logged"
@@ -19,6 +19,7 @@ _OPTIONS = (
     "explore",
     "cautious",
     "alike",
+    "sure",
     "delay_price",
     "ways",
 )
@@ -69,6 +70,7 @@ class _Planner:
     explore: float = 0.0
     cautious: float | None = None  # 0: by expectation
     alike: float | None = None  # standard errors
+    sure: float | None = None  # least chance to keep to money and time
     delay_price: float | None = None  # quality for a second
     ways: tuple[str, ...] = ()
 
@@ -115,19 +117,22 @@ class _Planner:
             cautious=then.cautious if self.cautious is None else bool(self.cautious),
             strict=then.strict,
             alike=then.alike if self.alike is None else self.alike,
+            sure=then.sure if self.sure is None else self.sure,
             delay_price=then.delay_price if self.delay_price is None else self.delay_price,
         )
 
 
 def _asked(one: Decided) -> Wish:
     """What the request asked, and how the planner was set."""
+    strict, sure = one.request.fallback == "strict", one.plan.options.get("sure", SURE)
     return Wish(
         usd=one.estimate.budget_usd,
         latency=one.request.deadline_s,
         first_token=one.request.first_token_s,
         quality=one.quality,
         cautious=one.plan.options.get("cautious", True) is not False,
-        strict=one.request.fallback == "strict",
+        strict=strict,
+        sure=max(sure, NEARLY) if strict else sure,
         alike=one.plan.options.get("alike", 0.0),
         delay_price=one.plan.options.get("delay_price", 0.0),
     )
@@ -160,7 +165,9 @@ def _option(way: Way, out: bool) -> Option:
 
 
 def _number(name: str, text: str) -> float:
-    most = {"quality": 1.0, "explore": MOST_EXPLORED, "cautious": 1.0}.get(name, float("inf"))
+    most = {"quality": 1.0, "explore": MOST_EXPLORED, "cautious": 1.0, "sure": 1.0}.get(
+        name, float("inf")
+    )
     try:
         value = float(text)
     except ValueError:

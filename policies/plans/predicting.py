@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.profile import Profile, Way
-from policies.plans.choosing import Option
+from policies.plans.choosing import NEARLY, Option
 from policies.plans.pace import Slower
 
 _Array: TypeAlias = NDArray[np.float64]
 _LAWS = ("cost", "first_token", "latency")
 _HIGH = 0.9  # share of answers that stay below a law's `high`
+# To which power a factor is to be taken that nine of ten do not pass, so that nearly all do not:
+# amounts spread by factors, as logarithms that are normal do.
+_STRETCH = NormalDist().inv_cdf(NEARLY) / NormalDist().inv_cdf(_HIGH)
 _LIKELY = 0.02  # kinds that a prompt is less likely to be of are left out
 _INTERVAL = 2 * 1.96  # standard errors, from one end to the other
 _ENDLESS = 1e9  # seconds: nothing is worth more of others' time
@@ -37,13 +40,6 @@ class Situation:
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
     unable: Sequence[str]  # why it cannot be taken; empty: it can
-    stretch: float = 1.0  # of what nine of ten do not pass, by `stretched`
-
-
-def stretched(sure: float) -> float:
-    """To which power a factor is to be taken that nine of ten do not pass, so that this share does
-    not: amounts spread by factors, as logarithms that are normal do."""
-    return NormalDist().inv_cdf(sure) / NormalDist().inv_cdf(_HIGH)
 
 
 class _Amounts(NamedTuple):
@@ -125,8 +121,8 @@ class Forecast:
         longer = np.log1p(np.divide(more, usual, out=np.zeros_like(more), where=usual > 0))
         most = amount + completion * (rooms - some)  # no answer is longer than it may be
         high = np.minimum(
-            amount * np.exp(found.stretch * np.hypot(longer, spread)),
-            most * np.exp(found.stretch * spread),
+            amount * np.exp(_STRETCH * np.hypot(longer, spread)),
+            most * np.exp(_STRETCH * spread),
         )
         # Other answers of the same request run beside each one; and so do, until its end, those
         # that come meanwhile.

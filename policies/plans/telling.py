@@ -8,13 +8,13 @@ from dataclasses import replace
 from app.catalog import PICO
 from app.errors import FarthingError
 from app.types import Alternative, Bounds, PlanKind, Promise
-from policies.plans.choosing import Bound, Choice, Option, Wish, missed
+from policies.plans.choosing import NEARLY, Bound, Choice, Option, Wish, missed
 from policies.plans.courses import Course
 
 _NOTHING: Mapping[Bound, str] = {
-    "usd": "no way is sure to cost less than the budget; this is the cheapest",
-    "latency": "no way is sure to be whole by the deadline; this is the quickest",
-    "first_token": "no way is sure to begin in time; this one begins first",
+    "usd": "no way is likely to cost less than the budget; this is the cheapest",
+    "latency": "no way is likely to be whole by the deadline; this is the quickest",
+    "first_token": "no way is likely to begin in time; this one begins first",
     "quality": "no way that fits is known to be that good; this is the best",
 }
 HEADERS: Mapping[Bound, str] = {
@@ -113,33 +113,44 @@ def alternatives(
                 ),
                 propensity=likely.get(option.name, 0.0),
                 delay=option.delay,
+                chance=wish.chance(option),
             )
         )
     return found
 
 
 def _why_not(option: Option, bound: str | None, best: Option, wish: Wish) -> str:
-    if bound == "exact":
-        return "it is approximate"
-    if bound == "able":
-        return option.unable
-    if bound == "usd":
-        return f"it may cost {wish.cost_of(option):.3g} USD of {wish.usd_of(option):.3g}"
-    if bound == "latency":
-        return f"it may take {wish.latency_of(option):.3g} s of {wish.latency:.3g}"
-    if bound == "first_token":
-        return f"it may begin after {wish.first_token_of(option):.3g} s, not {wish.first_token:.3g}"
-    if bound == "quality":
-        return f"it is only known to have {wish.quality_of(option):.3g} of the best quality"
+    if bound is not None:
+        return _misses(option, bound, wish)
     if option is best:
         return "it would be taken, but for what is learned of others"
-    if wish.quality is None:
-        better = wish.quality_of(option) > wish.quality_of(best) or option.quality > best.quality
-        more = wish.delay_price * (option.delay - best.delay)
-        if better and more > wish.quality_of(option) - wish.quality_of(best):
-            return (
-                f"others would wait {option.delay:.3g} s for it, {best.delay:.3g} for {best.name}"
-            )
-        known = "costs less, and is as good as far as is known"
-        return f"{best.name} {known if better else 'is expected to do no worse'}"
-    return f"{best.name}, which costs less, is enough"
+    chance = wish.chance(option)
+    if wish.quality is not None:
+        if chance < min(NEARLY, wish.chance(best)):
+            return f"it keeps to the budget and to time in {chance:.0%} of the cases only"
+        return f"{best.name}, which costs less, is enough"
+    better = wish.quality_of(option) > wish.quality_of(best) or option.quality > best.quality
+    if better and chance < wish.chance(best):
+        return f"it keeps to the budget and to time in {chance:.0%} of the cases only"
+    more = wish.delay_price * (option.delay - best.delay)
+    if better and more > wish.quality_of(option) - wish.quality_of(best):
+        return f"others would wait {option.delay:.3g} s for it, {best.delay:.3g} for {best.name}"
+    known = "costs less, and is as good as far as is known"
+    return f"{best.name} {known if better else 'is expected to do no worse'}"
+
+
+def _misses(option: Option, bound: str, wish: Wish) -> str:
+    if bound == "exact":
+        return "it is approximate"
+    if bound == "usd":
+        within = f"{wish.usd_chance(option):.0%} of the time"
+        return f"it may cost {wish.cost_of(option):.3g} USD; {wish.usd_of(option):.3g} do {within}"
+    if bound == "latency":
+        within = f"{wish.latency_chance(option):.0%} of the time"
+        return f"it may take {wish.latency_of(option):.3g} s; {wish.latency:.3g} do {within}"
+    if bound == "first_token":
+        first, within = wish.first_token, f"{wish.first_chance(option):.0%} of the time"
+        return f"it may begin after {wish.first_token_of(option):.3g} s; by {first:.3g} {within}"
+    if bound == "quality":
+        return f"it is only known to have {wish.quality_of(option):.3g} of the best quality"
+    return option.unable

@@ -20,8 +20,8 @@ def test_it_fits_the_fleet_and_is_described(name):
 
 ANEW = (
     "app/weights/smollm2-135m/profile.json is not of this farthing.toml: `auto` takes no way that"
-    " has changed or is new. Run `farthing calibrate --levels 1,4` and copy its profile.json there,"
-    " or take back what has changed of models, presets and prices"
+    " has changed or is new. Run `farthing calibrate --limit 6 --levels 1,4,16 --dials 1` and copy"
+    " its profile.json there, or take back what has changed of models, presets and prices"
 )
 
 

@@ -21,10 +21,9 @@ from app.bench.calibrate.observed import Observed, Point
 from app.estimates import Estimate, mean
 from app.profile import Profile
 from app.prompt_features import features
-from policies.planner import Planner
 from policies.plans.choosing import Wish, choose
 from policies.plans.pace import Slower
-from policies.plans.predicting import Forecast, Situation, stretched
+from policies.plans.predicting import Forecast, Situation
 
 _FEWEST = 20  # questions
 _ROOM = 1 << 20  # tokens that an answer may have
@@ -210,7 +209,6 @@ def _taken(
                 usd=[None] * many,
                 worst=[None] * many,
                 unable=[""] * many,
-                stretch=stretched(Planner.model_fields["sure"].default),
             )
         )
         taken[question] = [choose(options, Wish(usd=usd))[0].option.name for usd in budgets]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from app.bench.calibrate.classifying import LARGE, SMALL, classify, needs, quantiles
 from app.bench.calibrate.kinds import ALL, amount, by_question, qualities
-from app.bench.calibrate.laws import Drawn, Sample, common_load, drawn, with_high
+from app.bench.calibrate.laws import FIRM, Drawn, Sample, common_load, drawn, upper, with_high
 from app.bench.calibrate.observed import Observed, Point
 from app.bench.calibrate.pooling import pooled
 from app.errors import ConfigError
@@ -163,7 +164,8 @@ def _questions(found: Sequence[Observed], kind: str) -> int:
 
 
 def _lengths(found: Sequence[Observed]) -> dict[str, Length]:
-    """By kind; of a kind in which every request failed, as of all."""
+    """By kind; of a kind in which every request failed, as of all. Few answers do not show how long
+    one of a kind may be: then how those of all kinds differ from the others of theirs says it."""
     by_kind = defaultdict[str, list[int]](list)
     for each in found:
         if not each.failed:
@@ -175,10 +177,20 @@ def _lengths(found: Sequence[Observed]) -> dict[str, Length]:
         high=float(np.quantile(every, 0.9, weights=weights, method="inverted_cdf")),
     )
     kinds = {each.kind: whole for each in found}
+    beside = upper([ratio for those in by_kind.values() for ratio in _beside_others(those)])
     for kind, those in by_kind.items():
-        high = float(np.quantile(those, 0.9, method="inverted_cdf"))
-        kinds[kind] = Length(mean=statistics.fmean(those), high=high)
+        mean, high = statistics.fmean(those), float(upper(those))
+        if len(those) < FIRM:
+            high = max(high, mean * beside)
+        kinds[kind] = Length(mean=mean, high=high)
     return {**kinds, ALL: whole}
+
+
+def _beside_others(values: Sequence[float]) -> list[float]:
+    """Each as a multiple of the mean of the others."""
+    total, others = math.fsum(values), len(values) - 1
+    means = [(total - each) / max(others, 1) for each in values]
+    return [each / mean for each, mean in zip(values, means, strict=True) if mean > 0]
 
 
 def _entropies(found: Sequence[Observed]) -> list[float]:

@@ -21,7 +21,7 @@ _LOADS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0)  # among which th
 _STARTS = _LOADS[::3]  # where the search for a way's own begins
 _PRIOR = 4.0  # answers that the load of all ways counts as, in one way's fit
 _SMALLEST = 0.05  # of the mean: amounts below it are weighed as if they were it
-_FIRM = 10  # held-out answers with which a way's own spread is known
+FIRM = 10  # held-out answers with which a way's own spread is known
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def with_high(found: Drawn, samples: Sequence[Sample], pooled: Sequence[float]) 
     """Its law with `high`, by its own held-out ratios; where they are few, by all ways' too."""
     own = found.ratios(samples)
     high = upper(own)
-    if len(own) < _FIRM and pooled:
+    if len(own) < FIRM and pooled:
         high = max(high, upper(pooled))
     return found.law.model_copy(update={"high": high})
 

@@ -96,6 +96,22 @@ def test_where_the_log_holds_doubt_what_is_as_good_is_so_again() -> None:
     assert taken("auto;alike=0", thrifty) == {"large": 1.0}
 
 
+def test_how_sure_it_was_to_be_counts_as_it_did() -> None:
+    """`large` takes no more than 10 s in four of five cases, `small` never does."""
+    slow = sure(LARGE, latency_s=8.0, high_latency_s=14.0)
+    within = {"request": {"deadline_s": 10.0}}
+    small = sure(SMALL, propensity=1.0)
+    asked = one(small, slow, **within)
+    assert taken("auto", asked) == {"large": 1.0}
+    assert taken("auto;sure=0.9", asked) == {"small": 1.0}
+    surely = one(small, slow, plan={"options": {"sure": 0.9}}, **within)
+    assert taken("auto", surely) == {"small": 1.0}
+    assert taken("auto;sure=0.5", surely) == {"large": 1.0}
+    # Where nothing is to be cut it has to be nearly sure, whatever was set.
+    strict = one(small, slow, request={"deadline_s": 10.0, "fallback": "strict"})
+    assert taken("auto", strict) == {"small": 1.0}
+
+
 def test_what_others_waited_counts_as_it_did() -> None:
     slow = sure(LARGE, others_later_s=9.0)
     asked = one(sure(SMALL), sure(CAREFUL), slow)

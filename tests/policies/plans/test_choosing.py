@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.plans.choosing import MOST_EXPLORED, Choice, Option, Wish, choose, fits, missed
+from policies.plans.choosing import (
+    MOST_EXPLORED,
+    NEARLY,
+    Choice,
+    Option,
+    Wish,
+    choose,
+    fits,
+    missed,
+)
 
 # The dear one is the best, the sure one nearly as good and known better.
 DEAR = Option("dear", 1.0, 9e-3, 0.2, 3.0, 0.7, 18e-3, 0.4, 6.0, exact=True)
@@ -26,16 +35,23 @@ def taken(wish, ways=WAYS):
         (Wish(), "sure"),  # what it is at least is more
         (Wish(**BOLD), "dear"),
         (Wish(exact=True), "dear"),
-        (Wish(usd=3.5e-3), "cheap"),  # the sure one may cost more
+        (Wish(usd=3.5e-3), "sure"),  # it may cost more, but hardly does
+        (Wish(usd=3.5e-3, sure=0.9), "cheap"),
+        (Wish(usd=3.1e-3), "sure"),  # 0.59 of 0.85, and not 0.4
+        (Wish(usd=2.9e-3), "cheap"),
         (Wish(usd=3.5e-3, **BOLD), "sure"),
         (Wish(usd=4e-3), "sure"),
-        (Wish(latency=1.0), "cheap"),
+        (Wish(latency=1.0), "sure"),
+        (Wish(latency=1.0, sure=0.6), "cheap"),
         (Wish(latency=1.0, **BOLD), "sure"),
-        (Wish(first_token=0.1), "cheap"),
+        (Wish(first_token=0.1), "sure"),
+        (Wish(first_token=0.1, sure=0.6), "cheap"),
         (Wish(first_token=0.1, **BOLD), "sure"),
         (Wish(quality=0.4), "cheap"),
         (Wish(quality=0.5), "sure"),
         (Wish(quality=0.5, **BOLD), "cheap"),
+        (Wish(quality=0.4, latency=0.6), "cheap"),  # in 0.73 of the cases, none in more
+        (Wish(quality=0.4, latency=0.8), "cheap"),
         (Wish(quality=0.95, **BOLD), "dear"),
     ],
 )
@@ -51,8 +67,8 @@ def test_the_best_that_fits_is_taken_or_the_cheapest_that_is_good_enough(wish, n
         (Wish(usd=18e-3, latency=0.1), "cheap", "latency"),
         (Wish(first_token=0.01), "cheap", "first_token"),
         (Wish(quality=0.9), "sure", "quality"),
-        (Wish(quality=0.9, usd=3e-3), "cheap", "quality"),  # money goes before quality
-        (Wish(quality=0.9, latency=1.0), "cheap", "quality"),  # and so does time
+        (Wish(quality=0.9, usd=2e-3), "cheap", "quality"),  # money goes before quality
+        (Wish(quality=0.9, latency=0.9), "cheap", "quality"),  # and so does time
     ],
 )
 def test_where_nothing_fits_the_nearest_is_taken_and_what_it_misses_is_said(wish, name, missed):
@@ -71,14 +87,14 @@ def test_what_is_at_least_as_good_may_cost_less_or_be_quicker():
 
 def test_money_may_be_another_in_each_way():
     assert taken(Wish(), (DEAR._replace(usd=1e-3), SURE._replace(usd=4e-3))) == ("sure", None)
-    assert taken(Wish(usd=1e-3), (SURE._replace(usd=4e-3), CHEAP)) == ("cheap", "usd")
+    assert taken(Wish(usd=9e-4), (SURE._replace(usd=4e-3), CHEAP)) == ("cheap", "usd")
 
 
 def test_where_nothing_may_be_cut_the_worst_case_must_fit():
     ways = (DEAR, SURE._replace(worst=0.1), CHEAP._replace(worst=0.001))
     assert taken(Wish(usd=0.05), ways) == ("sure", None)
     assert taken(Wish(usd=0.05, strict=True), ways) == ("dear", None)
-    assert taken(Wish(usd=0.01, strict=True), ways) == ("cheap", None)
+    assert taken(Wish(usd=0.01, strict=True, sure=NEARLY), ways) == ("cheap", None)
 
 
 def test_what_cannot_serve_is_taken_only_where_nothing_can():
@@ -94,6 +110,67 @@ def test_what_must_be_exact_is_never_anything_else():
     with pytest.raises(ValueError, match="no way"):
         choose((), Wish())
     assert not fits(SURE, Wish(exact=True)) and missed(SURE, Wish(exact=True)) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("latency", "chance", "name"),
+    [
+        (6.0, 0.98, "dear"),  # as measured: 98 of 100 take no longer
+        (3.0, 0.5, "sure"),  # in half of the cases, and half of the quality is less than 0.9
+        (3.9, 0.782, "sure"),
+        (4.4, 0.872, "dear"),
+    ],
+)
+def test_quality_counts_times_the_chance_that_it_comes_in_time(latency, chance, name):
+    better = DEAR._replace(quality_low=1.0)
+    worse = SURE._replace(quality_low=0.85)
+    wish = Wish(latency=latency)
+    assert wish.chance(better) == pytest.approx(chance, abs=0.001)
+    assert wish.chance(worse) > 0.99
+    assert taken(wish, (better, worse)) == (name, None)
+
+
+def test_it_is_as_likely_to_keep_to_all_as_to_the_least_likely():
+    wish = Wish(usd=9e-3, latency=100.0, first_token=0.21)
+    assert wish.usd_chance(DEAR) == pytest.approx(0.5)
+    assert wish.latency_chance(DEAR) > 0.999
+    assert 0.5 < wish.first_chance(DEAR) < 0.6
+    assert wish.chance(DEAR) == pytest.approx(0.5)
+    assert Wish().chance(DEAR) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("latency", "high", "most", "chance"),
+    [
+        *((1.0, None, 1.0, 1.0), (1.0, None, 0.9, 0.0)),  # nobody knows a worse value
+        *((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.9, 0.0)),
+        *((0.0, 2.0, 2.0, 1.0), (0.0, 2.0, 1.0, 0.0)),  # what usually is nothing
+        *((1.0, float("inf"), 1e9, 0.0), (float("inf"), float("inf"), 5.0, 0.0)),
+        *((1.0, 2.0, 0.0, 0.0), (1.0, 2.0, -3.0, 0.0)),  # the deadline has passed
+    ],
+)
+def test_of_what_does_not_spread_it_is_known(latency, high, most, chance):
+    option = CHEAP._replace(latency=latency, latency_high=high)
+    assert Wish(latency=most).latency_chance(option) == chance
+
+
+def test_the_cheapest_that_is_good_enough_is_one_that_nearly_always_comes_in_time():
+    dear = DEAR._replace(latency=0.4, latency_high=0.6)
+    assert taken(Wish(quality=0.4, latency=0.7), (dear, SURE, CHEAP)) == ("dear", None)
+    assert taken(Wish(quality=0.4, latency=0.9), (dear, SURE, CHEAP)) == ("cheap", None)
+    slow = CHEAP._replace(latency=0.6, latency_high=0.95)  # none nearly always: the likeliest
+    assert taken(Wish(quality=0.4, latency=0.7), (SURE, CHEAP, slow)) == ("cheap", None)
+
+
+def test_what_may_well_not_fit_is_not_explored():
+    wish = Wish(usd=3.5e-3)
+    assert fits(SURE, wish) and taken(wish) == ("sure", None)
+    found = choose(WAYS, Wish(usd=3.5e-3, sure=0.9), explore=0.1)
+    assert found == [Choice(CHEAP, 1.0)]
+    found = choose(WAYS, wish, explore=0.1)
+    assert [choice.option.name for choice in found] == ["sure", "cheap"]  # which does fit
+    slow = CHEAP._replace(cost_high=4e-3)
+    assert choose((SURE, slow), wish, explore=0.1) == [Choice(SURE, 1.0)]
 
 
 def test_what_fits_is_explored_evenly_and_nothing_else_is():

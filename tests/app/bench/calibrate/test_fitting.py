@@ -178,3 +178,21 @@ def test_without_any_answer_there_is_no_profile():
         fit(answers(BROKEN), points(BROKEN), texts(), {}, 0)
     with pytest.raises(ConfigError, match="no way to answer"):
         fit([], points(LARGE), texts(), {}, 0)
+
+
+def test_nine_of_ten_answers_of_a_kind_are_no_longer_however_few_were_seen():
+    """Of three kinds whose lengths spread alike; the longest of four is not what nine of ten do not
+    pass."""
+    rng, kept = np.random.default_rng(0), []
+    usual = dict(zip(KINDS, (10, 40, 160), strict=True))
+    for _ in range(6):
+        found = [
+            replace(each, completion=int(usual[each.kind] * rng.lognormal(0, 0.6)) + 1)
+            for each in answers(LARGE, questions=4, seeds=(1,), levels=(1,))
+        ]
+        (way,) = fit(found, points(LARGE), texts(), {}, 0).ways
+        kept += [
+            float(np.mean(usual[kind] * rng.lognormal(0, 0.6, 400) <= way.length[kind].high))
+            for kind in KINDS
+        ]
+    assert 0.86 < float(np.mean(kept)) < 0.97
