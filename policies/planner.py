@@ -268,6 +268,7 @@ class Planner(Policy):
             rooms=rooms,
             calls=each(state.calls),
             others=each(lambda models: known.crowd.others(models, state.calls(models))),
+            joins=each(state.joins),
             paces=each(known.pace.of) if self.paced else _AS_MEASURED * len(ill),
             usd=usd,
             worst=worst,

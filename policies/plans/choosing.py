@@ -100,7 +100,8 @@ class Wish:
             return float(self._high(expected, high) <= most)
         if most <= 0:
             return 0.0
-        beyond = _Z * math.log(most / expected) / math.log(high / expected)
+        # Apart, as a quotient of the least and the greatest numbers would be 0.
+        beyond = _Z * (math.log(most) - math.log(expected)) / math.log(high / expected)
         return 0.5 * math.erfc(-beyond / math.sqrt(2))
 
     def _high(self, expected: float, high: float | None) -> float:
@@ -168,11 +169,12 @@ _Key: TypeAlias = Callable[[Option], tuple[float, ...]]
 def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
     """What must be kept to, in the order in which it matters: whether an option does, and how far
     away it is where it does not."""
+    least = wish.sure - _SAME
     found: list[tuple[Bound, _Test, _Key]] = [
         ("able", lambda option: not option.unable, lambda option: (0.0,)),
         (
             "usd",
-            lambda option: wish.usd_chance(option) >= wish.sure,
+            lambda option: wish.usd_chance(option) >= least,
             lambda option: (wish.cost_of(option), -wish.quality_of(option)),
         ),
     ]
@@ -180,7 +182,7 @@ def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
         found.append(
             (
                 "latency",
-                lambda option: wish.latency_chance(option) >= wish.sure,
+                lambda option: wish.latency_chance(option) >= least,
                 lambda option: (wish.latency_of(option), option.cost),
             )
         )
@@ -188,7 +190,7 @@ def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
         found.append(
             (
                 "first_token",
-                lambda option: wish.first_chance(option) >= wish.sure,
+                lambda option: wish.first_chance(option) >= least,
                 lambda option: (wish.first_token_of(option), option.cost),
             )
         )

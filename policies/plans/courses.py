@@ -88,6 +88,10 @@ class State:
         loads = (self.loads[model] for model in _where(models, self.beside))
         return sum(load.running + load.waiting for load in loads)
 
+    def joins(self, models: Sequence[str]) -> bool:
+        """Whether one of these is at work, so that another call of it takes part in its batches."""
+        return any(self.loads[model].running + self.loads[model].waiting for model in models)
+
     def context(self, models: Sequence[str]) -> int:
         """Tokens of prompt and answer that all of them hold."""
         return min(self.able[model].context for model in models)

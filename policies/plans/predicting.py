@@ -36,6 +36,7 @@ class Situation:
     rooms: Sequence[float]  # tokens that one of them may have
     calls: Sequence[float]  # that run or wait already on what the way runs on
     others: Sequence[float]  # that will run beside it until its end: those, or more
+    joins: Sequence[bool]  # whether a model of its writes already, whose batches it joins
     paces: Sequence[Slower]
     usd: Sequence[float | None]  # what may be spent
     worst: Sequence[float | None]  # USD that all answers may cost
@@ -131,8 +132,10 @@ class Forecast:
         times = 1 + load * beside
         times[0] = found.choices  # of the cost
         times[1:] *= np.array(found.paces, dtype=float).T
-        # What one more call adds to another's time is what this one takes of the machine.
-        takes = usual[2] * load[2] * found.choices * np.array(found.paces, dtype=float)[:, 1]
+        # What one more call adds to another's time is what this one takes of the machine. That was
+        # measured among its like, in whose batches it takes part; other models take turns with it.
+        share = np.where(np.array(found.joins), load[2], np.maximum(load[2], 1.0))
+        takes = usual[2] * share * found.choices * np.array(found.paces, dtype=float)[:, 1]
         delays = np.minimum(takes, _ENDLESS) * others
         return usual * times, high * times, delays
 

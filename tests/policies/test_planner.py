@@ -136,7 +136,8 @@ async def test_a_busy_engine_is_slower() -> None:
 
 
 async def test_what_an_answer_takes_from_others_counts() -> None:
-    """Nobody has set a bound: with six others, large keeps each of these waiting for 2 s more."""
+    """Nobody has set a bound: with six others, large keeps each of these waiting for 4 s more, as
+    it takes turns with what runs there, or for 2 s, where that is itself."""
     shared = {"large": law(4.0, load=0.5), "server": law(1.0, load=0.2)}
     ways = [
         way(SURVEYED, name, quality, latency=shared[name])
@@ -152,9 +153,14 @@ async def test_what_an_answer_takes_from_others_counts() -> None:
     await read(answer)
     assert answer.notes.planned is not None
     large, server = answer.notes.planned.considered()
-    assert (large.delay, server.delay) == (pytest.approx(12.0), 0.0)
+    assert (large.delay, server.delay) == (pytest.approx(24.0), 0.0)
     assert server.chosen and large.fits
-    assert large.reason == "others would wait 12 s for it, 0 for server"
+    assert large.reason == "others would wait 24 s for it, 0 for server"
+    itself = engine({"large": Load(running=4, waiting=2)})
+    joining = auto(known(fleet(), *ways), itself, options=as_measured)
+    await read(joining)
+    assert joining.notes.planned is not None
+    assert joining.notes.planned.considered()[0].delay == pytest.approx(12.0)
     # Who comes when they have gone keeps those waiting that come next.
     assert await taken(catalog, options=as_measured) == "server"
     assert await taken(catalog, quality=0.9, options=as_measured) == "large"  # a bound as ever

@@ -205,6 +205,7 @@ def _taken(
                 rooms=[_ROOM] * many,
                 calls=[0] * many,
                 others=[0] * many,
+                joins=[False] * many,
                 paces=[Slower()] * many,
                 usd=[None] * many,
                 worst=[None] * many,

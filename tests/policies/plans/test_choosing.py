@@ -250,3 +250,21 @@ def test_what_is_not_known_to_be_worse_is_as_good_and_the_cheapest_of_it_is_take
         assert taken(wish, (best, ways[1], cheap)) == (name, None)
     # Where a quality is wished for, it is a bound as before.
     assert taken(Wish(alike=alike, quality=0.5), (best, ways[1], cheap)) == ("sure", None)
+
+
+@given(
+    expected=st.floats(0, allow_infinity=True),
+    spread=st.none() | st.floats(0, 1e6),
+    most=st.floats(allow_nan=False),
+)
+def test_a_chance_is_one_whatever_the_numbers(expected, spread, most):
+    high = None if spread is None else expected + expected * spread
+    option = CHEAP._replace(latency=expected, latency_high=high)
+    assert 0 <= Wish(latency=most).latency_chance(option) <= 1
+
+
+def test_what_98_of_100_do_not_pass_is_nearly_sure():
+    for seconds in (0.1, 0.3, 0.7, 1.1, 7.7):
+        option = CHEAP._replace(latency=seconds, latency_high=seconds * 1.7)
+        assert fits(option, Wish(latency=seconds * 1.7, sure=NEARLY))
+        assert fits(option, Wish(latency=seconds))

@@ -49,7 +49,14 @@ def expected(
     kinds: Mapping[str, float] = {"chat": 1.0}
     profile = Profile(measured="", best="a", ways=(way,), kinds=classifier(["chat", "code"]))
     rest: dict[str, Any] = {name: [None] for name in ("usd", "worst")}
-    rest |= {"unable": [""], "calls": [0], "others": [0], "paces": [Slower()], "choices": 1}
+    rest |= {
+        "unable": [""],
+        "calls": [0],
+        "others": [0],
+        "joins": [True],
+        "paces": [Slower()],
+        "choices": 1,
+    }
     situation = Situation(kinds=kinds, prompt=100, rooms=[room], **(rest | found))
     (option,) = Forecast((way,), profile).options(situation)
     return option
@@ -111,5 +118,8 @@ def test_what_one_more_call_takes_from_each_other_one():
     slower = [Slower(first=9.0, whole=2.0)]
     twice = expected(law, length, others=[3], paces=slower, choices=4).delay
     assert twice == pytest.approx(8 * 3 * 0.2 * 1.1)
+    # Where other models run, which do not take part in its batches, it is all of its own time.
+    turns = expected(law, length, others=[3], joins=[False]).delay
+    assert turns == pytest.approx(3 * 1.1)
     endless = law.model_copy(update={"base": 1e200, "load": 1e200})
     assert expected(endless, length, others=[0]).delay == 0
