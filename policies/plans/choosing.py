@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -72,19 +74,12 @@ class Wish:
     def chance(self, option: Option) -> float:
         """How likely it is to keep to money and time. All of these grow with an answer's length, so
         that it is as likely as the least likely of them."""
-        return min(self.usd_chance(option), self.latency_chance(option), self.first_chance(option))
+        return min((chances([option])[0] for _, chances, _ in _terms(self)), default=1.0)
 
-    def usd_chance(self, option: Option) -> float:
-        usd = self.usd_of(option)
-        if usd is not None and self.strict and option.worst is not None:
-            return float(option.worst <= usd)
-        return self._chance(option.cost, option.cost_high, usd)
-
-    def latency_chance(self, option: Option) -> float:
-        return self._chance(option.latency, option.latency_high, self.latency)
-
-    def first_chance(self, option: Option) -> float:
-        return self._chance(option.first_token, option.first_token_high, self.first_token)
+    def chance_of(self, option: Option, bound: Bound) -> float:
+        """That it keeps to one of them."""
+        found = (chances([option])[0] for name, chances, _ in _terms(self) if name == bound)
+        return next(found, 1.0)
 
     def usd_of(self, option: Option) -> float | None:
         """What may be spent in this way."""
@@ -92,20 +87,21 @@ class Wish:
             return option.usd if self.usd is None else self.usd
         return min(self.usd, option.usd)
 
-    def _chance(self, expected: float, high: float | None, most: float | None) -> float:
-        """That an amount is at most `most`: its logarithm is as if normal."""
-        if most is None:
-            return 1.0
-        if not self.cautious or high is None or not 0 < expected < high < math.inf:
-            return float(self._high(expected, high) <= most)
-        if most <= 0:
-            return 0.0
-        # Apart, as a quotient of the least and the greatest numbers would be 0.
-        beyond = _Z * (math.log(most) - math.log(expected)) / math.log(high / expected)
-        return 0.5 * math.erfc(-beyond / math.sqrt(2))
-
     def _high(self, expected: float, high: float | None) -> float:
         return expected if high is None or not self.cautious else high
+
+
+def _chance(expected: float, high: float | None, most: float) -> float:
+    """That an amount is at most `most`: its logarithm is as if normal."""
+    if high is None or not 0 < expected < high < math.inf:
+        return float((expected if high is None else high) <= most)
+    if most * expected >= high * high:  # far from both: twice as far as nearly all
+        return 1.0
+    if most * high <= expected * expected:
+        return 0.0
+    # Apart, as a quotient of the least and the greatest numbers would be 0.
+    beyond = _Z * (math.log(most) - math.log(expected)) / math.log(high / expected)
+    return 0.5 * math.erfc(-beyond / math.sqrt(2))
 
 
 class Choice(NamedTuple):
@@ -132,19 +128,29 @@ def choose(options: Sequence[Option], wish: Wish, explore: float = 0.0) -> list[
     pool = [option for option in options if option.exact or not wish.exact]
     if not pool:
         raise ValueError("there is no way to choose from")
-    free = wish.usd is None and not any(option.usd is not None for option in pool)
-    for bound, keeps, away in _bounds(wish):
-        if bound == "usd" and free:
-            continue
-        kept = [option for option in pool if keeps(option)]
-        if kept:
-            pool = kept
-        elif bound != "able":  # whoever is asked says why not
+    pool = [option for option in pool if not option.unable] or pool  # whoever is asked says why not
+    chances = [1.0] * len(pool)  # as `wish.chance`, on the way
+    least = wish.sure - _SAME
+    for bound, found, away in _terms(wish):
+        now = [*map(min, chances, found(pool))]
+        if max(now) < least:
             return [Choice(min(pool, key=away), 1.0, bound)]
-    best = _best(pool, wish)
+        if min(now) < least:
+            kept = [*zip(pool, now, strict=True)]
+            pool = [option for option, chance in kept if chance >= least]
+            now = [chance for chance in now if chance >= least]
+        chances = now
+    if wish.quality is not None:
+        good = [one for one in zip(pool, chances, strict=True) if _good(one[0], wish)]
+        if not good:
+            best = min(pool, key=lambda one: (-wish.quality_of(one), one.cost))
+            return [Choice(best, 1.0, "quality")]
+        pool, chances = [option for option, _ in good], [chance for _, chance in good]
+    best = _best(pool, chances, wish)
     if not explore:
         return [Choice(best, 1.0)]
-    safe = [each for each in pool if each is not best and wish.chance(each) >= NEARLY]
+    each = zip(pool, chances, strict=True)
+    safe = [option for option, chance in each if option is not best and chance >= NEARLY]
     share = min(explore, MOST_EXPLORED) / (1 + len(safe))
     others = [Choice(option, share) for option in safe]
     return [Choice(best, 1.0 - share * len(others)), *others]
@@ -159,67 +165,89 @@ def missed(option: Option, wish: Wish) -> Bound | Literal["exact"] | None:
     """The first thing that it does not keep to; None: it keeps to all."""
     if wish.exact and not option.exact:
         return "exact"
-    return next((bound for bound, keeps, _ in _bounds(wish) if not keeps(option)), None)
-
-
-_Test: TypeAlias = Callable[[Option], bool]
-_Key: TypeAlias = Callable[[Option], tuple[float, ...]]
-
-
-def _bounds(wish: Wish) -> list[tuple[Bound, _Test, _Key]]:
-    """What must be kept to, in the order in which it matters: whether an option does, and how far
-    away it is where it does not."""
+    if option.unable:
+        return "able"
     least = wish.sure - _SAME
-    found: list[tuple[Bound, _Test, _Key]] = [
-        ("able", lambda option: not option.unable, lambda option: (0.0,)),
-        (
-            "usd",
-            lambda option: wish.usd_chance(option) >= least,
-            lambda option: (wish.cost_of(option), -wish.quality_of(option)),
-        ),
-    ]
+    for bound, chances, _ in _terms(wish):
+        if chances([option])[0] < least:
+            return bound
+    return None if wish.quality is None or _good(option, wish) else "quality"
+
+
+def _good(option: Option, wish: Wish) -> bool:
+    return wish.quality is None or wish.quality_of(option) >= wish.quality - _SAME
+
+
+_Chances: TypeAlias = Callable[[Sequence[Option]], list[float]]
+_Key: TypeAlias = Callable[[Option], tuple[float, ...]]
+# Of all ways in one step each: they are asked for every request.
+_COST = attrgetter("cost", "cost_high", "usd", "worst")
+_LATENCY = attrgetter("latency", "latency_high")
+_FIRST = attrgetter("first_token", "first_token_high")
+
+
+def _terms(wish: Wish) -> Iterator[tuple[Bound, _Chances, _Key]]:
+    """Money, and what is asked of times, in the order in which they matter: how likely each option
+    keeps to it, and how far away it is where none does."""
+    yield (
+        "usd",
+        partial(_usd_chances, wish),
+        lambda option: (wish.cost_of(option), -wish.quality_of(option)),
+    )
     if wish.latency is not None:
-        found.append(
-            (
-                "latency",
-                lambda option: wish.latency_chance(option) >= least,
-                lambda option: (wish.latency_of(option), option.cost),
-            )
+        yield (
+            "latency",
+            partial(_time_chances, _LATENCY, wish.latency, wish.cautious),
+            lambda option: (wish.latency_of(option), option.cost),
         )
     if wish.first_token is not None:
-        found.append(
-            (
-                "first_token",
-                lambda option: wish.first_chance(option) >= least,
-                lambda option: (wish.first_token_of(option), option.cost),
-            )
+        yield (
+            "first_token",
+            partial(_time_chances, _FIRST, wish.first_token, wish.cautious),
+            lambda option: (wish.first_token_of(option), option.cost),
         )
-    if (quality := wish.quality) is not None:
-        found.append(
-            (
-                "quality",
-                lambda option: wish.quality_of(option) >= quality - _SAME,
-                lambda option: (-wish.quality_of(option), option.cost),
-            )
-        )
+
+
+def _usd_chances(wish: Wish, options: Sequence[Option]) -> list[float]:
+    found = []
+    for cost, high, own, worst in map(_COST, options):
+        most = wish.usd
+        if most is None or (own is not None and own < most):
+            most = own
+        if most is None:
+            found.append(1.0)
+        elif wish.strict and worst is not None:
+            found.append(float(worst <= most))
+        else:
+            found.append(_chance(cost, high if wish.cautious else None, most))
     return found
 
 
-def _best(pool: Sequence[Option], wish: Wish) -> Option:
-    """Of those that keep to everything. Equal qualities may differ in how they were summed up."""
-    chances = [wish.chance(option) for option in pool]
+def _time_chances(
+    times: attrgetter[tuple[float, float | None]],
+    most: float,
+    cautious: bool,
+    options: Sequence[Option],
+) -> list[float]:
+    each = map(times, options)
+    return [_chance(expected, high if cautious else None, most) for expected, high in each]
+
+
+def _best(pool: Sequence[Option], chances: Sequence[float], wish: Wish) -> Option:
+    """Of those that keep to everything, each with the chance that it does. Equal qualities may
+    differ in how they were summed up."""
     if wish.quality is not None:
         least = min(NEARLY, max(chances)) - _SAME
-        pool = [option for option, one in zip(pool, chances, strict=True) if one >= least]
+        pool = [each for each, chance in zip(pool, chances, strict=True) if chance >= least]
         return min(pool, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))
+    price, weighed = wish.delay_price, [*zip(pool, chances, strict=True)]
     for quality_of in (wish.quality_of, lambda option: option.quality):
-        each = [*zip(pool, chances, strict=True)]
-        worths = [quality_of(one) * chance - wish.delay_price * one.delay for one, chance in each]
+        worths = [quality_of(each) * chance - price * each.delay for each, chance in weighed]
         most = max(worths)
         # As trees are pruned: the simplest within a standard error of the best (Breiman et al.
         # 1984, Classification and Regression Trees, 3.4.3).
-        doubt = wish.alike and wish.alike * pool[worths.index(most)].doubt
+        doubt = wish.alike and wish.alike * weighed[worths.index(most)][0].doubt
         least = most - max(doubt, _SAME)
-        kept = [one for one, worth in zip(each, worths, strict=True) if worth >= least]
-        pool, chances = [one for one, _ in kept], [chance for _, chance in kept]
-    return min(pool, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))
+        weighed = [one for one, worth in zip(weighed, worths, strict=True) if worth >= least]
+    same = (each for each, _ in weighed)
+    return min(same, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))

@@ -127,16 +127,16 @@ class Forecast:
         )
         # Other answers of the same request run beside each one; and so do, until its end, those
         # that come meanwhile.
-        others = np.array(found.others, dtype=float)
-        beside = np.array([np.zeros_like(others), found.calls, others]) + found.choices - 1
-        times = 1 + load * beside
+        beside = np.array((found.calls, found.others), dtype=float)
+        paces = np.array(found.paces, dtype=float).T
+        times = np.empty_like(usual)
         times[0] = found.choices  # of the cost
-        times[1:] *= np.array(found.paces, dtype=float).T
+        times[1:] = (1 + load[1:] * (beside + (found.choices - 1))) * paces
         # What one more call adds to another's time is what this one takes of the machine. That was
         # measured among its like, in whose batches it takes part; other models take turns with it.
-        share = np.where(np.array(found.joins), load[2], np.maximum(load[2], 1.0))
-        takes = usual[2] * share * found.choices * np.array(found.paces, dtype=float)[:, 1]
-        delays = np.minimum(takes, _ENDLESS) * others
+        share = np.where(found.joins, load[2], np.maximum(load[2], 1.0))
+        takes = usual[2] * share * (found.choices * paces[1])
+        delays = np.minimum(takes, _ENDLESS) * beside[1]
         return usual * times, high * times, delays
 
     def _mixed(self, kinds: Mapping[str, float]) -> _Array:

@@ -143,13 +143,13 @@ def _misses(option: Option, bound: str, wish: Wish) -> str:
     if bound == "exact":
         return "it is approximate"
     if bound == "usd":
-        within = f"{wish.usd_chance(option):.0%} of the time"
+        within = f"{wish.chance_of(option, 'usd'):.0%} of the time"
         return f"it may cost {wish.cost_of(option):.3g} USD; {wish.usd_of(option):.3g} do {within}"
     if bound == "latency":
-        within = f"{wish.latency_chance(option):.0%} of the time"
+        within = f"{wish.chance_of(option, 'latency'):.0%} of the time"
         return f"it may take {wish.latency_of(option):.3g} s; {wish.latency:.3g} do {within}"
     if bound == "first_token":
-        first, within = wish.first_token, f"{wish.first_chance(option):.0%} of the time"
+        first, within = wish.first_token, f"{wish.chance_of(option, 'first_token'):.0%} of the time"
         return f"it may begin after {wish.first_token_of(option):.3g} s; by {first:.3g} {within}"
     if bound == "quality":
         return f"it is only known to have {wish.quality_of(option):.3g} of the best quality"

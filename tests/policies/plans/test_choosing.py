@@ -132,9 +132,9 @@ def test_quality_counts_times_the_chance_that_it_comes_in_time(latency, chance, 
 
 def test_it_is_as_likely_to_keep_to_all_as_to_the_least_likely():
     wish = Wish(usd=9e-3, latency=100.0, first_token=0.21)
-    assert wish.usd_chance(DEAR) == pytest.approx(0.5)
-    assert wish.latency_chance(DEAR) > 0.999
-    assert 0.5 < wish.first_chance(DEAR) < 0.6
+    assert wish.chance_of(DEAR, "usd") == pytest.approx(0.5)
+    assert wish.chance_of(DEAR, "latency") > 0.999
+    assert 0.5 < wish.chance_of(DEAR, "first_token") < 0.6
     assert wish.chance(DEAR) == pytest.approx(0.5)
     assert Wish().chance(DEAR) == 1.0
 
@@ -151,7 +151,7 @@ def test_it_is_as_likely_to_keep_to_all_as_to_the_least_likely():
 )
 def test_of_what_does_not_spread_it_is_known(latency, high, most, chance):
     option = CHEAP._replace(latency=latency, latency_high=high)
-    assert Wish(latency=most).latency_chance(option) == chance
+    assert Wish(latency=most).chance_of(option, "latency") == chance
 
 
 def test_the_cheapest_that_is_good_enough_is_one_that_nearly_always_comes_in_time():
@@ -260,7 +260,7 @@ def test_what_is_not_known_to_be_worse_is_as_good_and_the_cheapest_of_it_is_take
 def test_a_chance_is_one_whatever_the_numbers(expected, spread, most):
     high = None if spread is None else expected + expected * spread
     option = CHEAP._replace(latency=expected, latency_high=high)
-    assert 0 <= Wish(latency=most).latency_chance(option) <= 1
+    assert 0 <= Wish(latency=most).chance_of(option, "latency") <= 1
 
 
 def test_what_98_of_100_do_not_pass_is_nearly_sure():
