@@ -116,6 +116,7 @@ def test_it_guesses_what_its_target_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_exported_it_is_the_same_model(tmp_path: Path, smollm2_gguf: Path) -> None:
     folder = tmp_path / "exported"
     run("export-model", TINY, folder, *FLEET)

@@ -18,6 +18,7 @@ from tests.prompts import OWN
 pytestmark = pytest.mark.model
 
 
+@pytest.mark.slow
 async def test_they_change_places_between_two_words_only(smollm2_gguf: Path) -> None:
     fleet = read(DEFAULT_CONFIG)
     cards = {name: card.model_copy(update={"family": name}) for name, card in fleet.models.items()}

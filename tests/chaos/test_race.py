@@ -57,7 +57,9 @@ def nothing_held(ledger, key):
     [
         pytest.param("sqlite", "0", id="exact-sqlite"),
         pytest.param("postgres", "0", id="exact-postgres", marks=pytest.mark.postgres),
-        pytest.param("postgres", "1", id="headroom-postgres", marks=pytest.mark.postgres),
+        pytest.param(
+            "postgres", "1", id="headroom-postgres", marks=[pytest.mark.postgres, pytest.mark.slow]
+        ),
         # It differs in one thing from each of two above.
         pytest.param("sqlite", "1", id="headroom-sqlite", marks=pytest.mark.slow),
     ],

@@ -9,6 +9,7 @@ from app.errors import ConfigError
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 def test_it_writes_what_each_ledger_adds_beside_none(postgres, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accounts, "QUICK", accounts.Length(requests=64, rounds=2))
     file = tmp_path / "figures.json"

@@ -11,6 +11,7 @@ from app.bench import engine
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_it_writes_every_ratio_and_what_each_round_gave(
     smollm2_gguf: Path,
     tmp_path: Path,

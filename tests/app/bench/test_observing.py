@@ -47,6 +47,7 @@ def short(monkeypatch):
     monkeypatch.setattr(observing, "TOKENS", 8)
 
 
+@pytest.mark.slow
 def test_it_writes_what_each_part_of_it_costs(short, monkeypatch, tmp_path, capsys):
     some = {name: SIDES[name] for name in (OFF, observing.ALL)}
     monkeypatch.setattr(observing, "SIDES", some)

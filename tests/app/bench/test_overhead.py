@@ -55,6 +55,7 @@ def short(monkeypatch):
     monkeypatch.setattr(overhead, "TOKENS", 8)
 
 
+@pytest.mark.slow
 def test_it_writes_what_a_real_gateway_adds(short, tmp_path, capsys):
     file = tmp_path / "figures.json"
     overhead.run(quick=True, json_file=file)

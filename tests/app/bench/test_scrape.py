@@ -15,6 +15,7 @@ def short(monkeypatch):
         monkeypatch.setattr(scrape, name, size)
 
 
+@pytest.mark.slow
 def test_it_writes_what_a_scrape_of_all_workers_costs(short, tmp_path, capsys):
     file = tmp_path / "figures.json"
     scrape.run(quick=True, json_file=file)
