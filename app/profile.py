@@ -40,7 +40,7 @@ class Law(Frozen):
     """An amount by the tokens of prompt and answer, and by how many calls run.
 
     (base + prompt * tokens of the prompt + completion * tokens of the answer) * (1 + load * calls):
-    `calls` are those that run or wait already on what the models of the way run on.
+    `calls` are those that run or wait beside it on what the models of the way run on.
     """
 
     base: Amount

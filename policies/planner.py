@@ -261,13 +261,14 @@ class Planner(Policy):
         usd = each(state.left)
         if strict and usd != worst:
             worst = _worst(known, call, (prompt, rooms), engine, prices)
+        calls = {models: state.calls(models) for models in known.asked.keys}
         return Situation(
             kinds=known.kinds.probabilities(features_of(call)),
             prompt=prompt,
             choices=call.choices,
             rooms=rooms,
-            calls=each(state.calls),
-            others=each(lambda models: known.crowd.others(models, state.calls(models))),
+            calls=each(calls.__getitem__),
+            others=each(lambda models: known.crowd.others(models, calls[models])),
             joins=each(state.joins),
             paces=each(known.pace.of) if self.paced else _AS_MEASURED * len(ill),
             usd=usd,

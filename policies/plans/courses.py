@@ -85,12 +85,15 @@ class State:
 
     def calls(self, models: Sequence[str]) -> float:
         """That run or wait where these models run."""
-        loads = (self.loads[model] for model in _where(models, self.beside))
-        return sum(load.running + load.waiting for load in loads)
+        return sum([self._busy(model) for model in _where(models, self.beside)])
 
     def joins(self, models: Sequence[str]) -> bool:
         """Whether one of these is at work, so that another call of it takes part in its batches."""
-        return any(self.loads[model].running + self.loads[model].waiting for model in models)
+        return any(self._busy(model) for model in models)
+
+    def _busy(self, model: str) -> float:
+        load = self.loads[model]
+        return load.running + load.waiting
 
     def context(self, models: Sequence[str]) -> int:
         """Tokens of prompt and answer that all of them hold."""
@@ -108,7 +111,7 @@ class State:
 
 
 def _where(models: Sequence[str], beside: Mapping[str, frozenset[str]]) -> Set[str]:
-    return frozenset().union(*(beside[model] for model in models))
+    return frozenset().union(*[beside[model] for model in models])
 
 
 def _left(model: str, engine: MeteredEngine, prices: Mapping[str, Tariff]) -> float | None:

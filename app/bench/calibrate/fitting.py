@@ -109,8 +109,7 @@ def best(ways: Sequence[Way]) -> Way:
 
 
 def samples(found: Sequence[Observed], what: str) -> list[Sample]:
-    """What answers tell of an amount. While so many requests run at once, each has one less beside
-    it."""
+    """What answers tell of an amount."""
     return [
         Sample(each.question, each.prompt, each.completion, each.beside, value)
         for each in found

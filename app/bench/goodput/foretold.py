@@ -27,7 +27,7 @@ class Error:
     actual: float  # mean
     absolute: float  # mean absolute error
     relative: float | None  # mean of the absolute error by the actual amount; None: it is 0
-    below: float | None  # share that is no more than the bound by which it was chosen
+    below: float | None  # share that is no more than what 98 of 100 should not pass
 
 
 def pairs(found: Sequence[Outcome], what: Price) -> list[Pair]:

@@ -168,7 +168,7 @@ def _errors(foretold: Mapping[Price, Error]) -> Iterator[str]:
         if error.relative is not None:
             parts.append(f"of the actual {error.relative:.0%} on average")
         if error.below is not None:
-            parts.append(f"{error.below:.0%} below the bound by which it was chosen")
+            parts.append(f"{error.below:.0%} below what 98 of 100 should not pass")
         yield f"Foretold {name}, {error.answers} answers: {'; '.join(parts)}"
     if not foretold:
         yield "What was expected of the planner's choices is not known: the gateway keeps no log."

@@ -210,10 +210,13 @@ def test_whatever_is_asked_propensities_sum_to_one_and_what_is_promised_holds(wa
     if fitting:
         assert all(choice.missed is None and choice.option in fitting for choice in found)
         price = wish.delay_price
-        worths = [wish.quality_of(way) - price * way.delay for way in fitting]
-        cheapest = min(way.cost for way in fitting)
+        worths = [wish.quality_of(way) * wish.chance(way) - price * way.delay for way in fitting]
+        # Of those that nearly always keep to money and time, or as nearly as any does.
+        nearly = min(NEARLY, max(map(wish.chance, fitting))) - 1e-8
+        cheapest = min(way.cost for way in fitting if wish.chance(way) >= nearly)
         if wish.quality is None:
-            worth = wish.quality_of(first.option) - price * first.option.delay
+            worth = wish.quality_of(first.option) * wish.chance(first.option)
+            worth -= price * first.option.delay
             assert worth >= max(worths) - 1e-8
         else:
             assert first.option.cost == cheapest
