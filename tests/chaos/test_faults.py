@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.houses import House, Told, settled
 from tests.upstreams.faults import FAULTS
 from tests.upstreams.script import SURE_AT, UNSURE_AT
-from tests.upstreams.server import wait_for
+from tests.upstreams.server import Upstream, wait_for
 
 FINE = """slow headers|CRLF|CRLF byte by byte|byte by byte|all in one write|in odd pieces
 other fields|no space after data:|gzip|no [DONE]|closed after the last byte
@@ -47,29 +47,35 @@ def well_again(home: House) -> Iterator[None]:
         assert asked[0].right
 
 
-def direct(home: House, fault: str, *, stream: bool, **more: Any) -> Told:
-    if FAULTS[fault].reused:
-        assert home.ask("large", stream=True).right
-    home.large[0].breaks(FAULTS[fault])
-    with settled(home) as asked:
-        asked.append(home.ask("large", stream=stream, **more))
+def broken_by(
+    home: House, broken: Upstream, name: str, question: Callable[[], Told], skip: int = 0
+) -> Told:
+    """What comes of a question, one of whose calls goes wrong: the first after `skip` good ones."""
+    fault = FAULTS[name]
+    for _ in range(5):
+        for model in ("small", "large") if fault.reused else ():
+            assert home.ask(model, stream=True).right  # and so there is a connection to use again
+        before = len(broken.calls())
+        broken.breaks(fault, skip=skip)
+        with settled(home) as asked:
+            asked.append(question())
+        home.ready()
+        # Where that call opened a new connection, it went well, and perhaps a later one did not.
+        if not fault.reused or broken.calls()[before + skip].connection:
+            break
     return asked[0]
+
+
+def direct(home: House, fault: str, *, stream: bool, **more: Any) -> Told:
+    return broken_by(home, home.large[0], fault, lambda: home.ask("large", stream=stream, **more))
 
 
 def switching(home: House, fault: str, *, stream: bool, at: str) -> Told:
     """`at`: the first call, the one after a hand-over, or the last."""
     broken = home.large[0] if at == "handover" else home.small[0]
-    for _ in range(5):
-        for model in ("small", "large") if FAULTS[fault].reused else ():
-            assert home.ask(model, stream=True).right  # and so there is a connection to use again
-        broken.breaks(FAULTS[fault], skip=int(at == "last"))
-        with settled(home) as asked:
-            asked.append(home.ask("economy", stream=stream))
-        missed = FAULTS[fault].reused and broken.breaking
-        home.ready()
-        if not missed:  # else a new connection was opened, on which nothing was to happen
-            break
-    return asked[0]
+    return broken_by(
+        home, broken, fault, lambda: home.ask("economy", stream=stream), skip=int(at == "last")
+    )
 
 
 def is_broken(told: Told) -> bool:
