@@ -49,21 +49,24 @@ def main() -> None:
             one = {"model": "economy", "messages": [{"role": "user", "content": "why"}]}
             known = {"Authorization": f"Bearer {token}", "X-Request-Id": "schemathesis"}
             httpx.post(f"{url}/v1/chat/completions", json=one, headers=known).raise_for_status()
-            status = run(url, key.id, token, seconds, folder)
+            another = {"model": "economy", "input": "why"}
+            kept = httpx.post(f"{url}/v1/responses", json=another, headers=known)
+            ids = {"KEY_ID": key.id, "RESPONSE_ID": kept.raise_for_status().json()["id"]}
+            status = run(url, ids, token, seconds, folder)
             unanswered = [path for path, found in answers(url) if not found[2]]
     if unanswered:
         sys.exit(f"never answered, and so never tried: {', '.join(unanswered)}")
     sys.exit(status)
 
 
-def run(url: str, key: str, token: str, seconds: int, folder: str) -> int:
-    """schemathesis's own status."""
+def run(url: str, ids: dict[str, str], token: str, seconds: int, folder: str) -> int:
+    """schemathesis's own status. `ids`: for the hooks, as variables of the environment."""
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"),
         *("--checks", ",".join(CHECKS), "--max-time", str(seconds), "--continue-on-failure"),
         *("--header", f"Authorization: Bearer {token}", "--warnings", "off"),
     ]
-    environment = {**os.environ, "KEY_ID": key, "SCHEMATHESIS_HOOKS": "tests.openapi.hooks"}
+    environment = {**os.environ, **ids, "SCHEMATHESIS_HOOKS": "tests.openapi.hooks"}
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.run(command, env=environment, cwd=folder, check=False).returncode
 

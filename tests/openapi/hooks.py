@@ -19,6 +19,7 @@ SAID: dict[str, Any] = {
 OPTIONAL = ("X-Policy", "X-Budget-Latency-Ms", "X-Budget-Usd")
 DEADLINE = re.compile(r"[0-9.eE+]+")
 KNOWN = "schemathesis"  # the X-Request-Id of an answer that there is
+KEPT = os.environ.get("RESPONSE_ID", "")  # of a response that there is
 OURS = os.environ.get("KEY_ID", "")  # the key that it comes with must go on to open doors
 
 
@@ -76,7 +77,15 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 def map_path_parameters(context: Any, path_parameters: Any) -> Any:
     if path_parameters and path_parameters.get("id") == OURS:
         path_parameters["id"] = "0" * 12
-    decisions = context.operation.path.startswith("/v1/decisions/")
-    if path_parameters and decisions and not chance(path_parameters, 3):
-        path_parameters["id"] = KNOWN
+    known = known_id(context.operation)
+    if path_parameters and known and not chance(path_parameters, 3):
+        path_parameters["id"] = known
     return path_parameters
+
+
+def known_id(operation: Any) -> str:
+    """What may be named in this one's path, and is there as long as nobody deletes it."""
+    if operation.path.startswith("/v1/decisions/"):
+        return KNOWN
+    kept = operation.path.startswith("/v1/responses/") and operation.method.lower() != "delete"
+    return KEPT if kept else ""
