@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class Kept:
     digest: str  # of its point
     spent: int = 0  # 1e-12 USD, at most
     beside: float = 0.0  # requests that ran beside it, in the mean over its time
+    met: int = 0  # that ran when it began
 
     @property
     def key(self) -> Key:
@@ -84,6 +86,7 @@ class Kept:
             "digest": self.digest,
             "spent": self.spent,
             "beside": self.beside,
+            "met": self.met,
         }
         return {**told, **asdict(self.answer)}
 
@@ -111,7 +114,7 @@ def groups(plan: Plan) -> list[Group]:
     of one way: what they take from each other is its own, and not that of the dearest ways beside
     it. Ways follow each other with the same questions, in an order of their own, and levels take
     turns: whatever the machine does beside it falls on all alike. What others' answers are graded
-    by comes first."""
+    by comes first, and then the fewest at once, which tell how long answers take."""
     shuffling = random.Random(plan.seed)
     rounds: dict[int, list[list[Job]]] = defaultdict(list)
     first: dict[int, list[Job]] = defaultdict(list)
@@ -124,7 +127,9 @@ def groups(plan: Plan) -> list[Group]:
         rounds[level].append(jobs)
     parts = [(level, part) for level, of in rounds.items() for part in _parts(level, of)]
     shuffling.shuffle(parts)
-    found = [Group(level, jobs) for level, jobs in first.items() if jobs]
+    fewest = min(parts, key=lambda part: part[0], default=None)
+    parts.sort(key=lambda part: part is not fewest)
+    found = [Group(level, jobs) for level, jobs in sorted(first.items()) if jobs]
     for level, part in parts:
         found += [Group(level, jobs) for jobs in _at_once(level, part)]
     return found
@@ -172,7 +177,7 @@ def read(path: Path) -> list[Kept]:
 
 def _kept(path: Path, number: int, line: dict[str, Any]) -> Kept:
     try:
-        told = [line.pop(name) for name in ("level", "digest", "spent", "beside")]
+        told = [line.pop(name) for name in ("level", "digest", "spent", "beside", "met")]
         return Kept(Answered(**line), *told)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}:{number}: is no answer of a calibration: {error}") from error
@@ -229,24 +234,25 @@ class _Meter:
     """How many requests run beside one, in the mean over its time."""
 
     def __init__(self) -> None:
-        self._running, self._sum, self._at = 0, 0.0, time.monotonic()
+        self.running = 0
+        self._sum, self._at = 0.0, time.monotonic()
 
     @contextmanager
     def beside(self) -> Iterator[Callable[[], float]]:
         """While one runs; what is told once it has ended."""
         began, before = self._now()
-        self._running += 1
+        self.running += 1
         ended = began, before
         try:
             yield lambda: max((ended[1] - before) / max(ended[0] - began, 1e-9) - 1, 0.0)
         finally:
             ended = self._now()
-            self._running -= 1
+            self.running -= 1
 
     def _now(self) -> tuple[float, float]:
         """The time, and request-seconds until it."""
         now = time.monotonic()
-        self._sum += self._running * (now - self._at)
+        self._sum += self.running * (now - self._at)
         self._at = now
         return now, self._sum
 
@@ -284,14 +290,24 @@ class _Asking:
                 self._note(kept)
         self._advance(0, f"{group.level} at once")
         queue = iter(waiting)
+        apart = self._usual(group.jobs[0].point.name) / group.level
         try:
             async with asyncio.TaskGroup() as clients:
-                for _ in range(min(group.level, len(waiting))):
-                    clients.create_task(self._client(queue, group.level))
+                for number in range(min(group.level, len(waiting))):
+                    clients.create_task(self._client(queue, group.level, number * apart))
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
 
-    async def _client(self, queue: Iterator[Job], level: int) -> None:
+    def _usual(self, way: str) -> float:
+        """Seconds that its answers took so far, in the mean; 0 if there is none."""
+        answers = (kept.answer for kept in self.told.found)
+        took = [each.seconds for each in answers if each.way == way and each.seconds]
+        return statistics.fmean(took) if took else 0.0
+
+    async def _client(self, queue: Iterator[Job], level: int, wait: float) -> None:
+        """`wait`: seconds. Requests that all begin together read their prompts together, so that
+        each gets its first words late, as few do that come when they like."""
+        await asyncio.sleep(wait)
         for job in queue:
             if job.point.name in self.told.hopeless:
                 self._advance(1, "")
@@ -312,7 +328,7 @@ class _Asking:
                 self._under_way -= 1
 
     async def _ask(self, job: Job, held: int) -> None:
-        way, name = way_of(job.point), job.point.name
+        way, name, met = way_of(job.point), job.point.name, self._meter.running
         try:
             with self._meter.beside() as beside:
                 answer = await patiently(
@@ -325,10 +341,10 @@ class _Asking:
                 )
         except asyncio.CancelledError:
             # It may have cost as much; the next run must know.
-            self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None, 0.0)
+            self._keep(job, Answered(**_nothing(job, self._plan.sampled)), held, None, (0.0, met))
             raise
         refused = answer.failed[:1] == "4"  # before anything was made
-        self._keep(job, answer, held, 0.0 if refused else answer.cost, beside())
+        self._keep(job, answer, held, 0.0 if refused else answer.cost, (beside(), met))
         self._advance(1, "")
         if not answer.failed:
             self._in_a_row = 0
@@ -345,7 +361,12 @@ class _Asking:
                 self.told.hopeless[name] = answer.failed
 
     def _keep(
-        self, job: Job, answer: Answered, held: int, cost: float | None, beside: float
+        self,
+        job: Job,
+        answer: Answered,
+        held: int,
+        cost: float | None,
+        others: tuple[float, int],
     ) -> None:
         if answer.scarce and self._spending.most is not None:
             # It says what the rest of the budget is worth, not what the way is.
@@ -353,7 +374,7 @@ class _Asking:
             self.told.left += 1
             answer.failed = answer.failed or "the budget of the calibration cut it short"
         spent = self._spending.settle(job.point.name, held, cost)
-        kept = Kept(answer, job.level, job.point.digest, spent, beside)
+        kept = Kept(answer, job.level, job.point.digest, spent, *others)
         append(self._plan.answers, kept.line)
         if not answer.scarce or self._spending.most is None:
             self.told.found.append(kept)

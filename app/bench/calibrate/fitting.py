@@ -109,9 +109,17 @@ def best(ways: Sequence[Way]) -> Way:
 
 
 def samples(found: Sequence[Observed], what: str) -> list[Sample]:
-    """What answers tell of an amount."""
+    """What answers tell of an amount: the first words by what ran when they were asked for, as
+    that is what a planner knows of them; the rest by what ran meanwhile."""
+    first = what == "first_s"
     return [
-        Sample(each.question, each.prompt, each.completion, each.beside, value)
+        Sample(
+            each.question,
+            each.prompt,
+            each.completion,
+            each.met if first else each.beside,
+            value,
+        )
         for each in found
         if not each.failed and (value := getattr(each, what)) is not None
     ]

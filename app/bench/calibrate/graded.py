@@ -150,6 +150,7 @@ def _observed(kept: Kept, worth: float) -> Observed:
         seed=answer.seed,
         level=kept.level,
         beside=kept.beside,
+        met=kept.met,
         worth=worth,
         failed=answer.failed,
         prompt=answer.prompt,

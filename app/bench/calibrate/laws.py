@@ -31,7 +31,7 @@ class Sample:
     question: str
     prompt: float  # tokens
     completion: float  # tokens
-    calls: float  # that ran beside it
+    calls: float  # that ran beside it, or when it began
     amount: float  # USD or seconds
 
     @property

@@ -41,4 +41,5 @@ class Observed:
     first_s: float | None = None  # to the first text
     seconds: float | None = None  # to the end
     beside: float = 0.0  # requests that ran beside it, in the mean over its time
+    met: int = 0  # that ran when it began
     entropy: float | None = None  # bits: mean over the first tokens, where the way tells it

@@ -73,5 +73,6 @@ def _answer(way, kind, number, seed, level, rng, hard):
         first_s=way.seconds.at(prompt, 0, level - 1) * chance,
         seconds=way.seconds.at(prompt, completion, level - 1) * chance,
         beside=level - 1,
+        met=level - 1,
         entropy=None if way.entropy is None else float(rng.normal(way.entropy, 0.1)),
     )

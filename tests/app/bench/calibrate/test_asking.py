@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from app.bench.calibrate import asking
-from app.bench.calibrate.asking import Kept, Plan, Told, gather, groups, read
+from app.bench.calibrate.asking import Job, Kept, Plan, Told, gather, groups, read
 from app.bench.calibrate.observed import Point
 from app.bench.calibrate.points import points, probes
 from app.bench.calibrate.spending import Spending
@@ -138,13 +139,37 @@ def test_requests_at_once_are_of_one_way(plan: Plan) -> None:
 
 async def test_how_many_ran_beside_it_is_measured(http: httpx.AsyncClient, plan: Plan) -> None:
     """At a level of 8 that is less than 7 where the last of them wait for nobody."""
-    plan = replace(plan, questions=asked(4), levels=(1, 8))
+    plan = replace(plan, points=three()[:1], questions=asked(4), levels=(8,))
     found = (await go(http, plan)).found
-    alone = [kept.beside for kept in found if kept.level == 1]
-    assert alone == [0.0] * 6
-    beside = [kept.beside for kept in found if kept.level == 8]
-    assert len(beside) == 6 and all(0 < each <= 1 for each in beside)  # two questions at once
+    assert all(0 < kept.beside <= 3 for kept in found)
+    assert sorted(kept.met for kept in found) == [0, 1, 2, 3]
     assert read(plan.answers) == found
+    alone = (await go(http, replace(plan, levels=(1,)))).found
+    assert [(kept.beside, kept.met) for kept in alone] == [(0.0, 0)] * 4
+
+
+async def test_requests_at_once_begin_one_after_another(
+    http: httpx.AsyncClient, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the time that the way's answers are known to take."""
+    waits: list[tuple[int, float]] = []
+    client = asking._Asking._client
+
+    async def noted(self: Any, queue: Iterator[Job], level: int, wait: float) -> None:
+        waits.append((level, wait))
+        await client(self, queue, level, wait)
+
+    monkeypatch.setattr(asking._Asking, "_client", noted)
+    found = (await go(http, replace(plan, questions=asked(24), levels=(1, 4)))).found
+    assert waits[0] == (1, 0.0)  # by which all ways are known
+    assert {wait for level, wait in waits if level == 1} == {0.0}
+    several = [wait for level, wait in waits if level == 4]
+    longest = max(kept.answer.seconds or 0 for kept in found)
+    assert len(several) == 4 * len(WAYS)
+    for at in range(0, len(several), 4):
+        first, second, *others = several[at : at + 4]
+        assert first == 0 < second < longest / 4
+        assert others == pytest.approx([2 * second, 3 * second])
 
 
 def test_no_prompt_begins_as_another_does(plan: Plan) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.bench.calibrate import kinds
-from app.bench.calibrate.fitting import fit
+from app.bench.calibrate.fitting import fit, samples
 from app.errors import ConfigError
 from app.estimates import Estimate
 from app.profile import Law, Profile, Runtime
@@ -196,3 +196,10 @@ def test_nine_of_ten_answers_of_a_kind_are_no_longer_however_few_were_seen():
             for kind in KINDS
         ]
     assert 0.86 < float(np.mean(kept)) < 0.97
+
+
+def test_first_words_go_by_what_ran_when_they_were_asked_for():
+    """As the planner knows it; the whole answer by what ran meanwhile."""
+    found = [replace(each, met=7, beside=2.5) for each in answers(Made("a"), questions=3)]
+    assert {each.calls for each in samples(found, "first_s")} == {7}
+    assert {each.calls for each in samples(found, "seconds")} == {2.5}
