@@ -157,9 +157,10 @@ class Planner(Policy):
 
     async def _planned(self, tries: _Tries, usd: int | None) -> Planned:
         call, engine, prices, strict = tries.call, tries.engine, tries.prices, tries.strict
-        courses = self._courses
+        known = self._known
+        courses = known.courses
         found = await self._situation(call, engine, prices, strict)
-        options = tries.left(self._known.forecast.options(found), courses)
+        options = tries.left(known.forecast.options(found), courses)
         wish = self._wish(call, strict, usd)
         choices = choose(options, wish, 0.0 if tries.failed else self.explore)
         taken = _drawn(choices, call.id)
@@ -212,9 +213,10 @@ class Planner(Policy):
 
     @property
     def _known(self) -> Fitted:
-        if self._fitted is None:
+        known = self._fitted  # once: pydantic looks for it in several places
+        if known is None:
             raise RuntimeError("a planner must be fitted to a fleet first")
-        return self._fitted
+        return known
 
     @property
     def _courses(self) -> Sequence[Course]:
@@ -248,7 +250,7 @@ class Planner(Policy):
                 said or unable(course, call, engine, prices)
                 for said, course in zip(ill, known.courses, strict=True)
             ]
-        prompt = await self._counted(call, ill, engine)
+        prompt = await _counted(known, call, ill, engine)
         holds = each(state.context)
         if min(holds) <= prompt:
             ill = [
@@ -276,18 +278,19 @@ class Planner(Policy):
             unable=ill,
         )
 
-    async def _counted(self, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
-        """Tokens of a prompt, of several in the mean, as a model reads them that may be asked."""
-        courses = able = self._courses
-        if any(ill):
-            named = sorted(zip(map(bool, ill), courses, strict=True), key=lambda one: one[0])
-            able = [course for _, course in named]
-        *models, last = dict.fromkeys([course.first for course in able])
-        calls = call.apart()
-        for model in models:
-            with suppress(*PASSED_ON):  # another may tell
-                return -(-sum([await engine.count(each.to(model)) for each in calls]) // len(calls))
-        return -(-sum([await engine.count(each.to(last)) for each in calls]) // len(calls))
+
+async def _counted(known: Fitted, call: Call, ill: Sequence[str], engine: MeteredEngine) -> int:
+    """Tokens of a prompt, of several in the mean, as a model reads them that may be asked."""
+    *models, last = known.firsts
+    if any(ill):
+        named = zip(map(bool, ill), known.courses, strict=True)
+        able = [course for _, course in sorted(named, key=lambda one: one[0])]
+        *models, last = dict.fromkeys(course.first for course in able)
+    calls = call.apart()
+    for model in models:
+        with suppress(*PASSED_ON):  # another may tell
+            return -(-sum([await engine.count(each.to(model)) for each in calls]) // len(calls))
+    return -(-sum([await engine.count(each.to(last)) for each in calls]) // len(calls))
 
 
 def _worst(

@@ -93,10 +93,10 @@ class Wish:
 
 def _chance(expected: float, high: float | None, most: float) -> float:
     """That an amount is at most `most`: its logarithm is as if normal."""
+    if high is not None and 0 < expected < high and high * high <= most * expected:
+        return 1.0  # far from both: twice as far as nearly all
     if high is None or not 0 < expected < high < math.inf:
         return float((expected if high is None else high) <= most)
-    if most * expected >= high * high:  # far from both: twice as far as nearly all
-        return 1.0
     if most * high <= expected * expected:
         return 0.0
     # Apart, as a quotient of the least and the greatest numbers would be 0.
@@ -132,7 +132,8 @@ def choose(options: Sequence[Option], wish: Wish, explore: float = 0.0) -> list[
     chances = [1.0] * len(pool)  # as `wish.chance`, on the way
     least = wish.sure - _SAME
     for bound, found, away in _terms(wish):
-        now = [*map(min, chances, found(pool))]
+        told = found(pool)
+        now = [one if one < two else two for one, two in zip(chances, told, strict=True)]
         if max(now) < least:
             return [Choice(min(pool, key=away), 1.0, bound)]
         if min(now) < least:
@@ -230,7 +231,9 @@ def _time_chances(
     options: Sequence[Option],
 ) -> list[float]:
     each = map(times, options)
-    return [_chance(expected, high if cautious else None, most) for expected, high in each]
+    if not cautious:
+        return [float(expected <= most) for expected, _ in each]
+    return [_chance(expected, high, most) for expected, high in each]
 
 
 def _best(pool: Sequence[Option], chances: Sequence[float], wish: Wish) -> Option:
@@ -241,13 +244,19 @@ def _best(pool: Sequence[Option], chances: Sequence[float], wish: Wish) -> Optio
         pool = [each for each, chance in zip(pool, chances, strict=True) if chance >= least]
         return min(pool, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))
     price, weighed = wish.delay_price, [*zip(pool, chances, strict=True)]
-    for quality_of in (wish.quality_of, lambda option: option.quality):
-        worths = [quality_of(each) * chance - price * each.delay for each, chance in weighed]
+    for known in (True, False) if wish.cautious else (False,):
+        worths = [
+            (each.quality_low if known and each.quality_low is not None else each.quality) * chance
+            - price * each.delay
+            for each, chance in weighed
+        ]
         most = max(worths)
         # As trees are pruned: the simplest within a standard error of the best (Breiman et al.
         # 1984, Classification and Regression Trees, 3.4.3).
         doubt = wish.alike and wish.alike * weighed[worths.index(most)][0].doubt
         least = most - max(doubt, _SAME)
         weighed = [one for one, worth in zip(weighed, worths, strict=True) if worth >= least]
+        if len(weighed) == 1:
+            return weighed[0][0]
     same = (each for each, _ in weighed)
     return min(same, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))

@@ -56,6 +56,7 @@ class Fitted:
     asked: Groups  # by the models that they ask: most ways differ in a dial alone
     priced: Groups  # and by what they may cost at worst
     models: Sequence[str]  # all of these
+    firsts: Sequence[str]  # of these, that a way asks first
     beside: Mapping[str, frozenset[str]]  # of the fleet, by model: what runs where it does
     prices: Mapping[str, Tariff]
     profile: Profile
@@ -92,6 +93,7 @@ def _of(found: Sequence[Course], profile: Profile, prices: Mapping[str, Tariff])
         "forecast": Forecast([_feared(course, profile, prices) for course in found], profile),
         "asked": Groups.of([course.way.models for course in found]),
         "priced": Groups.of([_worst(course) for course in found]),
+        "firsts": tuple(dict.fromkeys(course.first for course in found)),
         "models": tuple(dict.fromkeys(m for course in found for m in course.way.models)),
     }
 

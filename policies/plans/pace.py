@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 _SHARE = 1 / 8  # of the newest answer, in what is known of its place
+_AS_SAID = (0.0, 0.0)  # by the profile
 _MOST = math.log(8)  # of one answer, either way: a machine that slept says nothing of its pace
 
 
@@ -39,8 +40,9 @@ class Pace:
 
     def of(self, models: Sequence[str]) -> Slower:
         """For a way that may ask these: as the slowest of their places."""
-        known = [self._known.get(place, (0.0, 0.0)) for place in self._places(models)]
-        return Slower(*(math.exp(max(logs)) for logs in zip(*known, strict=True)))
+        known = [self._known.get(place, _AS_SAID) for place in self._places(models)]
+        first, whole = known[0] if len(known) == 1 else map(max, *known)
+        return Slower(math.exp(first), math.exp(whole))
 
     def learn(
         self, models: Sequence[str], first: float | None, whole: tuple[float, float] | None
@@ -49,7 +51,7 @@ class Pace:
         as many tokens and calls, the latter at least and at most; None: not known."""
         ratios = None if first is None else (first, first), whole
         for place in self._places(models):
-            before = self._known.get(place, (0.0, 0.0))
+            before = self._known.get(place, _AS_SAID)
             a, b = (_mean(log, ratio) for log, ratio in zip(before, ratios, strict=True))
             self._known[place] = a, b
 

@@ -128,7 +128,7 @@ class Forecast:
         # Other answers of the same request run beside each one; and so do, until its end, those
         # that come meanwhile.
         beside = np.array((found.calls, found.others), dtype=float)
-        paces = np.array(found.paces, dtype=float).T
+        paces = np.array([*zip(*found.paces, strict=True)], dtype=float)
         times = np.empty_like(usual)
         times[0] = found.choices  # of the cost
         times[1:] = (1 + load[1:] * (beside + (found.choices - 1))) * paces
