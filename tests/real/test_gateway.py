@@ -42,14 +42,15 @@ def test_economy_tells_for_each_prompt_who_wrote_what_and_what_it_cost(real: Rea
     assert switches > 0
 
 
-def test_a_budget_below_the_large_models_price_is_kept(real: Real) -> None:
+@pytest.mark.parametrize("step", [8, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_budget_below_the_large_models_price_is_kept(real: Real, step: int) -> None:
     """A part of what the large model alone costs is the budget: with it `economy` answers, and
     the large model answers as far as it goes, or is refused if it does not pay for the prompt."""
     price = read(DEFAULT_CONFIG).models[LARGE].price
-    for number, prompt in enumerate(OWN[::4]):
+    for number, prompt in enumerate(OWN[::step]):
         used = real.ask(prompt, model=LARGE).usage
         whole = price.of(Usage(prompt=used.prompt_tokens, completion=used.completion_tokens))
-        budget = f"{whole / PICO * (0.3 + 0.12 * number):.12f}"
+        budget = f"{whole / PICO * (0.3 + 0.03 * step * number):.12f}"
         answer = real.ask(prompt, headers={"X-Budget-Usd": budget})
         assert 0 < answer.usage.cost <= float(budget)
         assert answer.choices[0].message.content

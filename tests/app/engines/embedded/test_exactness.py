@@ -95,13 +95,14 @@ def differences(reference: Any, sequence: RunningSequence) -> tuple[int, int]:
         pytest.param(20, 1, False, id="alone", marks=pytest.mark.slow),  # the others say it too
         pytest.param(6, 1, True, id="prefixes"),
         pytest.param(20, 1, True, id="more prefixes", marks=pytest.mark.slow),
-        pytest.param(20, 8, False, id="8"),
+        pytest.param(8, 8, False, id="8"),
+        pytest.param(20, 8, False, id="more, 8", marks=pytest.mark.slow),
     ],
 )
 def test_greedy_fp32_is_that_of_transformers(
     ours: Ours, reference: Any, count: int, together: int, prefixes: bool, record_property: Any
 ) -> None:
-    """On 20 prompts of 64 tokens, alone, with prefixes reused, and with 7 others beside it."""
+    """On so many prompts of 64 tokens, alone, with prefixes reused, and with 7 others beside it."""
     again = OWN[: count // 5 if prefixes else 0]  # to be found whole
     prompts = [*OWN[:count], *again]
     sequences = ours.answers("fp32", prompts, together, prefixes)

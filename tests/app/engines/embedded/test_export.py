@@ -310,6 +310,7 @@ def test_the_default_model_s_text_becomes_the_same_ids(real: Path, smollm2_gguf:
 
 
 @pytest.mark.model
+@pytest.mark.slow  # that it comes back bitwise says as much, and that its text becomes the same ids
 def test_the_default_model_writes_the_same(real: Path, smollm2_gguf: Path) -> None:
     """That the embedded engine writes what transformers makes of the GGUF, others have tested."""
     tokenizer = AutoTokenizer.from_pretrained(real)

@@ -58,18 +58,18 @@ def test_greedy_int8_is_that_without_guesses(
         assert sum(usage(one).accepted for one in found) > 0
 
 
-def test_greedy_fp32_is_that_without_guesses(smollm2_gguf: Path) -> None:
+@pytest.mark.parametrize("by", ["model", pytest.param("look-up", marks=pytest.mark.slow)])
+def test_greedy_fp32_is_that_without_guesses(smollm2_gguf: Path, by: str) -> None:
     """But where the two best logits tie, and rounding decides."""
     pair = real(smollm2_gguf, "fp32")
     prompts = chats(pair, SOME[:3])
     plain = pair.answers(prompts, None, together=3, limit=TOKENS, sampling=REPORTING)
-    for asked in (DRAFTERS["model"], DRAFTERS["look-up"]):
-        told = replace(asked, adaptive=False)
-        found = pair.answers(prompts, told, together=3, limit=TOKENS, sampling=GREEDY)
-        for one, other in zip(found, plain, strict=True):
-            at = first_difference(*ids([one, other]))
-            assert at == TOKENS or gap(other, at) <= TIE
-        assert sum(usage(one).accepted for one in found) > 0
+    told = replace(DRAFTERS[by], adaptive=False)
+    found = pair.answers(prompts, told, together=3, limit=TOKENS, sampling=GREEDY)
+    for one, other in zip(found, plain, strict=True):
+        at = first_difference(*ids([one, other]))
+        assert at == TOKENS or gap(other, at) <= TIE
+    assert sum(usage(one).accepted for one in found) > 0
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
