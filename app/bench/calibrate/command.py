@@ -15,6 +15,7 @@ from app.bench.calibrate.fitting import fit
 from app.bench.calibrate.frontier import frontier, show
 from app.bench.calibrate.measuring import Measured, Wishes, measure
 from app.bench.calibrate.report import Unreferenced, report
+from app.bench.folders import alone_in
 from app.profile import Profile
 from app.tariffs import usd
 
@@ -24,19 +25,21 @@ PROFILE, REPORT = "profile.json", "report.html"
 def run(wishes: Wishes) -> None:
     """All of it. Ctrl-C leaves what was answered, and a later run goes on from that.
 
-    Raises ConfigError, BadRequest, UnknownModel for what cannot be measured.
+    Raises ConfigError, BadRequest, UnknownModel for what cannot be measured, ConfigError where
+    another run is at work in the folder.
     """
     console = Console(stderr=True)
-    try:
-        measured = measure(wishes, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"\nstopped; what was answered is in {wishes.out}/, and the same command goes on from"
-            " there",
-            soft_wrap=True,
-        )
-        raise
-    _tell(measured, wishes, console)
+    with alone_in(wishes.out):
+        try:
+            measured = measure(wishes, console)
+        except KeyboardInterrupt:
+            console.print(
+                f"\nstopped; what was answered is in {wishes.out}/, and the same command goes on"
+                " from there",
+                soft_wrap=True,
+            )
+            raise
+        _tell(measured, wishes, console)
 
 
 def _tell(measured: Measured, wishes: Wishes, console: Console) -> None:

@@ -139,7 +139,6 @@ def measure(wishes: Wishes, console: Console) -> Measured:
         asked, why = items.gradable(_drawn(wishes, every))
         if why:
             console.print(f"code is not asked for, as it cannot be graded here: {why}")
-        wishes.out.mkdir(parents=True, exist_ok=True)
         for path in (wishes.answers, wishes.first_tokens, wishes.opinions, wishes.runtimes):
             mend(path)
         work, spending = _work(wishes, catalog, found, by, asked), _spending(wishes)

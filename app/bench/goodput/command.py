@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from app.bench import items
 from app.bench.calibrate.serving import gateway
+from app.bench.folders import alone_in
 from app.bench.goodput import demands, replays, report
 from app.bench.goodput.arrivals import read_trace, unevenness
 from app.bench.goodput.demands import Slo
@@ -66,11 +67,11 @@ def run(wishes: Wishes) -> None:
         raise ConfigError(f"--slo: each class once, not {', '.join(names)}")
     try:
         trace, asked = read_trace(wishes.trace), _questions(wishes, console)
-        wishes.out.mkdir(parents=True, exist_ok=True)
-        with _serving(wishes, console) as url:
-            plan, found = asyncio.run(_measured(url, wishes, trace, asked, console))
-        rows = figures(found, plan.auto, wishes.seed)
-        report.write(rows, found, plan.auto, _said(wishes, plan), wishes.out)
+        with alone_in(wishes.out):
+            with _serving(wishes, console) as url:
+                plan, found = asyncio.run(_measured(url, wishes, trace, asked, console))
+            rows = figures(found, plan.auto, wishes.seed)
+            report.write(rows, found, plan.auto, _said(wishes, plan), wishes.out)
     except KeyboardInterrupt:
         console.print(
             f"\nstopped; whole replays are in {wishes.out}/, and the same command goes on from"

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from app.bench.calibrate import command
 from app.bench.calibrate.serving import gateway
+from app.bench.folders import alone_in
 from app.catalog import read
 from app.cli import cli
 from app.engines.fake import Fake, Script
@@ -119,6 +120,17 @@ def test_after_a_crash_it_goes_on(
     done = calibrate(config, out, *more)
     assert done.exit_code == 0, done.output
     assert len(fake.calls) == made + 1
+
+
+def test_two_at_once_in_one_folder(
+    config: Path, sums: Path, url: str, tmp_path: Path, fake: Fake
+) -> None:
+    """Each would be as slow as both, and its times be kept as its own."""
+    with alone_in(tmp_path / "calibration"):
+        more = ("--url", url, "--task", f"gsm8k={sums}")
+        done = calibrate(config, tmp_path / "calibration", *more)
+    assert isinstance(done.exception, ConfigError) and "another run" in str(done.exception)
+    assert not fake.calls
 
 
 def test_some_settings_at_a_temperature(

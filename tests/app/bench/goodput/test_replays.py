@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.bench import items
+from app.bench.folders import alone_in
 from app.bench.goodput.demands import Slo
 from app.bench.goodput.outcomes import outcomes
 from app.bench.goodput.replays import Plan, gather
@@ -184,6 +185,13 @@ def goodput(trace: Path, url: str, out: Path, *more: str) -> Any:
     return CliRunner().invoke(
         cli, ["bench", "goodput", *asked, "--requests", "6", "--seeds", "1", *more]
     )
+
+
+def test_two_at_once_in_one_folder(trace: Path, url: str, tmp_path: Path, fake: Fake) -> None:
+    with alone_in(tmp_path / "out"):
+        done = goodput(trace, url, tmp_path / "out")
+    assert isinstance(done.exception, ConfigError) and "another run" in str(done.exception)
+    assert not fake.calls
 
 
 def test_the_command(trace: Path, url: str, tmp_path: Path, fake: Fake) -> None:
