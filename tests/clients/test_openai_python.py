@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import operator
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -279,12 +278,16 @@ def test_what_is_not_to_be_retried_is_not(sdk: OpenAI) -> None:
 
 
 @contextmanager
-def counting(sdk: OpenAI) -> Iterator[tuple[OpenAI, list[int]]]:
-    """This client, and the status of each answer that it gets."""
+def counting(
+    sdk: OpenAI, refused: Callable[[], object] = lambda: None
+) -> Iterator[tuple[OpenAI, list[int]]]:
+    """This client, and the status of each answer that it gets; `refused` is called at a 429."""
     statuses: list[int] = []
 
     def note(response: Any) -> None:
         statuses.append(response.status_code)
+        if response.status_code == 429:
+            refused()
 
     with openai.DefaultHttpxClient(event_hooks={"response": [note]}) as http:
         yield sdk.with_options(http_client=http), statuses
@@ -299,8 +302,8 @@ def test_a_rate_is_waited_for_and_paid_once(gateway: Gateway, sdk: OpenAI) -> No
         with pytest.raises(openai.RateLimitError) as raised:
             ask(sdk.with_options(api_key=key))
         assert float(raised.value.response.headers["retry-after"]) > 0
-        threading.Timer(0.5, long.close).start()
-        with counting(sdk.with_options(api_key=key, max_retries=10)) as (patient, statuses):
+        again = sdk.with_options(api_key=key, max_retries=10)
+        with counting(again, refused=long.close) as (patient, statuses):
             assert ask(patient).usage.completion_tokens == 8
     assert statuses == [429] * (len(statuses) - 1) + [200]
     assert len(statuses) > 1
