@@ -245,7 +245,7 @@ def _best(pool: Sequence[Option], chances: Sequence[float], wish: Wish) -> Optio
         return min(pool, key=lambda one: (one.cost, one.latency, -wish.quality_of(one)))
     price, weighed = wish.delay_price, [*zip(pool, chances, strict=True)]
     for known in (True, False) if wish.cautious else (False,):
-        worths = [
+        worths = [  # by `wish.quality_of`, but without a call for each of many
             (each.quality_low if known and each.quality_low is not None else each.quality) * chance
             - price * each.delay
             for each, chance in weighed

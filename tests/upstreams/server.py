@@ -108,11 +108,6 @@ class Upstream:
         """Let it happen to the next answers, after `skip` good ones."""
         self._plans.append(_Plan(fault, paths, skip, times))
 
-    @property
-    def breaking(self) -> bool:
-        """Whether something has yet to happen."""
-        return any(plan.times for plan in self._plans)
-
     def heal(self) -> None:
         self._plans.clear()
 
